@@ -1,0 +1,28 @@
+"""growtrain: deep-RL training that starts with a small network and grows it by plasticity injection."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from growtrain.config import Config as Config
+    from growtrain.growth.interventions import GrowthEvent as GrowthEvent
+    from growtrain.growth.interventions import inject as inject
+    from growtrain.networks.injected import InjectedHead as InjectedHead
+    from growtrain.training import train as train
+
+_PUBLIC = {
+    "Config": "growtrain.config",
+    "GrowthEvent": "growtrain.growth.interventions",
+    "InjectedHead": "growtrain.networks.injected",
+    "inject": "growtrain.growth.interventions",
+    "train": "growtrain.training",
+}
+__all__ = ["Config", "GrowthEvent", "InjectedHead", "inject", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public names when they are first used, so that `--help` and wrong flags answer at once."""
+    import importlib
+
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""Acting: epsilon-greedy over a vector of environments that step while the learner works (Mnih et al. 2015, algorithm 1).
+
+`act` chooses actions and hands them to the emulators' threads; whoever calls it may compute until `receive` takes the step in and
+stores it. Nothing here touches the learner: it is given a function from observations to action values.
+
+Units: frames and agent steps are counted over all environments; rewards are stored clipped, returns are true scores.
+"""
+
+import os
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+
+from growtrain.config import FRAME_SKIP, Config
+from growtrain.environments.atari import AtariEnvironment, VectorStep
+from growtrain.replay.frame_ring import FrameRing
+
+Policy = Callable[[Tensor], Tensor]  # (N, stack, H, W) uint8 -> (N, A) action values
+
+
+def make_environment(config: Config, *, seed: int) -> AtariEnvironment:
+    """The lanes of a configuration; `seed` decides their episodes."""
+    return AtariEnvironment(
+        game=config.game,
+        num_envs=config.num_envs,
+        seed=seed,
+        repeat_action_probability=config.sticky_actions,
+        noop_max=config.noop_max,
+        max_episode_frames=config.max_episode_frames,
+        num_threads=min(config.num_threads or len(os.sched_getaffinity(0)), config.num_envs),
+    )
+
+
+def num_actions_of(game: str) -> int:
+    """The size of a game's minimal action set."""
+    environment = AtariEnvironment(game=game, num_envs=1, seed=0)
+    environment.close()
+    return environment.num_actions
+
+
+def epsilon_at(config: Config, frames: int) -> float:
+    """Exploration epsilon after `frames` frames: constant until learning starts, then linear, then constant."""
+    if config.epsilon_decay_frames == 0:
+        progress = float(frames >= config.learning_starts)
+    else:
+        progress = (frames - config.learning_starts) / config.epsilon_decay_frames
+    return config.epsilon_start + min(max(progress, 0.0), 1.0) * (config.epsilon_end - config.epsilon_start)
+
+
+def updates_due(config: Config, agent_steps: int) -> int:
+    """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, since learning started."""
+    steps = max(0, agent_steps - config.learning_starts // FRAME_SKIP)
+    return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
+
+
+def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Actions (N,): the greedy one of q (N, A), or with probability `epsilon` one of all A, uniformly."""
+    num_lanes, num_actions = q.shape
+    explore = generator.random(num_lanes) < epsilon
+    actions: npt.NDArray[np.int64] = np.where(explore, generator.integers(num_actions, size=num_lanes), q.argmax(1))
+    return actions
+
+
+class Collector:
+    """Plays `environment` with an epsilon-greedy policy into `replay`.
+
+    Args:
+        environment: the lanes; started here.
+        replay: a TorchRL buffer over a `FrameRing`.
+        config: for clipping, life loss and epsilon.
+        generator: of exploration.
+        device: where the policy takes observations.
+
+    Attributes:
+        agent_steps: actions taken over all lanes.
+        episode_returns: true scores of the episodes that ended since the last `report`.
+    """
+
+    def __init__(
+        self,
+        environment: AtariEnvironment,
+        replay: ReplayBuffer,
+        config: Config,
+        generator: np.random.Generator,
+        device: torch.device,
+    ) -> None:
+        self.environment, self.replay, self.config = environment, replay, config
+        self.generator, self.device = generator, device
+        self.agent_steps = 0
+        self.episode_returns: list[float] = []
+        self._greedy_values: list[float] = []
+        self._actions: npt.NDArray[np.int64] | None = None
+        self._step = environment.start()
+        ring = replay.storage
+        assert isinstance(ring, FrameRing)
+        ring.start(self._step.frame)
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames played over all lanes."""
+        return FRAME_SKIP * self.agent_steps
+
+    def act(self, policy: Policy) -> None:
+        """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1."""
+        epsilon = epsilon_at(self.config, self.frames)
+        if epsilon >= 1:
+            num_lanes, num_actions = self.config.num_envs, self.environment.num_actions
+            self._actions = self.generator.integers(num_actions, size=num_lanes)
+        else:
+            observation = torch.from_numpy(self._step.observation).to(self.device)
+            q = policy(observation).cpu().numpy()
+            self._greedy_values.append(float(q.max(1).mean()))
+            self._actions = epsilon_greedy(q, epsilon, self.generator)
+        self.environment.send(self._actions)
+
+    def receive(self) -> VectorStep:
+        """Waits for the environments and stores their step."""
+        step = self.environment.recv()
+        clip = self.config.reward_clip
+        lost = step.terminated | step.life_lost if self.config.life_loss_terminal else step.terminated
+        self.replay.extend(
+            TensorDict(
+                {
+                    "action": self._actions,
+                    "reward": np.clip(step.reward, -clip, clip) if clip else step.reward,
+                    "terminated": lost,
+                    "frame": step.frame,
+                    "started": step.started,
+                    "first_frame": step.observation[:, -1],
+                },
+                [self.config.num_envs],
+            )
+        )
+        self._step = step
+        self.agent_steps += self.config.num_envs
+        self.episode_returns.extend(float(score) for score in step.episode_returns)
+        return step
+
+    def report(self) -> tuple[list[float], float | None]:
+        """The scores of the episodes that ended and the mean greedy value acted on (None without any), since the last call."""
+        returns, values = self.episode_returns, self._greedy_values
+        self.episode_returns, self._greedy_values = [], []
+        return returns, sum(values) / len(values) if values else None

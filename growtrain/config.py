@@ -1,0 +1,219 @@
+"""One run's configuration: a frozen dataclass, validated across fields, with a JSON round trip and a fingerprint.
+
+Source of the defaults: `presets.py`, which names one for each value. The defaults here are the paper preset's at 200M frames
+(Double DQN as in DQN Zoo `double_q`; Nikishin et al., "Deep Reinforcement Learning with Plasticity Injection", NeurIPS 2023).
+
+Units: every budget, period and schedule is in emulator frames; an agent step is `FRAME_SKIP` frames.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+FRAME_SKIP = 4
+PAPER_TOTAL_FRAMES = 200_000_000
+
+Anchor = Literal["frozen", "zero", "mirrored"]
+Normalization = Literal["none", "layer", "spectral"]
+OptimizerName = Literal["centered_rmsprop", "adam"]
+OutputBias = Literal["shared", "per_action"]
+Execution = Literal["auto", "eager", "graph"]
+Device = Literal["auto", "cpu", "cuda"]
+PresetName = Literal["paper", "modern"]
+OnGrowthFailure = Literal["stop", "continue"]
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line that names the setting and the remedy."""
+
+
+def setting(default: Any, doc: str, unit: str = "", identity: bool = True) -> Any:
+    """A field with its docstring, its unit, and whether it decides what is learned (`identity`) or only how it is run."""
+    return field(default=default, metadata={"doc": doc, "unit": unit, "identity": identity})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run. `dataclasses.replace` makes variants; construction validates and raises `ConfigError`."""
+
+    # What is run
+    game: str = setting("phoenix", "Atari 2600 game, in any spelling.")
+    schedule: str = setting(
+        "grow3x", "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions)."
+    )
+    preset: PresetName = setting("paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.")
+    seed: int = setting(0, "Seed of everything random; any integer (normalised through numpy's SeedSequence).")
+    total_frames: int = setting(PAPER_TOTAL_FRAMES, "Budget of the run.", "frames")
+
+    # Environment
+    num_envs: int = setting(8, "Environments stepped together (lanes); 1 is the paper's strict alternation.")
+    sticky_actions: float = setting(0.0, "Probability that the emulator repeats the previous action.")
+    life_loss_terminal: bool = setting(True, "Losing a life ends the return (discount 0) while the episode goes on.")
+    noop_max: int = setting(30, "Random no-ops at an episode's start, at most.", "frames")
+    max_episode_frames: int = setting(108_000, "Cap of an episode (30 minutes of play).", "frames")
+    reward_clip: float = setting(1.0, "Rewards are clipped to +-this for learning (0: not clipped); scores stay true.")
+
+    # Network
+    width: int = setting(512, "Hidden units of the small network's head; full1x and full3x take 2x and 4x this.")
+    encoder_width: float = setting(1.0, "Factor on the channels of the three convolutions.")
+    normalization: Normalization = setting("none", "Normalisation of the penultimate layer.")
+    output_bias: OutputBias = setting(
+        "shared", "One bias for all actions (van Hasselt et al. 2016, tuned DDQN) or one for each."
+    )
+
+    # Growth
+    anchor: Anchor = setting(
+        "frozen", "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less."
+    )
+    freeze_encoder_at: int = setting(0, "Injection from which the encoder stops learning (0: never).")
+    on_growth_failure: OnGrowthFailure = setting(
+        "stop", "After a rolled-back growth: stop, or continue ungrown.", identity=False
+    )
+
+    # Agent
+    optimizer: OptimizerName = setting("centered_rmsprop", "centered_rmsprop (epsilon inside the root) or adam.")
+    lr: float = setting(2.5e-4, "Learning rate.")
+    optimizer_eps: float = setting(0.01 / 32**2, "Epsilon of the optimizer.")
+    optimizer_decay: float = setting(0.95, "Decay of centred RMSProp's moments.")
+    batch_size: int = setting(32, "Transitions in one update.", "transitions")
+    replay_ratio: float = setting(0.25, "Updates per agent step.")
+    discount: float = setting(0.99, "Discount per agent step.")
+    target_period: int = setting(120_000, "Interval between copies of the online network into the target.", "frames")
+    max_grad_norm: float = setting(0.0, "Global gradient-norm clip (0: none).")
+    replay_capacity: int = setting(1_000_000, "Replay capacity.", "transitions")
+    learning_starts: int = setting(200_000, "Frames played at random before the first update.", "frames")
+    epsilon_start: float = setting(1.0, "Exploration epsilon until learning starts.")
+    epsilon_end: float = setting(0.01, "Exploration epsilon after its decay.")
+    epsilon_decay_frames: int = setting(
+        4_000_000, "Length of epsilon's linear decay, from the start of learning.", "frames"
+    )
+
+    # Evaluation, records
+    eval_period: int = setting(1_000_000, "Interval between evaluations (0: none).", "frames", identity=False)
+    eval_frames: int = setting(500_000, "Length of an evaluation.", "frames", identity=False)
+    eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
+    log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
+    checkpoint_period: int = setting(
+        5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
+    )
+
+    # Execution
+    device: Device = setting("auto", "auto takes the GPU when there is one.", identity=False)
+    execution: Execution = setting(
+        "auto", "eager; graph: the update in a CUDA graph; auto: graph where there is a GPU.", identity=False
+    )
+    num_threads: int = setting(
+        0, "CPU threads for tensors and environments (0: all in the affinity mask).", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every field and the relations between them; raises `ConfigError`."""
+        hints = get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            value, choices = getattr(self, item.name), get_args(hints[item.name])
+            if choices and value not in choices:
+                raise ConfigError(f"{flag(item.name)} is {value!r}: choose one of {', '.join(choices)}")
+            if hints[item.name] in (int, float) and not isinstance(value, bool) and value != value:
+                raise ConfigError(f"{flag(item.name)} is not a number: give a finite value")
+        for name in (
+            "total_frames",
+            "num_envs",
+            "width",
+            "batch_size",
+            "target_period",
+            "log_period",
+            "replay_capacity",
+        ):
+            self._require(getattr(self, name) > 0, name, "must be positive")
+        for name in ("encoder_width", "lr", "optimizer_eps", "replay_ratio"):
+            self._require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite")
+        for name in (
+            "noop_max",
+            "learning_starts",
+            "epsilon_decay_frames",
+            "eval_period",
+            "eval_frames",
+            "checkpoint_period",
+        ):
+            self._require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("num_threads", "freeze_encoder_at", "max_grad_norm", "reward_clip"):
+            self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
+        for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount"):
+            self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
+        self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
+        self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
+        self._require(self.max_episode_frames >= FRAME_SKIP, "max_episode_frames", f"must be at least {FRAME_SKIP}")
+        self._require(
+            self.learning_starts < self.total_frames,
+            "learning_starts",
+            f"must be below --total-frames {self.total_frames}: lower it or raise the budget",
+        )
+        self._require(
+            self.learning_starts >= FRAME_SKIP * self.num_envs,
+            "learning_starts",
+            f"must be at least one step of every environment ({FRAME_SKIP * self.num_envs} frames)",
+        )
+        self._require(
+            self.replay_capacity >= self.batch_size and self.replay_capacity >= self.num_envs,
+            "replay_capacity",
+            "must hold at least one batch and one transition of every environment",
+        )
+        if self.eval_period:
+            self._require(
+                self.eval_frames > 0, "eval_frames", "must be positive, or turn evaluation off with --eval-period 0"
+            )
+
+    def _require(self, holds: bool, name: str, remedy: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag(name)} is {getattr(self, name)}: it {remedy}")
+
+    @property
+    def entropy(self) -> int:
+        """The seed as a non-negative integer for numpy's `SeedSequence`; different seeds stay different."""
+        return self.seed if self.seed >= 0 else (1 << 128) - self.seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it."""
+        names = {item.name for item in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise ConfigError(f"configuration has unknown or missing fields: {', '.join(sorted(set(values) ^ names))}")
+        return cls(**values)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits over the fields that decide what is learned; runs that differ only in how they run share it."""
+        identity = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: `replay_ratio` -> `--replay-ratio`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_count(text: str) -> int:
+    """A whole number with an optional k, M or G suffix: `100k` -> 100000, `0.5M` -> 500000; raises `ConfigError`."""
+    scale = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}.get(text[-1:].lower(), 1)
+    digits = (text if scale == 1 else text[:-1]).replace("_", "")
+    try:
+        value = float(digits) * scale
+        count = round(value)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{text!r} is not a count: write for example 200000, 200k or 0.2M") from error
+    if abs(value - count) > 1e-6 * max(1.0, abs(value)):
+        raise ConfigError(f"{text!r} is not a whole number: write for example 200000, 200k or 0.2M")
+    return count
+
+
+def format_count(count: float) -> str:
+    """A short form of a count: 100000 -> `100k`, 2500000 -> `2.5M`."""
+    for scale, suffix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if abs(count) >= scale:
+            return f"{count / scale:.4g}{suffix}"
+    return f"{count:.4g}"

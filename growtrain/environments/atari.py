@@ -1,0 +1,497 @@
+"""Atari, played by ALE's C++ vector environment, with seeded lanes and exact snapshots.
+
+The games as the baseline of "Deep Reinforcement Learning with Plasticity Injection" (arXiv 2305.15555) plays
+them, with DQN Zoo's preprocessing: action repeat 4, maximum over the last 2 frames, 84 x 84 gray, stacks of 4
+padded with zeros at an episode's start, minimal action set, no sticky actions, episodes of up to 108,000
+frames. Rewards are the true ones; a lost life is reported and ends nothing.
+
+What a lane plays is a function of its last seeding and of the actions since, whatever the other lanes play and
+however many threads there are: one chain of episodes, whose no-ops and sticky actions are drawn from generators
+that the seeding set and only this lane uses. Seeding and actions are therefore a lane's whole state. Lane i is
+seeded with `lane_seed(seed, i, 0)`, `lane_seed(seed, i, 1)`, ...: at `start`, and then at the first end of an
+episode that finds `reseed_steps` actions or more since the last time.
+
+Not every episode is seeded because ALE loads the ROM again for each seed, and all lanes wait for that. The reset
+of one of 8 lanes of Breakout took SEEDED_MS with a seed and UNSEEDED_MS without (medians; 2 cores, ale-py 0.12.1).
+Nor is only the first, because the actions since the last seeding are what a snapshot holds and a resume plays
+again.
+
+ale-py 0.12 names a mode without automatic resets but refuses it. The mode is therefore NEXT_STEP, and every ended
+lane is reset before ALE would.
+
+Deviations:
+    1. 0 to 29 no-ops at a reset; DQN Zoo: 1 to 30.
+    2. Frames are gray by ALE's palette and resized by area; DQN Zoo: by its own luminance, and bilinear.
+    3. ALE stops at the frame that ends an episode without capturing it, so the terminal frame mostly repeats
+       the frame before; DQN Zoo shows the last one. Only the target of a truncated episode sees it.
+    4. `life_lost` compares the lives before and after the 4 frames of an action; DQN Zoo: every frame.
+    5. The cut at 108,000 frames does not count the no-ops.
+
+Units: an agent step is 4 emulator frames; lengths are in agent steps; returns are in true game points.
+"""
+
+import os
+import queue
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from growtrain.tasks import canonical_game
+
+FRAME_SKIP: Final = 4
+STACK_SIZE: Final = 4
+FRAME_SHAPE: Final = (84, 84)
+
+Bools = npt.NDArray[np.bool_]
+Frames = npt.NDArray[np.uint8]
+_Call = Callable[[], Any]
+
+
+class EnvironmentHung(RuntimeError):
+    """The emulator did not answer in time; the environment is closed and cannot be used again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorStep:
+    """What one step of all N lanes brought. No later step writes to the arrays, nor may the receiver.
+
+    Attributes:
+        observation: (N, 4, 84, 84) uint8, newest frame last: what the policy sees next. Where an episode
+            has just ended it is the first observation of the next one.
+        frame: (N, 84, 84) uint8, the newest frame of the step: the terminal one where an episode ended.
+        reward: (N,) float32, the true reward, not clipped.
+        terminated: (N,) bool, the game is over.
+        truncated: (N,) bool, the episode was cut at its maximum length.
+        life_lost: (N,) bool, the lives fell during the step, whether or not the episode went on.
+        started: (N,) bool, `observation` is the first of an episode.
+        episode_returns: (K,) float64, true returns of the K episodes that ended at this step, in lane order.
+        episode_lengths: (K,) int64, their lengths in agent steps.
+    """
+
+    observation: Frames
+    frame: Frames
+    reward: npt.NDArray[np.float32]
+    terminated: Bools
+    truncated: Bools
+    life_lost: Bools
+    started: Bools
+    episode_returns: npt.NDArray[np.float64]
+    episode_lengths: npt.NDArray[np.int64]
+
+
+def lane_seed(seed: int, lane: int, seeding: int) -> int:
+    """The seed of a lane's seeding number `seeding`, in 0 .. 2**31 - 1, the range that ALE takes.
+
+    Hashed from all three numbers: lanes of runs with neighbouring seeds have unrelated episodes, and a lane
+    plays the same ones whatever the number of lanes.
+    """
+    sequence = np.random.SeedSequence(entropy=seed, spawn_key=(lane, seeding))
+    return int(sequence.generate_state(1)[0] >> 1)
+
+
+def _answer_calls(calls: "queue.SimpleQueue[_Call | None]", answers: "queue.SimpleQueue[Any]") -> None:
+    while (call := calls.get()) is not None:
+        try:
+            answer = call()
+        except Exception as error:  # handed to the caller, which raises it
+            answer = error
+        answers.put(answer)
+        del call, answer  # an idle thread must not keep the emulator alive
+
+
+class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
+    """N lanes of one Atari game, as a TorchRL environment and with a faster, native interface.
+
+    Native: `start()` once, then `send(actions)` and `recv()` in turn; in between the emulators run in their
+    C++ threads. `recv` resets the lanes that ended. TorchRL: `reset`, `step`, `rollout` with the keys
+    "observation" and "life_lost"; a step returns the terminal observation, and TorchRL asks for the reset. In
+    both, every reset begins a lane's next episode; one that breaks a running episode off also seeds the lane.
+
+    Attributes:
+        game: in snake_case.
+        num_envs: N.
+        num_actions: of the minimal action set.
+        action_meanings: their names, such as "NOOP".
+    """
+
+    def __init__(
+        self,
+        *,
+        game: str,
+        num_envs: int,
+        seed: int,
+        repeat_action_probability: float = 0.0,
+        noop_max: int = 30,
+        max_episode_frames: int = 108_000,
+        reseed_steps: int = 25_000,
+        num_threads: int | None = None,
+        watchdog_seconds: float = 60.0,
+    ) -> None:
+        """Loads the game; nothing is played before `start` or `reset`.
+
+        Args:
+            game: any spelling that `growtrain.tasks.canonical_game` accepts.
+            num_envs: N, the number of lanes, at least 1.
+            seed: of the run, 0 or more and of any size; see `lane_seed`.
+            repeat_action_probability: of a sticky action, at every frame.
+            noop_max: an episode starts with 0 to noop_max - 1 no-ops.
+            max_episode_frames: an episode is truncated at this many frames.
+            reseed_steps: a lane is seeded again at the first end of an episode after this many agent steps;
+                0: at every end.
+            num_threads: of the emulators; None: as many as this process has cores, at most N.
+            watchdog_seconds: how long the emulators may take to answer.
+
+        Raises:
+            ValueError: an argument is out of its range, or the game is unknown.
+        """
+        self.game = canonical_game(game)
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if max_episode_frames < 1:
+            raise ValueError(f"max_episode_frames must be at least 1, got {max_episode_frames}")
+        if not 0.0 <= repeat_action_probability <= 1.0:
+            raise ValueError(f"repeat_action_probability must be in [0, 1], got {repeat_action_probability}")
+        if noop_max < 0 or reseed_steps < 0 or watchdog_seconds <= 0:
+            raise ValueError("noop_max and reseed_steps must be at least 0 and watchdog_seconds above 0")
+        super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
+        self.num_envs = num_envs
+        self._set_seed(seed)
+        # hardware_concurrency, ALE's default, knows nothing of the cores this process may use.
+        threads = min(num_envs, len(os.sched_getaffinity(0))) if num_threads is None else num_threads
+        self._vector: AtariVectorEnv | None = AtariVectorEnv(
+            self.game,
+            num_envs,
+            num_threads=threads,
+            max_num_frames_per_episode=max_episode_frames,
+            repeat_action_probability=repeat_action_probability,
+            img_height=FRAME_SHAPE[0],
+            img_width=FRAME_SHAPE[1],
+            stack_num=STACK_SIZE,
+            frameskip=FRAME_SKIP,
+            noop_max=noop_max,
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        self.action_meanings = tuple(action.name for action in self._vector.ale.get_action_set())
+        self.num_actions = len(self.action_meanings)
+
+        self._watchdog_seconds = watchdog_seconds
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # A daemon: a hung emulator must not keep the process from ending.
+        threading.Thread(target=_answer_calls, args=(self._calls, self._answers), daemon=True).start()
+
+        self._lanes = np.arange(num_envs)
+        self._reseed_steps = reseed_steps
+        # A lane's actions since its seeding, and their number. An episode that begins just before a seeding is due
+        # is still played to its end.
+        longest = reseed_steps + -(-max_episode_frames // FRAME_SKIP) + 1
+        self._actions = np.zeros((num_envs, longest), dtype=np.uint8)
+        self._history = np.zeros(num_envs, dtype=np.int64)
+        # Of its running episode:
+        self._length = np.zeros(num_envs, dtype=np.int64)
+        self._return = np.zeros(num_envs, dtype=np.float64)
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+        self._observation: Frames = np.zeros((num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=np.uint8)
+        self._asked: Callable[[], str] | None = None  # says what the outstanding answer is about
+        self._set_specs()
+
+    # The native interface
+
+    def start(self) -> VectorStep:
+        """Seeds every lane and begins its next episode; the step's rewards are 0 and nothing has ended."""
+        every = np.ones(self.num_envs, dtype=np.bool_)
+        self._next_episodes(every, seeded=every)
+        return self._quiet_step()
+
+    def send(self, actions: npt.NDArray[np.integer[Any]]) -> None:
+        """Hands the emulators their next actions and returns at once.
+
+        Args:
+            actions: (N,) integers in 0 .. num_actions - 1.
+
+        Raises:
+            ValueError: wrong shape or dtype, or an action out of range; nothing was sent.
+            RuntimeError: recv() is due, a lane has no running episode, or the environment is closed.
+        """
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise ValueError(f"need ({self.num_envs},) integer actions, got {actions.shape} {actions.dtype}")
+        self._require_running()
+        # ALE's thread would drop the action, and its recv() wait for that lane for ever.
+        if actions.min() < 0 or actions.max() >= self.num_actions:
+            lane = int(((actions < 0) | (actions >= self.num_actions)).argmax())
+            raise ValueError(f"lane {lane}: {self.game} has no action {actions[lane]}, but {self.num_actions}")
+        self._dispatch(actions)
+
+    def recv(self) -> VectorStep:
+        """Waits for the step that `send` began, and resets the lanes whose episode it ended.
+
+        Raises:
+            EnvironmentHung: no answer within `watchdog_seconds`.
+            RuntimeError: nothing was sent.
+        """
+        reward, terminated, truncated, life_lost = self._collect()
+        ended, frame = self._idle, self._observation[:, -1]
+        returns, lengths = self._return[ended], self._length[ended]
+        if ended.any():
+            self._next_episodes(ended, seeded=ended & self._seeding_due())
+        return VectorStep(
+            observation=self._observation,
+            frame=frame,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            life_lost=life_lost,
+            started=ended,
+            episode_returns=returns,
+            episode_lengths=lengths,
+        )
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Ends the threads; an emulator that hangs is left behind. Closing twice is allowed."""
+        self._calls.put(None)
+        self._vector = None
+        super().close(raise_if_closed=raise_if_closed)
+
+    # The exact snapshot
+
+    def state_dict(self) -> dict[str, Any]:
+        """A complete snapshot between two steps: some bytes per lane, and one per action since its seeding.
+
+        Not `nn.Module`'s `state_dict`: an environment has no parameters.
+
+        Returns:
+            Plain integers and arrays. `seed`; (N,) each: `seeding` (how many came before the lane's last one),
+            `history` (its actions since), `length` (of these, in the running episode), `observation_crc32`
+            int64 and `episode_return` float64; `actions` (sum of `history`,) uint8.
+
+        Raises:
+            RuntimeError: recv() is due, a lane has no running episode, or the environment is closed.
+        """
+        self._require_running()
+        return {
+            "seed": self._seed,
+            "seeding": self._seeding.copy(),
+            "history": self._history.copy(),
+            "length": self._length.copy(),
+            "episode_return": self._return.copy(),
+            "observation_crc32": self._checksums(),
+            "actions": np.concatenate([self._actions[lane, : self._history[lane]] for lane in self._lanes]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> VectorStep:
+        """Plays every lane again from its last seeding, side by side, and verifies where they arrive.
+
+        Takes as long as emulating N times the longest `history`: at most `reseed_steps` and an episode. Lanes
+        that all were last seeded at `start` waste nothing of it. Later their histories spread, mostly between
+        0 and `reseed_steps`, and up to half of it is waiting.
+
+        Args:
+            state: of an environment with the same game, number of lanes and settings; its seed is taken over.
+
+        Returns:
+            The step that the policy sees next: rewards are 0 and nothing has ended.
+
+        Raises:
+            ValueError: the state is malformed, and nothing has changed; or it does not lead to the
+                observations, lengths and returns it was saved with, and the environment has to be started or
+                loaded again.
+            RuntimeError: recv() is due, or the environment is closed.
+            EnvironmentHung: no answer within `watchdog_seconds`.
+        """
+        self._require_answered()
+        seeding, history, actions = self._checked(state)
+        self._set_seed(int(state["seed"]))
+        # The lanes are to arrive together, so that none steps past its end: shorter ones are seeded later, and
+        # press no-op in episodes of no consequence until then.
+        longest = int(history.max())
+        wait = longest - history
+        replayed = np.zeros((self.num_envs, longest), dtype=np.uint8)
+        replayed[np.arange(longest) >= wait[:, None]] = actions
+        for step in range(longest + 1):
+            seeded = wait == step
+            self._seeding[seeded] = seeding[seeded]
+            if (begin := seeded | self._idle).any():
+                self._begin_episodes(begin, seeded)
+            if step < longest:
+                self._dispatch(replayed[:, step])
+                self._collect()
+        wrong = self._checksums() != state["observation_crc32"]
+        wrong |= (self._return != state["episode_return"]) | (self._length != state["length"])
+        if wrong.any():
+            self._set_seed(self._seed)
+            raise ValueError(f"lane {wrong.argmax()} did not arrive where it was saved: other settings or ale-py?")
+        return self._quiet_step()
+
+    def _checked(
+        self, state: dict[str, Any]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        # Everything that could hang or overrun the emulator is refused before anything is played.
+        per_lane = ("seeding", "history", "length", "episode_return", "observation_crc32")
+        missing = {"seed", "actions", *per_lane} - set(state)
+        if missing:
+            raise ValueError(f"the environment's state lacks {', '.join(sorted(missing))}")
+        for name in per_lane:
+            if np.shape(state[name]) != (self.num_envs,):
+                raise ValueError(f"{name} is of shape {np.shape(state[name])}; lanes: {self.num_envs}")
+        seeding, history, length = (np.array(state[name], dtype=np.int64) for name in per_lane[:3])
+        actions = np.asarray(state["actions"])
+        if int(state["seed"]) < 0 or seeding.min() < 0:
+            raise ValueError("the seed or the number of a seeding in the environment's state is below 0")
+        if history.min() < 0 or history.max() >= self._actions.shape[1] or actions.shape != (history.sum(),):
+            raise ValueError("the number of actions in the environment's state does not fit its histories")
+        if (history - length >= max(self._reseed_steps, 1)).any():
+            raise ValueError(f"by its history a lane was due a seeding, with reseed_steps = {self._reseed_steps}")
+        if actions.dtype != np.uint8 or (actions >= self.num_actions).any():
+            raise ValueError(f"the environment's state holds an action that {self.game} does not have")
+        return seeding, history, actions
+
+    def _checksums(self) -> npt.NDArray[np.int64]:
+        return np.array([zlib.crc32(stack.tobytes()) for stack in self._observation], dtype=np.int64)
+
+    # What all of them are made of
+
+    def _seeding_due(self) -> Bools:
+        # Only an episode that ended by itself can be told from the actions, and may be carried on from.
+        return ~self._idle | (self._seeding < 0) | (self._history >= self._reseed_steps)
+
+    def _next_episodes(self, mask: Bools, *, seeded: Bools) -> None:
+        if (self._seeding[~mask] < 0).any():
+            raise RuntimeError("the first reset must be of all lanes")
+        self._seeding[seeded] += 1
+        self._begin_episodes(mask, seeded)
+
+    def _begin_episodes(self, mask: Bools, seeded: Bools) -> None:
+        # Through the guarded thread as well: a reset runs the emulators and waits for them.
+        vector = self._require_answered()
+        seeds = np.full(self.num_envs, -1, dtype=np.int64)  # to ALE: no seed
+        seeds[seeded] = [lane_seed(self._seed, int(i), int(self._seeding[i])) for i in self._lanes[seeded]]
+        self._ask(
+            partial(vector.reset, seed=seeds[mask], options={"reset_mask": mask}),
+            lambda: f"a reset of lanes {self._lanes[mask].tolist()}",
+        )
+        self._observation, info = self._answer()
+        self._history[seeded] = 0
+        self._length[mask] = 0
+        self._return[mask] = 0.0
+        self._lives = info["lives"]
+        self._idle = self._idle & ~mask
+
+    def _dispatch(self, actions: npt.NDArray[np.integer[Any]]) -> None:
+        vector = self._require_answered()
+        self._actions[self._lanes, self._history] = actions
+        vector.send(actions.astype(np.int64, copy=False))
+        # The guarded thread begins to wait now, so that its waking up overlaps with the emulation.
+        self._ask(vector.recv, self._describe_actions)
+
+    def _collect(self) -> tuple[npt.NDArray[np.float32], Bools, Bools, Bools]:
+        self._observation, reward, terminated, truncated, info = self._answer()
+        life_lost = info["lives"] < self._lives
+        self._lives = info["lives"]
+        self._history += 1
+        self._length += 1
+        self._return += reward
+        self._idle = terminated | truncated
+        return reward.astype(np.float32), terminated, truncated, life_lost
+
+    def _ask(self, call: _Call, about: Callable[[], str]) -> None:
+        self._asked = about
+        self._calls.put(call)
+
+    def _answer(self) -> Any:
+        if self._asked is None or self._vector is None:
+            raise RuntimeError("nothing was sent, or the environment is closed")
+        try:
+            answer = self._answers.get(timeout=self._watchdog_seconds)
+        except queue.Empty:
+            self.close()
+            late = f"{self.game}: no answer within {self._watchdog_seconds:g} s"
+            raise EnvironmentHung(f"{late} to {self._asked()}") from None
+        self._asked = None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _describe_actions(self) -> str:
+        names = (self.action_meanings[action] for action in self._actions[self._lanes, self._history])
+        return ", ".join(f"{name} in lane {lane}" for lane, name in enumerate(names))
+
+    def _require_answered(self) -> AtariVectorEnv:
+        if self._vector is None:
+            raise RuntimeError("the environment is closed")
+        if self._asked is not None:
+            raise RuntimeError("the emulators are running: recv() comes first")
+        return self._vector
+
+    def _require_running(self) -> None:
+        self._require_answered()
+        if self._idle.any():
+            raise RuntimeError(f"lane {self._idle.argmax()} has no running episode: reset it first")
+
+    def _quiet_step(self) -> VectorStep:
+        nothing = np.zeros(self.num_envs, dtype=np.bool_)
+        return VectorStep(
+            observation=self._observation,
+            frame=self._observation[:, -1],
+            reward=np.zeros(self.num_envs, dtype=np.float32),
+            terminated=nothing,
+            truncated=nothing,
+            life_lost=nothing,
+            started=self._length == 0,
+            episode_returns=np.zeros(0, dtype=np.float64),
+            episode_lengths=np.zeros(0, dtype=np.int64),
+        )
+
+    # TorchRL's contract
+
+    def _set_specs(self) -> None:
+        lanes = self.batch_size
+        flag = Categorical(2, shape=(*lanes, 1), dtype=torch.bool)
+        self.observation_spec = Composite(
+            observation=Bounded(0, 255, shape=(*lanes, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8),
+            life_lost=flag,
+            shape=lanes,
+        )
+        self.action_spec = Categorical(self.num_actions, shape=lanes, dtype=torch.int64)
+        self.reward_spec = Unbounded(shape=(*lanes, 1), dtype=torch.float32)
+        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=lanes)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is None or seed < 0:
+            raise ValueError(f"an environment's seed must be an integer of 0 or more, got {seed}")
+        self._seed = seed
+        # The next reset is of all lanes and their seeding number 0.
+        self._seeding = np.full(self.num_envs, -1, dtype=np.int64)
+        self._idle: Bools = np.ones(self.num_envs, dtype=np.bool_)  # lanes without a running episode
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        asked = None if tensordict is None else tensordict.get("_reset", None)
+        every = np.ones(self.num_envs, dtype=np.bool_)
+        mask = every if asked is None else asked.reshape(self.num_envs).numpy()
+        self._next_episodes(mask, seeded=mask & self._seeding_due())
+        # TorchRL keeps the old entries of the lanes that are not reset.
+        nothing = np.zeros(self.num_envs, dtype=np.bool_)
+        return self._tensordict(terminated=nothing, truncated=nothing, life_lost=nothing)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.send(tensordict["action"].numpy())
+        reward, terminated, truncated, life_lost = self._collect()
+        return self._tensordict(
+            reward=reward, done=self._idle, terminated=terminated, truncated=truncated, life_lost=life_lost
+        )
+
+    def _tensordict(self, **per_lane: npt.NDArray[Any]) -> TensorDictBase:
+        entries = {name: torch.from_numpy(values)[:, None] for name, values in per_lane.items()}
+        observation = torch.from_numpy(self._observation)
+        return TensorDict({"observation": observation, **entries}, batch_size=self.batch_size)

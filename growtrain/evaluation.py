@@ -1,0 +1,66 @@
+"""Evaluation: true scores of complete episodes at a small epsilon, beside training and without touching it (DQN Zoo, section "eval").
+
+An evaluation has its own environments and random numbers, derived from the run's seed and the frames at which it is made, so that it is
+the same whenever it is repeated. Episodes that end within the budget count, and so does the first episode of a lane that has not ended by
+then, with the score it has (`unfinished`): dropping the long episodes would favour the short ones.
+
+Units: frames.
+"""
+
+import time
+
+import numpy as np
+import torch
+
+from growtrain.collection import Policy, epsilon_greedy, make_environment
+from growtrain.config import FRAME_SKIP, Config
+from growtrain.records import Evaluation
+from growtrain.tasks import human_normalized_score
+
+_EVALUATION_STREAM = 0xE7A1  # keeps evaluation's random numbers apart from training's
+
+
+def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device: torch.device) -> Evaluation:
+    """Plays `config.eval_frames` frames at `config.eval_epsilon` and reports the true scores.
+
+    Args:
+        policy: (N, stack, 84, 84) uint8 on `device` -> (N, A) action values.
+        config: game, environment settings, epsilon and budget.
+        frames: training frames behind the policy; part of the seed.
+        stage: its injections, for the record.
+        device: where the policy takes observations.
+    """
+    start = time.perf_counter()
+    seeds = np.random.SeedSequence(config.entropy, spawn_key=(_EVALUATION_STREAM, frames)).spawn(2)
+    generator = np.random.default_rng(seeds[0])
+    environment = make_environment(config, seed=int(seeds[1].generate_state(1, np.uint64)[0]))
+    scores: list[float] = []
+    running = np.zeros(config.num_envs)
+    complete = np.zeros(config.num_envs, dtype=np.bool_)
+    try:
+        step = environment.start()
+        num_steps = max(1, config.eval_frames // (FRAME_SKIP * config.num_envs))
+        for _ in range(num_steps):
+            q = policy(torch.from_numpy(step.observation).to(device)).cpu().numpy()
+            environment.send(epsilon_greedy(q, config.eval_epsilon, generator))
+            step = environment.recv()
+            running = np.where(step.started, 0.0, running + step.reward)
+            complete |= step.started
+            scores += [float(score) for score in step.episode_returns]
+    finally:
+        environment.close(raise_if_closed=False)
+    scores += [
+        float(score) for score in running[~complete]
+    ]  # a lane's first episode only: later ones are left out whole
+    mean = float(np.mean(scores))
+    return Evaluation(
+        frames=frames,
+        stage=stage,
+        episode_return=mean,
+        episode_return_std=float(np.std(scores)),
+        human_normalized_score=human_normalized_score(config.game, mean),
+        episodes=len(scores),
+        unfinished=int((~complete).sum()),
+        eval_frames=num_steps * FRAME_SKIP * config.num_envs,
+        wall_seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,191 @@
+"""Interventions on anyone's network: `inject`, the drop-in plasticity injection (Nikishin et al. 2023, section 4).
+
+The encoder keeps learning through all heads; its optimizer slots are kept; the live head starts with fresh ones; the target network gets
+the same fresh weights, so that neither its output nor its lag moves (the paper's "same intervention").
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growtrain.config import Anchor
+from growtrain.networks.injected import InjectedHead, check_injectable, probe_features
+
+
+class NotPreserved(RuntimeError):
+    """An intervention that must not change predictions would have changed them; nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthEvent:
+    """One line of `growth_events.jsonl`.
+
+    Attributes:
+        frames: frames played when it happened; None outside a training run.
+        stage: injections done, this one included.
+        kind: `inject`.
+        reason: why now.
+        anchor: `frozen`, `zero` or `mirrored`.
+        parameters_total: parameters of the online network after it.
+        parameters_trainable_before: parameters that required a gradient before it.
+        parameters_trainable: parameters that require a gradient after it.
+        max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
+        max_abs_q_change_target: the same for the target network; None without one.
+        pause_seconds: time for which training stood still.
+    """
+
+    frames: int | None = None
+    stage: int
+    kind: str = "inject"
+    reason: str = ""
+    anchor: Anchor
+    parameters_total: int
+    parameters_trainable_before: int
+    parameters_trainable: int
+    max_abs_q_change_online: float
+    max_abs_q_change_target: float | None
+    pause_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+def inject(
+    network: nn.Module,
+    *,
+    head: str = "head",
+    optimizer: torch.optim.Optimizer,
+    target: nn.Module | None = None,
+    generator: torch.Generator | None = None,
+    anchor: Anchor = "frozen",
+    probe: Tensor | None = None,
+) -> GrowthEvent:
+    """Injects plasticity into `network.<head>`, in place and all or nothing.
+
+    Replaces or grows the head in `network` and in `target` with the same fresh weights, and mends `optimizer` in place: the old head's
+    parameters leave it, the live head's take their places by name with fresh slots, every other slot is kept. Before anything is changed,
+    both heads are compared with what they will become on `probe`: bit-equal on the CPU in float32, else within 1e-5 of the Q scale.
+    Anything built from the old parameters (a compiled function, a CUDA graph, a loss module that captured them) must be rebuilt.
+
+    Args:
+        network: any module with a head at the dotted path `head`, a module from features (B, F) to action values (B, A).
+        head: path of the head.
+        optimizer: the optimizer that trains it; must hold all the head's trainable parameters.
+        target: target network of the same structure.
+        generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
+        anchor: `frozen`, `zero` or `mirrored`.
+        probe: features (B, F) to verify on; needed only for heads that do not begin with a linear layer.
+
+    Returns:
+        What happened, with the largest changes measured.
+
+    Raises:
+        ValueError: the head cannot be injected, shares parameters with the rest, or is not in the optimizer.
+        NotPreserved: the outputs would have changed.
+    """
+    start = time.perf_counter()
+    seed = int(torch.randint(2**62, (), generator=generator))
+    old = _submodule(network, head)
+    _check_membership(network, old, head, optimizer)
+    before = count_parameters(network, trainable=True)
+    new = _grow(old, seed, anchor)
+    change, target_change, new_target = _verify(old, new, probe), None, None
+    if target is not None:
+        old_target = _submodule(target, head)
+        new_target = _grow(old_target, seed, anchor)
+        target_change = _verify(old_target, new_target, probe)
+    old_names = {
+        f"live.{k}" if not isinstance(old, InjectedHead) else k: p for k, p in old.named_parameters() if p.requires_grad
+    }
+    new_names = {k: p for k, p in new.named_parameters() if p.requires_grad}
+    if {k: p.shape for k, p in old_names.items()} != {k: p.shape for k, p in new_names.items()}:
+        raise NotPreserved(f"the new live head trains {sorted(new_names)} and the old one {sorted(old_names)}")
+    # Nothing before this line changed anything, and nothing after it can fail.
+    _replace_in_optimizer(optimizer, {id(p): new_names[k] for k, p in old_names.items()})
+    network.set_submodule(head, new)
+    if target is not None and new_target is not None:
+        # A target whose parameters do not train (the usual case) stays so.
+        if not any(p.requires_grad for p in target.parameters()):
+            new_target.requires_grad_(False)
+        target.set_submodule(head, new_target)
+    return GrowthEvent(
+        stage=new.num_injections,
+        anchor=anchor,
+        parameters_total=count_parameters(network),
+        parameters_trainable_before=before,
+        parameters_trainable=count_parameters(network, trainable=True),
+        max_abs_q_change_online=change,
+        max_abs_q_change_target=target_change,
+        pause_seconds=time.perf_counter() - start,
+    )
+
+
+def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
+    """Number of parameters, or of those that require a gradient; each tensor once."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def same_function(before: Tensor, after: Tensor) -> bool:
+    """Bit-equal on the CPU in float32 or float64; elsewhere within 1e-5 of the Q scale with the same greedy actions. (B, A) each."""
+    if before.device.type == "cpu" and before.dtype in (torch.float32, torch.float64):
+        return torch.equal(before, after)
+    scale = float(before.abs().max().clamp(min=1e-8))
+    return float((after - before).abs().max()) <= 1e-5 * scale and torch.equal(before.argmax(-1), after.argmax(-1))
+
+
+def _submodule(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        names = ", ".join(name for name, _ in network.named_children())
+        raise ValueError(
+            f"the network has no module {path!r}: name its head with head=..., its children are {names}"
+        ) from error
+
+
+def _check_membership(network: nn.Module, old: nn.Module, path: str, optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(old, InjectedHead):
+        check_injectable(old)
+    inside = {id(p) for p in old.parameters()}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if id(parameter) in inside and not name.startswith(f"{path}."):
+            raise ValueError(
+                f"head {path!r} shares its parameters with {name!r}: freezing it would freeze that too; untie them first"
+            )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in old.named_parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise ValueError(f"the optimizer does not hold {path}.{name}: pass the optimizer that trains this head")
+
+
+def _grow(old: nn.Module, seed: int, anchor: Anchor) -> InjectedHead:
+    """`old` with one more injection, as a new module; the same seed gives the same fresh weights for online and target."""
+    injected = old if isinstance(old, InjectedHead) else InjectedHead(old)
+    return injected.grown(torch.Generator().manual_seed(seed), anchor)
+
+
+@torch.no_grad()
+def _verify(old: nn.Module, new: nn.Module, probe: Tensor | None) -> float:
+    features = probe_features(old) if probe is None else probe
+    if features is None:
+        raise ValueError(
+            "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
+        )
+    before, after = old(features), new(features)
+    change = float((after - before).abs().max())
+    if not same_function(before, after):
+        raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")
+    return change
+
+
+def _replace_in_optimizer(optimizer: torch.optim.Optimizer, replacement: dict[int, nn.Parameter]) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if id(p) in replacement:
+                optimizer.state.pop(p, None)
+        group["params"] = [replacement.get(id(p), p) for p in group["params"]]

@@ -1,0 +1,1 @@
+"""Learners: everything that turns batches into better networks. They own the networks, the optimizer, and the target."""

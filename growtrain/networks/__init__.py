@@ -1,0 +1,1 @@
+"""Networks: encoders phi, heads h_theta, and the head that grows by plasticity injection."""

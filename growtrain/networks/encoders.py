@@ -1,0 +1,39 @@
+"""Encoders phi: from observations to features (Mnih et al. 2015, "Human-level control", Methods).
+
+Units: observations are uint8 in 0..255, scaled by 1/255 inside the network; features are float32.
+"""
+
+import torch
+from torch import Tensor, nn
+
+_CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+
+
+class NatureEncoder(nn.Module):
+    """The three convolutions of the Nature DQN: (B, stack, 84, 84) uint8 -> (B, features) float32.
+
+    Args:
+        width: factor on the channels (32, 64, 64); 1 gives 3136 features.
+        stack: frames in an observation.
+    """
+
+    def __init__(self, width: float = 1.0, stack: int = 4) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels, side = stack, 84
+        for full_channels, kernel, stride in _CONVOLUTIONS:
+            out_channels = max(1, round(full_channels * width))
+            layers += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU()]
+            channels, side = out_channels, (side - kernel) // stride + 1
+        self.layers = nn.Sequential(*layers)
+        self.num_features = channels * side * side
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack this overload
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Features of a batch of stacked frames; raises `TypeError` for anything but uint8."""
+        if observation.dtype != torch.uint8:
+            raise TypeError(f"observations are uint8 frames, got {observation.dtype}")
+        x = observation.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        features: Tensor = self.layers(x)
+        # Flattened in channel-major order whatever the memory format, so that weights mean the same on every device.
+        return features.flatten(1)

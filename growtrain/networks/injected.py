@@ -1,0 +1,389 @@
+"""A head that grows by plasticity injection (Nikishin et al. 2023, section 4).
+
+At an injection the live head theta is frozen, fresh weights theta' are drawn, and two copies are added: a live head that trains and, for
+`anchor="frozen"`, an anchor that is subtracted and never moves. After n injections
+
+    Q = h_theta + sum_{i<n} [h_theta'i,1 - h_theta'i,2] + [h_theta'n,1 - h_theta'n,2]        (all frozen but h_theta'n,1)
+
+Two cheaper anchors keep both properties (predictions unchanged, trainable count unchanged) without a second head:
+`zero` starts the live head's output layer at zero; `mirrored` pairs its last hidden units, equal incoming and opposite outgoing weights
+(antisymmetric initialisation: Chizat et al. 2019; Zhang et al. 2020).
+
+Every sum is grouped so that the new pair contributes an exact floating-point zero: `frozen + (live - anchor)`, and half minus half.
+Frozen heads of one hidden layer are fused: one matrix product for the hidden units of all of them, whatever n is.
+
+Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. the form for n > 1 is inferred (see `Anchor`).
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from growtrain.config import Anchor
+from growtrain.networks.heads import SharedBiasLinear, initialize
+
+_PROBE_BATCHES = (
+    1,
+    8,
+    32,
+    256,
+)  # matrix products of different sizes take different code paths, and may round differently
+_ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
+_POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
+
+
+class MirroredLinear(nn.Module):
+    """An output layer over paired hidden units: (B, H) -> (B, A).
+
+    The two halves of the hidden units are multiplied apart and added, so that equal halves with opposite weights give an exact zero.
+    It takes over the parameters of the layer it is made from; an odd last unit is a third part.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight
+        self.bias = layer.bias
+        self.shared_bias = isinstance(layer, SharedBiasLinear)
+
+    @torch.no_grad()
+    def cancel(self) -> None:
+        """Makes the output zero in place: opposite halves, a zero bias, a zero weight on an odd unit."""
+        half = self.weight.shape[1] // 2
+        self.weight[:, half : 2 * half] = -self.weight[:, :half]
+        self.weight[:, 2 * half :] = 0
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Action values from the hidden units."""
+        half = self.weight.shape[1] // 2
+        sizes = [half, half, self.weight.shape[1] - 2 * half]
+        parts = zip(torch.split(hidden, sizes, dim=1), torch.split(self.weight, sizes, dim=1), strict=True)
+        if half % _ALIGNED:  # products of operands that are aligned alike round alike
+            parts = ((units.clone(), weight.clone()) for units, weight in parts)
+        first, second, odd = (F.linear(units, weight) for units, weight in parts)
+        out = first + second
+        if sizes[2]:
+            out = out + odd
+        return out if self.bias is None else out + self.bias
+
+
+class PairedLinear(nn.Module):
+    """A hidden layer of paired units: (B, F) -> (B, H), the two halves multiplied apart so that equal weights give equal bits.
+
+    Stands in for a linear layer of a width at which one matrix product rounds equal columns differently; same parameters, same names.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight
+        self.bias = layer.bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The product, half by half."""
+        half = self.weight.shape[0] // 2
+        sizes = [half, half, self.weight.shape[0] - 2 * half]
+        biases = [None] * 3 if self.bias is None else self.bias.split(sizes)
+        parts = zip(torch.split(self.weight, sizes), biases, strict=True)
+        return torch.cat([F.linear(features, weight, bias) for weight, bias in parts], dim=1)
+
+
+class FrozenBank(nn.Module):
+    """The frozen heads of an `InjectedHead`, summed in the order in which they were frozen.
+
+    Fused, the hidden layers of all heads are one: two matrix products whatever their number. That needs heads that are `Linear, activation,
+    Linear` (`can_fuse`); any other architecture is kept head by head. Nothing here requires a gradient, and `train()` never reaches a
+    frozen head.
+    """
+
+    def __init__(self, heads: list[nn.Module], anchors: list[Anchor], *, fused: bool) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(copy.deepcopy(head) for head in heads)
+        self.requires_grad_(False).eval()
+        self.anchors = anchors
+        self.fused = fused
+        if self.fused:
+            self._fuse()
+
+    def _fuse(self) -> None:
+        """Moves the hidden layers of all heads into one weight (sum of widths, F) and one bias; output layers stay apart."""
+        hiddens: list[nn.Linear] = [head[0] for head in self.heads]  # type: ignore[index]
+        self.widths = [layer.weight.shape[0] for layer in hiddens]
+        self.hidden_weight = nn.Parameter(torch.cat([layer.weight for layer in hiddens]).detach(), requires_grad=False)
+        self.hidden_bias = nn.Parameter(
+            torch.cat([_bias(layer.bias, layer.weight) for layer in hiddens]).detach(),
+            requires_grad=False,
+        )
+        self.activation: nn.Module = self.heads[0][1]  # type: ignore[index]
+        self.outputs = nn.ModuleList(head[2] for head in self.heads)  # type: ignore[index]
+        del self.heads
+
+    def unfused(self) -> list[nn.Module]:
+        """The frozen heads as they were before they were fused, sharing no memory with the bank."""
+        if not self.fused:
+            return [copy.deepcopy(head) for head in self.heads]
+        heads: list[nn.Module] = []
+        parts = zip(
+            torch.split(self.hidden_weight, self.widths),
+            torch.split(self.hidden_bias, self.widths),
+            self.outputs,
+            strict=True,
+        )
+        for weight, bias, output in parts:
+            hidden = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            hidden.weight, hidden.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+            heads.append(nn.Sequential(hidden, copy.deepcopy(self.activation), copy.deepcopy(output)))
+        return heads
+
+    def head_outputs(self, features: Tensor) -> Iterator[Tensor]:
+        """The output (B, A) of each frozen head, in the order in which they are summed."""
+        if not self.fused:
+            yield from (head(features) for head in self.heads)
+            return
+        hidden = self.activation(F.linear(features, self.hidden_weight, self.hidden_bias))
+        for part, output in zip(torch.split(hidden, self.widths, dim=1), self.outputs, strict=True):
+            yield output(part)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The sum of all frozen heads without the newest anchor (B, A), and the newest anchor's output (B, A) if there is one."""
+        outputs = self.head_outputs(features)
+        total = next(outputs)
+        for anchor in self.anchors[:-1]:
+            live = next(outputs)
+            total = total + (live - next(outputs) if anchor == "frozen" else live)
+        return total, next(outputs) if self.anchors[-1] == "frozen" else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen heads stay in evaluation mode."""
+        del mode
+        return super().train(False)
+
+
+class InjectedHead(nn.Module):
+    """A head with any number of plasticity injections: (B, F) -> (B, A).
+
+    The parameters that require a gradient are exactly those of `live`. Before the first injection it computes `head` and nothing else.
+
+    Args:
+        head: any module with a non-linearity, from features to action values.
+
+    Raises:
+        ValueError: injection would be pointless or wrong for this head (see `check_injectable`).
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        check_injectable(head)
+        self.live = head
+        self.frozen: FrozenBank | None = None
+
+    @property
+    def anchors(self) -> list[Anchor]:
+        """The anchor of each injection so far."""
+        return [] if self.frozen is None else self.frozen.anchors
+
+    @property
+    def num_injections(self) -> int:
+        """How often this head has been injected."""
+        return len(self.anchors)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Action values: frozen + (live - anchor)."""
+        live: Tensor = self.live(features)
+        if self.frozen is None:
+            return live
+        frozen, anchor = self.frozen(features)
+        change = live if anchor is None else live - anchor
+        q: Tensor = frozen + change
+        return q
+
+    def inject(self, generator: torch.Generator | None = None, anchor: Anchor = "frozen") -> None:
+        """Freezes what is there and adds a live head of the same architecture with fresh weights; the output does not change.
+
+        Args:
+            generator: source of the fresh weights (a CPU generator); None draws a seed from torch's global generator.
+            anchor: `frozen`, `zero` or `mirrored`.
+
+        Raises:
+            ValueError: the anchor is unknown or does not fit this head; nothing has changed then.
+        """
+        grown = self.grown(_generator(generator), anchor)
+        self.frozen, self.live = grown.frozen, grown.live
+
+    def grown(self, generator: torch.Generator, anchor: Anchor) -> "InjectedHead":
+        """A new head with one more injection; `self` keeps its tensors and can be gone back to."""
+        if anchor not in ("frozen", "zero", "mirrored"):
+            raise ValueError(f"anchor is {anchor!r}: choose frozen, zero or mirrored")
+        heads = [] if self.frozen is None else self.frozen.unfused()
+        # The live head comes before its anchor, the order in which they are summed.
+        place = len(heads) - 1 if self.anchors and self.anchors[-1] == "frozen" else len(heads)
+        heads.insert(place, self.live)
+        fresh = _fresh_copy(self.live, generator)
+        if anchor == "frozen":
+            heads.append(fresh)
+        else:
+            _silence(fresh, anchor)
+        grown = InjectedHead.__new__(InjectedHead)
+        nn.Module.__init__(grown)
+        grown.training = self.training
+        grown.live = fresh
+        grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=can_fuse(heads))
+        if grown.frozen.fused and not self._keeps_bits(grown.frozen, place):
+            grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
+        return grown
+
+    @torch.no_grad()
+    def _keeps_bits(self, bank: FrozenBank, place: int) -> bool:
+        """Whether a fused bank computes every head bit for bit as it was computed so far; on a GPU rounding is allowed to differ."""
+        for batch in _PROBE_BATCHES:
+            features = probe_features(self.live, batch)
+            assert features is not None  # fused heads begin with a linear layer
+            if features.device.type != "cpu":
+                return True
+            expected = [] if self.frozen is None else list(self.frozen.head_outputs(features))
+            expected.insert(place, self.live(features))
+            if not all(
+                map(torch.equal, expected, bank.head_outputs(features))
+            ):  # a fresh anchor comes last and has no past
+                return False
+        return True
+
+    def spec(self) -> dict[str, Any]:
+        """What `grow_to` needs to rebuild this architecture; JSON-serialisable."""
+        return {"injections": list(self.anchors), "fused": self.frozen is not None and self.frozen.fused}
+
+    def grow_to(self, spec: dict[str, Any]) -> Self:
+        """Grows a fresh `InjectedHead` to the architecture of `spec`, ready for `load_state_dict`; the weights are arbitrary.
+
+        Raises:
+            ValueError: the spec is malformed or asks for fewer injections than this head has.
+        """
+        anchors = spec.get("injections")
+        if not isinstance(anchors, list) or anchors[: self.num_injections] != self.anchors:
+            raise ValueError(f"spec {spec!r} does not continue a head with injections {self.anchors}")
+        for anchor in anchors[self.num_injections :]:
+            self.inject(torch.Generator().manual_seed(0), anchor)
+        if self.frozen is not None and self.frozen.fused != spec.get("fused"):
+            self.frozen = FrozenBank(self.frozen.unfused(), self.anchors, fused=bool(spec.get("fused")))
+        return self
+
+
+def check_injectable(head: nn.Module) -> None:
+    """Raises `ValueError`, with the remedy, if injection is pointless or wrong for this head.
+
+    Pointless: no parameters, or an affine head (then it equals continuing with fresh optimizer slots). Wrong: BatchNorm or dropout in
+    training mode, since the copies would not agree.
+    """
+    if not any(True for _ in head.parameters()):
+        raise ValueError(
+            "this head has no parameters: nothing could be injected; name the module that holds the last layers"
+        )
+    for name, module in head.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"head layer {name!r} is BatchNorm in training mode: its copies would not agree; use LayerNorm or .eval()"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError(
+                f"head layer {name!r} is dropout in training mode: its copies would not agree; remove it or use .eval()"
+            )
+    features = probe_features(head)
+    if features is None:
+        return
+    with torch.no_grad():
+        x, y = features, features.flip(0)
+        at_x, at_y, at_sum, at_0 = head(x), head(y), head(x + y), head(torch.zeros_like(x))
+    if (at_sum + at_0 - at_x - at_y).abs().max() <= 1e-5 * (at_x - at_0).abs().max():
+        raise ValueError(
+            "this head is affine (one linear layer?): injection would equal continuing with fresh optimizer slots; "
+            "name a head with a hidden layer and a non-linearity"
+        )
+
+
+def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
+    """Random non-negative features (batch, F) for a head that begins with a linear layer; None where F cannot be known."""
+    first = next((module for module in head.modules() if isinstance(module, nn.Linear | PairedLinear)), None)
+    if first is None:
+        return None
+    drawn = torch.rand((batch, first.weight.shape[1]), generator=torch.Generator().manual_seed(0))
+    return drawn.to(first.weight)
+
+
+def _generator(generator: torch.Generator | None) -> torch.Generator:
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if generator is None else generator
+
+
+def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(weight.shape[0]) if bias is None else bias
+
+
+def can_fuse(heads: list[nn.Module]) -> bool:
+    """Whether all heads are `Linear, pointwise activation, Linear`."""
+    return all(
+        isinstance(head, nn.Sequential)
+        and len(head) == 3
+        and type(head[0]) in (nn.Linear, PairedLinear)
+        and isinstance(head[1], _POINTWISE)
+        and type(head[2]) in (nn.Linear, SharedBiasLinear, MirroredLinear)
+        for head in heads
+    )
+
+
+def _fresh_copy(head: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The same architecture with fresh weights that train; mirrored and paired layers become ordinary ones again."""
+    fresh = copy.deepcopy(head)
+    for name, module in list(fresh.named_modules()):
+        if isinstance(module, MirroredLinear | PairedLinear):
+            units, inputs = module.weight.shape
+            if isinstance(module, MirroredLinear) and module.shared_bias:
+                layer: nn.Linear = SharedBiasLinear(inputs, units)
+            else:
+                layer = nn.Linear(inputs, units, bias=module.bias is not None)
+            fresh.set_submodule(name, layer.to(module.weight))
+    initialize(fresh, generator)
+    return fresh.requires_grad_(True)
+
+
+def _silence(head: nn.Module, anchor: Anchor) -> None:
+    """Makes a fresh head's output exactly zero, in place, by its last linear layer (`zero`) or its last two (`mirrored`)."""
+    linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    needed = 2 if anchor == "mirrored" else 1
+    if len(linears) < needed or linears[-1][0] == "":
+        raise ValueError(f"anchor={anchor!r} needs a head that ends in linear layers: use anchor='frozen'")
+    output_name, output = linears[-1]
+    with torch.no_grad():
+        if anchor == "zero":
+            output.weight.zero_()
+            if output.bias is not None:
+                output.bias.zero_()
+        else:
+            hidden_name, hidden = linears[-2]
+            if hidden.out_features != output.in_features:
+                raise ValueError(
+                    "anchor='mirrored' needs the two last linear layers to follow each other: use anchor='frozen'"
+                )
+            half = hidden.out_features // 2
+            for tensor in (hidden.weight, hidden.bias):
+                if tensor is not None:
+                    tensor[half : 2 * half] = tensor[:half]
+            mirrored = MirroredLinear(output)
+            mirrored.cancel()
+            head.set_submodule(output_name, mirrored)
+            if not _is_silent(head) and type(hidden) is nn.Linear:
+                head.set_submodule(hidden_name, PairedLinear(hidden))
+        if not _is_silent(head):
+            raise ValueError(f"anchor={anchor!r} does not silence this head's output: use anchor='frozen'")
+
+
+@torch.no_grad()
+def _is_silent(head: nn.Module) -> bool:
+    for batch in _PROBE_BATCHES:
+        features = probe_features(head, batch)
+        if features is None or head(features).abs().max() != 0:
+            return False
+    return True

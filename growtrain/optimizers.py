@@ -1,0 +1,90 @@
+"""Centred RMSProp with epsilon inside the square root, as the Nature DQN and DQN Zoo use it (Graves 2013, equations 38-45).
+
+    m <- decay m + (1 - decay) g,   v <- decay v + (1 - decay) g^2,   w <- w - lr g / sqrt(v - m^2 + eps)
+
+`torch.optim.RMSprop(centered=True)` adds epsilon outside the root, which is another optimizer at eps = 1e-5.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CenteredRMSProp(torch.optim.Optimizer):
+    """Centred RMSProp.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        decay: decay of both moments, in [0, 1).
+        eps: added inside the root; positive.
+
+    Raises:
+        ValueError: a hyperparameter is out of range.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 2.5e-4, decay: float = 0.95, eps: float = 0.01 / 32**2
+    ) -> None:
+        if not (lr >= 0 and 0 <= decay < 1 and eps > 0):
+            raise ValueError(f"lr {lr}, decay {decay}, eps {eps}: need lr >= 0, 0 <= decay < 1, eps > 0")
+        super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step on every parameter with a gradient; returns the closure's value."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    for name in ("mean", "mean_square"):
+                        self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            centered_rmsprop_step(
+                parameters,
+                [parameter.grad for parameter in parameters],  # type: ignore[misc]  # those without are filtered above
+                [self.state[parameter]["mean"] for parameter in parameters],
+                [self.state[parameter]["mean_square"] for parameter in parameters],
+                lr=group["lr"],
+                decay=group["decay"],
+                eps=group["eps"],
+            )
+        return loss
+
+
+def centered_rmsprop_step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    mean_squares: list[Tensor],
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+) -> None:
+    """The formula above on lists of tensors of equal shapes, in place."""
+    torch._foreach_lerp_(means, gradients, 1 - decay)
+    torch._foreach_mul_(mean_squares, decay)
+    torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - decay)
+    roots = torch._foreach_addcmul(mean_squares, means, means, -1)
+    torch._foreach_add_(roots, eps)
+    torch._foreach_sqrt_(roots)
+    torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, decay: float
+) -> torch.optim.Optimizer:
+    """`centered_rmsprop`, or `adam` (Kingma & Ba 2015; PyTorch's fused kernel)."""
+    if name == "centered_rmsprop":
+        return CenteredRMSProp(parameters, lr=lr, decay=decay, eps=eps)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, eps=eps, fused=True)
+    raise ValueError(f"optimizer is {name!r}: choose centered_rmsprop or adam")

@@ -1,0 +1,270 @@
+"""`inject` on anyone's network, and growth as a transaction on a live learner."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import growtrain
+from growtrain import InjectedHead, inject
+from growtrain.config import Config
+from growtrain.growth import transaction
+from growtrain.growth.interventions import NotPreserved
+from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.optimizers import CenteredRMSProp
+
+ANCHORS = ("frozen", "zero", "mirrored")
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True),
+    "centered": lambda p: CenteredRMSProp(p, lr=1e-3),
+    "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+}
+
+
+class TheirNetwork(nn.Module):
+    """Somebody else's network, with its head two levels down."""
+
+    def __init__(self, width: int = 100) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(10, 24), nn.ReLU())
+        self.q = nn.ModuleDict({"head": nn.Sequential(nn.Linear(24, width), nn.ReLU(), nn.Linear(width, 4))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        q: Tensor = self.q["head"](self.trunk(x))
+        return q
+
+
+def fit(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4) -> None:
+    for step in range(steps):
+        x = torch.randn(16, 10, generator=torch.Generator().manual_seed(step))
+        loss = (network(x) - x[:, :4]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("width", [100, 64, 33])
+def test_inject_again_and_again_in_anyones_loop(optimizer_name: str, anchor: Any, width: int) -> None:
+    network = TheirNetwork(width)
+    target = copy.deepcopy(network)
+    optimizer = OPTIMIZERS[optimizer_name](network.parameters())
+    x = torch.randn(64, 10)
+    fit(network, optimizer)
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    for stage in (1, 2, 3):
+        trunk_slots = {id(p): {k: v for k, v in optimizer.state[p].items()} for p in network.trunk.parameters()}
+        before, target_before = network(x), target(x)
+        event = inject(network, head="q.head", optimizer=optimizer, target=target, anchor=anchor)
+        assert torch.equal(network(x), before)
+        assert torch.equal(target(x), target_before)
+        assert (event.max_abs_q_change_online, event.max_abs_q_change_target) == (0, 0)
+        assert event.stage == stage
+        assert event.parameters_trainable == event.parameters_trainable_before == trainable
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
+        assert len(held) == len({id(p) for p in held})
+        for p in network.trunk.parameters():
+            assert all(optimizer.state[p][k] is v for k, v in trunk_slots[id(p)].items())
+        assert not any(p in optimizer.state for p in network.q["head"].live.parameters())
+        fresh = {k: v.clone() for k, v in network.q["head"].live.state_dict().items()}
+        assert all(torch.equal(fresh[k], v) for k, v in target.q["head"].live.state_dict().items())
+        fit(network, optimizer)
+        assert all(
+            not torch.equal(fresh[k], v) for k, v in network.q["head"].live.state_dict().items() if "weight" in k
+        )
+        assert torch.equal(target(x), target_before)  # the target does not move when the online live head does
+
+
+def test_two_parameter_groups_keep_their_settings() -> None:
+    network = TheirNetwork()
+    optimizer = torch.optim.Adam(
+        [{"params": network.q.parameters(), "lr": 1e-2}, {"params": network.trunk.parameters(), "lr": 1e-4}]
+    )
+    inject(network, head="q.head", optimizer=optimizer)
+    live = {id(p) for p in network.q["head"].live.parameters()}
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == live
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+
+
+def test_bad_networks_get_a_clear_error_and_stay_as_they_were() -> None:
+    network = TheirNetwork()
+    optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(ValueError, match="no module 'head'.*trunk, q"):
+        inject(network, optimizer=optimizer)
+    with pytest.raises(ValueError, match="optimizer does not hold q.head"):
+        inject(network, head="q.head", optimizer=torch.optim.Adam(network.trunk.parameters()))
+    with pytest.raises(ValueError, match="hidden layer"):
+        inject(network, head="q.head.2", optimizer=optimizer)
+    tied = TheirNetwork(width=24)
+    tied.trunk.append(nn.Linear(24, 24))
+    tied.trunk[2].weight = tied.q["head"][0].weight
+    with pytest.raises(ValueError, match=r"shares its parameters with 'trunk\.2\.weight'"):
+        inject(tied, head="q.head", optimizer=torch.optim.Adam(tied.parameters()))
+    assert isinstance(network.q["head"], nn.Sequential)
+    assert isinstance(tied.q["head"], nn.Sequential)
+
+
+def test_a_head_that_computes_something_else_is_refused() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q: Tensor = self.inner(x) + torch.rand(())
+            return q
+
+    network = TheirNetwork()
+    network.q["head"] = Noisy()
+    optimizer = torch.optim.Adam(network.parameters())
+    params = [id(p) for p in optimizer.param_groups[0]["params"]]
+    with pytest.raises(NotPreserved, match="nothing was changed"):
+        inject(network, head="q.head", optimizer=optimizer)
+    assert isinstance(network.q["head"], Noisy)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == params
+
+
+# Growth of a live learner
+
+
+def learner(**overrides: Any) -> DoubleDQN:
+    config = Config(**({"width": 32, "encoder_width": 0.25} | overrides))
+    return DoubleDQN(config, 4, width=32, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+
+
+def observations(count: int = 24) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=g)
+
+
+def learn(subject: DoubleDQN, steps: int = 2) -> None:
+    for step in range(steps):
+        target = torch.arange(4.0) * (step + 1)
+        loss = (subject.online(observations()) - target).square().mean()
+        subject.optimizer.zero_grad()
+        loss.backward()
+        subject.optimizer.step()
+
+
+def snapshot(subject: DoubleDQN) -> dict[str, Any]:
+    return {
+        "online": copy.deepcopy(subject.online.state_dict()),
+        "target": copy.deepcopy(subject.target.state_dict()),
+        "optimizer": copy.deepcopy(subject.optimizer.state_dict()),
+        "held": [id(p) for g in subject.optimizer.param_groups for p in g["params"]],
+        "trainable": [n for n, p in subject.online.named_parameters() if p.requires_grad],
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_growth_keeps_predictions_lag_moments_and_count(anchor: Any) -> None:
+    subject = learner()
+    for stage in (1, 2, 3):
+        learn(subject)
+        online, target = subject.q_values(observations(64)), subject.target(observations(64))
+        assert not torch.equal(online, target)  # there is a lag to keep
+        event = grow(subject, observations(), anchor=anchor, generator=torch.Generator().manual_seed(stage), frames=7)
+        assert torch.equal(subject.q_values(observations(64)), online)
+        assert torch.equal(subject.target(observations(64)), target)
+        assert (event.stage, event.frames, event.anchor) == (stage, 7, anchor)
+        assert event.parameters_trainable == event.parameters_trainable_before
+        assert event.pause_seconds > 0
+        loss_tensors = {t.data_ptr() for t in subject.loss.target_value_network_params.flatten_keys(".").values()}
+        assert loss_tensors == {t.data_ptr() for t in subject.target.state_dict().values()}
+    learn(subject)
+    subject.copy_target()
+    assert torch.equal(subject.q_values(observations()), subject.target(observations()))
+
+
+def test_freezing_the_encoder_takes_it_out_of_the_optimizer() -> None:
+    subject = learner()
+    learn(subject)
+    event = grow(
+        subject, observations(), anchor="mirrored", generator=torch.Generator().manual_seed(0), freeze_encoder=True
+    )
+    encoder = sum(p.numel() for p in subject.online.encoder.parameters())
+    assert event.parameters_trainable == event.parameters_trainable_before - encoder
+    before = copy.deepcopy(subject.online.encoder.state_dict())
+    learn(subject)
+    assert_same(before, subject.online.encoder.state_dict())
+    grow(subject, observations(), anchor="mirrored", generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("broken", ["rebuild", "verification", "optimizer", "no memory"])
+def test_a_failed_growth_is_rolled_back_whole(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = learner()
+    grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(0))
+    learn(subject)
+    before = snapshot(subject)
+    if broken == "rebuild":
+        original, calls = subject.rebuild, []
+
+        def rebuild() -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                raise RuntimeError("compile error")
+            original()
+
+        monkeypatch.setattr(subject, "rebuild", rebuild)
+    elif broken == "verification":
+        real = transaction.inject
+
+        def changes_the_function(network: nn.Module, **kwargs: Any) -> Any:
+            event = real(network, **kwargs)
+            with torch.no_grad():
+                network.get_submodule("head.live.2").weight.add_(1)
+            return event
+
+        monkeypatch.setattr(transaction, "inject", changes_the_function)
+    elif broken == "optimizer":
+        real = transaction.inject
+
+        def forgets_the_live_head(network: nn.Module, **kwargs: Any) -> Any:
+            event = real(network, **kwargs)
+            kwargs["optimizer"].param_groups[0]["params"].pop()
+            return event
+
+        monkeypatch.setattr(transaction, "inject", forgets_the_live_head)
+    else:
+
+        def out_of_memory(self: InjectedHead, *_: Any) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        monkeypatch.setattr(InjectedHead, "grown", out_of_memory)
+    with pytest.raises(GrowthFailed, match="rolled back"):
+        grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(1))
+    assert_same(before, snapshot(subject))
+    monkeypatch.undo()
+    learn(subject)  # and it still learns
+    with pytest.raises(AssertionError):
+        assert_same(before, snapshot(subject))
+    grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(1))
+
+
+def test_the_public_names_are_there() -> None:
+    assert set(growtrain.__all__) >= {"Config", "GrowthEvent", "InjectedHead", "inject", "train"}
+    for name in growtrain.__all__:
+        assert getattr(growtrain, name) is not None
+    with pytest.raises(AttributeError):
+        growtrain.nothing  # noqa: B018

@@ -1,0 +1,176 @@
+"""The Double-DQN learner against naive oracles, before and after growth."""
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from growtrain.config import Config
+from growtrain.growth.transaction import grow
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.networks.heads import SpectralLinear
+from growtrain.optimizers import CenteredRMSProp
+
+ACTIONS, BATCH = 5, 16
+
+
+def small(**overrides: object) -> Config:
+    return Config(**({"width": 32, "encoder_width": 0.25, "batch_size": BATCH} | overrides))  # type: ignore[arg-type]
+
+
+def make(config: Config, seed: int = 0) -> DoubleDQN:
+    generator = torch.Generator().manual_seed(seed)
+    return DoubleDQN(config, ACTIONS, width=config.width, device=torch.device("cpu"), generator=generator)
+
+
+def batches(count: int = 1, seed: int = 0, size: int = BATCH) -> TensorDict:
+    g = torch.Generator().manual_seed(seed)
+    shape = (count, size)
+    frames = torch.randint(0, 256, (*shape, 5, 84, 84), dtype=torch.uint8, generator=g)
+    terminated = torch.rand((*shape, 1), generator=g) < 0.3
+    return TensorDict(
+        {
+            "observation": frames[:, :, :4],
+            "action": torch.randint(ACTIONS, shape, generator=g),
+            "next": {
+                "observation": frames[:, :, 1:],
+                "reward": torch.randn((*shape, 1), generator=g).clamp(-1, 1),
+                "done": terminated,
+                "terminated": terminated,
+            },
+        },
+        shape,
+    )
+
+
+def naive_loss(online: nn.Module, target: nn.Module, batch: TensorDict, discount: float) -> Tensor:
+    """One transition at a time, as in van Hasselt et al. 2016."""
+    losses = []
+    for i in range(batch.shape[0]):
+        s, s_next = batch["observation"][i : i + 1], batch["next", "observation"][i : i + 1]
+        best = int(online(s_next)[0].argmax())
+        bootstrap = 0.0 if batch["next", "terminated"][i] else float(target(s_next)[0, best])
+        error = online(s)[0, batch["action"][i]] - (float(batch["next", "reward"][i]) + discount * bootstrap)
+        losses.append(0.5 * error**2 if error.abs() <= 1 else error.abs() - 0.5)
+    return torch.stack(losses).mean()
+
+
+def different_target(learner: DoubleDQN) -> None:
+    """Gives the target weights of its own, so that reading the wrong network shows."""
+    with torch.no_grad():
+        for p in learner.target.parameters():
+            p.mul_(1.5)
+
+
+@pytest.mark.parametrize("injections", [0, 2])
+@pytest.mark.parametrize("execution", ["eager", "auto"])
+def test_loss_and_gradients_equal_the_naive_oracle(injections: int, execution: str) -> None:
+    learner = make(small(output_bias="per_action", execution=execution))
+    learner.update(batches(2))
+    for seed in range(injections):
+        different_target(learner)
+        grow(learner, batches(1, 9)["observation"][0], anchor="frozen", generator=torch.Generator().manual_seed(seed))
+        learner.update(batches(1, seed))
+    different_target(learner)
+    batch = batches(1, 3)[0]
+    expected = naive_loss(learner.online, learner.target, batch, 0.99)
+    wanted = torch.autograd.grad(expected, [p for p in learner.online.parameters() if p.requires_grad])
+    learner.optimizer.zero_grad()
+    loss = learner.compute_loss(batch)
+    loss.backward()
+    got = [p.grad for p in learner.online.parameters() if p.requires_grad]
+    assert torch.allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    for a, b in zip(got, wanted, strict=True):
+        assert a is not None
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    assert all(p.grad is None for p in learner.target.parameters())
+    wrong = naive_loss(learner.target, learner.target, batch, 0.99)  # argmax of the target: the classic mistake
+    assert not torch.allclose(wrong, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("injections", [0, 2])
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_fast_path_trains_the_same_network_as_torchrls_loss(injections: int, freeze_encoder: bool) -> None:
+    learners = [make(small(execution=execution)) for execution in ("eager", "auto")]
+    for learner in learners:
+        learner.update(batches(2, 1))
+        for seed in range(injections):
+            generator = torch.Generator().manual_seed(seed)
+            frozen = freeze_encoder and seed == 1
+            grow(learner, batches(1)["observation"][0], anchor="mirrored", generator=generator, freeze_encoder=frozen)
+            learner.update(batches(2, 2 + seed))
+            learner.copy_target()
+        learner.update(batches(3, 7))
+    eager, fast = (learner.online.state_dict() for learner in learners)
+    for name, tensor in eager.items():
+        assert torch.allclose(tensor, fast[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
+    """Golden values by hand: g = 1 then 3, decay 0.5, eps 0.25, lr 0.1."""
+    p = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = CenteredRMSProp([p], lr=0.1, decay=0.5, eps=0.25)
+    p.grad = torch.tensor([1.0, 0.0])
+    optimizer.step()
+    # m = 0.5, v = 0.5: 0.1 / sqrt(0.5 - 0.25 + 0.25)
+    assert torch.allclose(p.detach(), torch.tensor([1 - 0.1 / 0.5**0.5, -2.0]))
+    before = p.detach().clone()
+    p.grad = torch.tensor([3.0, 0.0])
+    optimizer.step()
+    # m = 1.75, v = 4.75: 0.3 / sqrt(4.75 - 3.0625 + 0.25)
+    assert torch.allclose(p.detach(), before - torch.tensor([0.3 / 1.9375**0.5, 0.0]))
+
+
+def test_target_moves_only_when_it_is_copied_and_bit_for_bit() -> None:
+    learner = make(small())
+    before = copy.deepcopy(learner.target.state_dict())
+    learner.update(batches(2))
+    assert all(torch.equal(before[k], v) for k, v in learner.target.state_dict().items())
+    learner.copy_target()
+    online = learner.online.state_dict()
+    assert all(torch.equal(online[k], v) for k, v in learner.target.state_dict().items())
+    assert not all(torch.equal(before[k], online[k]) for k in before)
+
+
+def test_same_seed_same_parameters_and_k_updates_in_one_call_equal_k_calls() -> None:
+    together, apart = make(small()), make(small())
+    together.update(batches(3))
+    for batch in batches(3).unbind(0):
+        apart.update(batch.unsqueeze(0))
+    other = make(small(), seed=1)
+    for k, v in together.online.state_dict().items():
+        assert torch.equal(v, apart.online.state_dict()[k])
+    assert not torch.equal(together.online.encoder.layers[0].weight, other.online.encoder.layers[0].weight)  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize("optimizer", ["centered_rmsprop", "adam"])
+@pytest.mark.parametrize("normalization", ["none", "layer", "spectral"])
+def test_updates_fit_a_fixed_batch(optimizer: str, normalization: str) -> None:
+    learner = make(small(optimizer=optimizer, normalization=normalization, lr=2.5e-4, optimizer_eps=1e-4))
+    batch = batches(1, 4)
+    first = float(learner.compute_loss(batch[0]).detach())
+    for _ in range(80):
+        learner.update(batch)
+    assert float(learner.compute_loss(batch[0]).detach()) < 0.5 * first
+
+
+def test_spectral_norm_approaches_one_while_training() -> None:
+    learner = make(small(normalization="spectral"))
+    learner.update(batches(5))
+    layer = next(m for m in learner.online.modules() if isinstance(m, SpectralLinear))
+    sigma = torch.dot(layer.left, layer.weight @ layer.right)
+    assert float(torch.linalg.matrix_norm(layer.weight / sigma, 2).detach()) == pytest.approx(1, rel=0.05)
+
+
+def test_gradient_norm_is_clipped() -> None:
+    free, clipped = make(small()), make(small(max_grad_norm=1e-3))
+    free.update(batches(1))
+    clipped.update(batches(1))
+    norms = [
+        torch.cat([p.grad.flatten() for p in x.online.parameters() if p.grad is not None]).norm()
+        for x in (free, clipped)
+    ]
+    assert norms[0] > 1e-2
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
