@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Never:
         """Raises `ConfigError`."""
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        raise ConfigError(message.removeprefix("argument "))
 
     def parse_strict(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parses all arguments; an unknown one raises `ConfigError` that names the nearest flags."""
@@ -43,7 +43,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             flag(item.name),
             dest=item.name,
             default=argparse.SUPPRESS,
-            type=_reader(hints[item.name], flag(item.name)),
+            type=_reader(hints[item.name]),
             metavar="{" + ",".join(choices) + "}" if choices else _METAVARS.get(hints[item.name], "TEXT"),
             help=f"{item.metadata['doc']}{unit} (default: {shown})".replace("%", "%%"),
         )
@@ -52,8 +52,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no"}
 
 
-def _reader(hint: Any, name: str) -> Callable[[str], Any]:
-    """A function from a flag's text to its value; raises `ConfigError` itself, so that argparse adds nothing."""
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """A function from a flag's text to its value; argparse puts the flag's name before the message of what it raises."""
 
     def read(text: str) -> Any:
         try:
@@ -64,13 +64,13 @@ def _reader(hint: Any, name: str) -> Callable[[str], Any]:
             if hint is bool:
                 return {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
         except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise argparse.ArgumentTypeError(str(error)) from error
         except (ValueError, KeyError) as error:
             wanted = "a number" if hint is float else "yes or no"
-            raise ConfigError(f"{name} is {text!r}: give {wanted}") from error
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from error
         choices = get_args(hint)
         if choices and text not in choices:
-            raise ConfigError(f"{name} is {text!r}: choose one of {', '.join(choices)}")
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown: choose one of {', '.join(choices)}")
         return text
 
     return read

@@ -105,7 +105,9 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
 
     ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling))
     environment = make_environment(config, seed=episodes)
-    collector = Collector(environment, frame_replay(ring), config, np.random.default_rng(exploration), torch.device("cpu"))
+    collector = Collector(
+        environment, frame_replay(ring), config, np.random.default_rng(exploration), torch.device("cpu")
+    )
     generator = torch.Generator().manual_seed(weights)
     learner = DoubleDQN(config, environment.num_actions, width=32, device=torch.device("cpu"), generator=generator)
     plain = nn.Sequential(learner.online.encoder, learner.head.live)  # no InjectedHead anywhere
@@ -139,7 +141,9 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
         assert torch.equal(tensor, trained[name]), name
 
 
-def test_same_seed_same_parameters_and_measuring_changes_nothing(grown: tuple[Path, list[Record]], tmp_path: Path) -> None:
+def test_same_seed_same_parameters_and_measuring_changes_nothing(
+    grown: tuple[Path, list[Record]], tmp_path: Path
+) -> None:
     first = load_learner(grown[0], torch.device("cpu"))[0].online.state_dict()
     unmeasured = tiny(eval_period=0, log_period=6_400, checkpoint_period=0)
     second = final_weights(unmeasured, tmp_path / "second")

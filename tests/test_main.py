@@ -1,0 +1,147 @@
+"""The command line as a user meets it: flags are frozen, every wrong one gets one line and exit code 2, and the main job runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from growtrain.__main__ import COMMANDS, default_run_dir, main
+from growtrain.config import Config
+from growtrain.telemetry.sinks import read_jsonl
+
+TINY = (
+    "--game pong --total-frames 4k --num-envs 4 --width 32 --encoder-width 0.25 --batch-size 8 --eval-frames 400 "
+    "--learning-starts 200 --log-period 1k"
+).split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--game", "phonix"], "phoenix"),
+        (["--shedule", "grow3x"], "--schedule"),
+        (["--schedule", "grow9x"], "grow3x"),
+        (["--schedule", "at:0"], "increasing times above 0"),
+        (["--total-frames", "lots"], "200k"),
+        (["--total-frames", "-5"], "--total-frames"),
+        (["--epsilon-end", "2"], "--epsilon-end"),
+        (["--lr", "fast"], "--lr"),
+        (["--lr"], "--lr"),
+        (["--anchor", "rope"], "mirrored"),
+        (["--num-envs", "0"], "--num-envs"),
+        (["--learning-starts", "300M"], "--learning-starts"),
+        (["--device", "tpu"], "--device"),
+        (["fly"], "unknown command 'fly'"),
+        (["evaluate", "/nowhere"], "/nowhere"),
+        (["--preset", "future"], "paper"),
+        (["--life-loss-terminal", "maybe"], "yes or no"),
+    ],
+)
+def test_wrong_input_gets_one_helpful_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+    assert list(tmp_path.iterdir()) == []  # before any work
+
+
+def test_missing_gpu_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--device", "cuda"]) == 2
+    assert "no GPU" in capsys.readouterr().err
+
+
+def test_the_contracts_flags_and_commands_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    contract = (
+        "game schedule total-frames seed device num-envs width learning-starts checkpoint-period preset run-dir anchor "
+        "freeze-encoder-at lr replay-ratio batch-size encoder-width normalization execution"
+    )
+    for name in contract.split():
+        assert f"--{name} " in text
+    assert {"train", "plan", "evaluate"} <= set(COMMANDS)
+
+
+def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    assert main([*TINY, "--schedule", "grow3x", "--run-dir", str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("inject  max |dQ| online 0 target 0") == 3
+    assert "shrink with the budget" in out
+    assert [e["frames"] for e in read_jsonl(run_dir / "growth_events.jsonl")] == [512, 1008, 2000]
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
+    assert main(["evaluate", str(run_dir), "--eval-frames", "800"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["stage"] == 3
+    assert record["episode_return"] <= 0
+    assert main([*TINY, "--run-dir", str(run_dir)]) == 2  # never over another run
+    assert "already" in capsys.readouterr().err
+
+
+def test_plan_prints_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--no-timing", "--anchor", "mirrored"]) == 0
+    out = capsys.readouterr().out
+    assert "6.519M" in out  # parameters of the last stage
+    assert "7.07 GB" in out  # replay
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_names_are_safe_for_files() -> None:
+    name = default_run_dir(Config(schedule="at:0.1,0.5", game="pong")).name
+    assert name.startswith("pong-at_0.1_0.5-s0-")
+    assert "/" not in default_run_dir(Config(schedule="../../x\n<b>")).name
+
+
+def test_a_signal_stops_with_a_checkpoint_and_75(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = [*TINY, "--total-frames", "10M", "--run-dir", str(run_dir)]
+    process = subprocess.Popen([sys.executable, "-m", "growtrain", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("train"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "stopped"
+    assert list((run_dir / "checkpoints").glob("0*"))
+
+
+def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "growtrain", *TINY, "--run-dir", str(run_dir)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=90) == 0
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
+
+
+def test_help_answers_at_once() -> None:
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "growtrain", "--shedule"], capture_output=True, check=False
+    )
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "growtrain", "--help"], capture_output=True, text=True
+    )
+    assert " torch\n" not in result.stderr, f"--help imports torch ({time.perf_counter() - start:.1f} s)"
