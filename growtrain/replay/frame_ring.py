@@ -94,6 +94,7 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
     Attributes:
         num_lanes, rows, stack_size: ints.
         valid: (num_lanes * rows,) bool numpy, the flat rows whose transition can be sampled.
+        written: (num_lanes,) int64 numpy, the frames that each lane has ever taken; number k went to row k % rows.
     """
 
     def __init__(
@@ -142,13 +143,18 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         self._lane_start = np.arange(num_lanes) * self.rows
         self._age = np.zeros(total, np.uint8)
         self.valid = np.zeros(total, np.bool_)
-        self._cursor = np.full(num_lanes, -1, np.int64)
+        self.written = np.zeros(num_lanes, np.int64)
         self._filled = 0  # only rows below it have been written, in any lane
         self._num_valid = 0
 
     def __len__(self) -> int:
         """Returns the number of valid transitions."""
         return self._num_valid
+
+    @property
+    def _cursor(self) -> npt.NDArray[np.int64]:
+        cursor: npt.NDArray[np.int64] = (self.written - 1) % self.rows
+        return cursor
 
     @property
     def frames(self) -> Tensor:
@@ -158,7 +164,7 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
     @property
     def nbytes(self) -> int:
         """Bytes allocated on device and host, `replay_bytes` of the same arguments."""
-        return sum(part.nbytes for part in (self._pixels, self._transitions, self._age, self.valid, self._cursor))
+        return sum(part.nbytes for part in (self._pixels, self._transitions, self._age, self.valid, self.written))
 
     def start(self, frames: Array) -> None:
         """Begins an episode on every lane; a lane's open transition, if any, is dropped.
@@ -240,8 +246,8 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
 
     def _advance(self, lanes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Moves the cursors of `lanes` (m,) on, invalidates what that overwrites; returns (m,) flat rows."""
-        row = (self._cursor[lanes] + 1) % self.rows
-        self._cursor[lanes] = row
+        row = self.written[lanes] % self.rows
+        self.written[lanes] += 1
         if self._filled < self.rows:
             self._filled = max(self._filled, int(row.max()) + 1)
         start, ahead = self._lane_start[lanes], np.arange(self.stack_size)
@@ -342,7 +348,7 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
     def _empty(self) -> None:
         self._age[:] = 0
         self.valid[:] = False
-        self._cursor[:] = -1
+        self.written[:] = 0
         self._filled = self._num_valid = 0
 
     def _written(self, filled: int) -> dict[str, Tensor]:
@@ -364,7 +370,7 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
             "rows": self.rows,
             "stack_size": self.stack_size,
             "filled": self._filled,
-            "cursor": torch.from_numpy(self._cursor),
+            "written": torch.from_numpy(self.written),
             "rng": dict(self._generator.bit_generator.state),
             **self._written(self._filled),
         }
@@ -372,18 +378,23 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave, so that the next samples are the same.
 
+        A state without "frames" leaves the frames alone: whoever keeps them apart writes them through `frames`.
+
         Raises:
             ValueError: the state is of a ring of other sizes.
         """
         filled = int(state_dict["filled"])
-        saved = (state_dict["rows"], state_dict["stack_size"], *state_dict["frames"].shape)
+        shapes = [tuple(state_dict[key].shape) for key in ("frames", "transitions") if key in state_dict]
+        frame_shape = shapes[0][2:] if len(shapes) == 2 else self.frame_shape
+        saved = (state_dict["rows"], state_dict["stack_size"], *shapes[-1][:2], *frame_shape)
         own = (self.rows, self.stack_size, self.num_lanes, filled, *self.frame_shape)
-        if saved != own:
+        if saved != own or filled > self.rows:
             raise ValueError(f"the saved (rows, stack, lanes, filled, H, W) is {saved}, not {own}: match the config")
         for key, each in self._written(filled).items():
-            each.copy_(state_dict[key])
+            if key in state_dict:
+                each.copy_(state_dict[key])
         self.valid.reshape(self.num_lanes, self.rows)[:, filled:] = False
-        self._cursor[:] = state_dict["cursor"].numpy()
+        self.written[:] = state_dict["written"].numpy()
         self._filled, self._num_valid = filled, int(np.count_nonzero(self.valid))
         self._generator.bit_generator.state = state_dict["rng"]
 
