@@ -1,0 +1,140 @@
+"""What every benchmark records beside its numbers: the machine, the versions, the command; and how its files are written.
+
+A benchmark's `--output results/name` gives `name.json` (everything measured, nothing rounded), `name.md` (the table) and `name.svg`.
+
+Units: seconds; bytes.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PACKAGES = ("growtrain", "torch", "torchrl", "tensordict", "gymnasium", "ale-py", "numpy", "stable-baselines3")
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Everything a reader needs to judge or repeat a measurement; call it once torch's number of threads is set.
+
+    Args:
+        device: `cpu` or `cuda`; names the GPU if it is the latter.
+
+    Returns:
+        JSON-serialisable: `date` (UTC), `command`, `git_commit`, `git_modified` (tracked files differ from it), `cpu`, `cores` (that this
+        process may use), `threads` (torch's), `load_average` (1 minute, when called), `memory_bytes`, `gpu`, `cuda`, `platform`,
+        `environment` (thread settings, null if unset) and `versions`.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_modified": None if (status := _git("status", "--porcelain", "-uno")) is None else bool(status),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "platform": platform.platform(),
+        "environment": {name: os.environ.get(name) for name in THREAD_SETTINGS},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles, extremes and number of some repeats."""
+    q1, median, q3 = (float(q) for q in np.percentile(values, (25, 50, 75)))
+    return {"median": median, "q1": q1, "q3": q3, "min": min(values), "max": max(values), "count": len(values)}
+
+
+def with_spread(values: Sequence[float], digits: int = 2) -> str:
+    """`median [q1-q3]`, as tables show it."""
+    s = summarize(values)
+    return f"{s['median']:.{digits}f} [{s['q1']:.{digits}f}-{s['q3']:.{digits}f}]"
+
+
+def machine_lines(machine: dict[str, Any]) -> str:
+    """`describe_machine`'s answer as Markdown lines for the head of a report."""
+    settings = ", ".join(f"{k}={v}" for k, v in machine["environment"].items() if v is not None) or "none set"
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    gpu = f"{machine['gpu']} (CUDA {machine['cuda']}), " if machine["gpu"] else ""
+    modified = " with local modifications" if machine["git_modified"] else ""
+    return (
+        f"- Command: `{machine['command']}`\n"
+        f"- Machine: {gpu}{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
+        f"{machine['threads']} threads; {settings}; load average {machine['load_average']:.1f} at the start\n"
+        f"- Versions: {versions}; commit {(machine['git_commit'] or 'unknown')[:12]}{modified}; {machine['date']}\n"
+    )
+
+
+def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "Figure | None" = None) -> list[Path]:
+    """Writes `output` + `.json`, `.md` and, with a figure, `.svg`; the same input gives the same bytes.
+
+    Args:
+        output: path without a suffix; its directory is made.
+        record: JSON-serialisable.
+        markdown: the report.
+        figure: what the SVG shows.
+
+    Returns:
+        The paths written.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    paths = [output.with_name(f"{output.name}.{suffix}") for suffix in ("json", "md")]
+    paths[0].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(markdown, encoding="utf-8")
+    if figure is not None:
+        import matplotlib
+
+        paths.append(output.with_name(f"{output.name}.svg"))
+        with matplotlib.rc_context({"svg.hashsalt": output.name, "svg.fonttype": "none"}):
+            figure.savefig(paths[-1], format="svg", bbox_inches="tight", metadata={"Date": None})
+    return paths
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about the source tree; None where it says nothing, as for an installed package."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    """The processor's name; its architecture where Linux does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
