@@ -5,7 +5,7 @@
 `torch.optim.RMSprop(centered=True)` adds epsilon outside the root, which is another optimizer at eps = 1e-5.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,12 +33,10 @@ class CenteredRMSProp(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step on every parameter with a gradient; returns the closure's value."""
-        loss = None
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # losses are computed outside
+        """One step on every parameter with a gradient; raises `ValueError` for a closure."""
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            raise ValueError("closures are not supported: compute the loss and its gradients before step()")
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
@@ -49,14 +47,13 @@ class CenteredRMSProp(torch.optim.Optimizer):
                         self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             centered_rmsprop_step(
                 parameters,
-                [parameter.grad for parameter in parameters],  # type: ignore[misc]  # those without are filtered above
+                [parameter.grad for parameter in parameters],
                 [self.state[parameter]["mean"] for parameter in parameters],
                 [self.state[parameter]["mean_square"] for parameter in parameters],
                 lr=group["lr"],
                 decay=group["decay"],
                 eps=group["eps"],
             )
-        return loss
 
 
 def centered_rmsprop_step(
@@ -82,9 +79,10 @@ def centered_rmsprop_step(
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, decay: float
 ) -> torch.optim.Optimizer:
-    """`centered_rmsprop`, or `adam` (Kingma & Ba 2015; PyTorch's fused kernel)."""
+    """`centered_rmsprop`, or `adam` (Kingma & Ba 2015): PyTorch's fused kernel, in a form that a CUDA graph can hold."""
     if name == "centered_rmsprop":
         return CenteredRMSProp(parameters, lr=lr, decay=decay, eps=eps)
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, eps=eps, fused=True)
+        listed = list(parameters)
+        return torch.optim.Adam(listed, lr=lr, eps=eps, fused=True, capturable=listed[0].is_cuda)
     raise ValueError(f"optimizer is {name!r}: choose centered_rmsprop or adam")

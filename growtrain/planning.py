@@ -38,7 +38,8 @@ from growtrain.networks.encoders import NatureEncoder
 from growtrain.networks.heads import make_head
 from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
 
-ENCODER_PASSES = HEAD_PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
+PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
+SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
 FROZEN_HEADS_PER_INJECTION = {
     "frozen": 2,
     "zero": 1,
@@ -206,16 +207,20 @@ def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
 
 
 def update_flops(shape: NetworkShape, batch_size: int, num_frozen: int, encoder_trains: bool) -> UpdateFlops:
-    """The FLOPs of one Double-DQN update with `num_frozen` frozen heads beside the live one."""
+    """The FLOPs of one Double-DQN update with `num_frozen` frozen heads beside the live one.
+
+    From the first target copy after the encoder froze, on the default execution: online and target then share what is frozen.
+    """
     flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.hidden + shape.output
+    frozen_passes = PASSES if encoder_trains else SHARED_PASSES
     return UpdateFlops(
-        encoder_forward=flops * ENCODER_PASSES * encoder,
+        encoder_forward=flops * frozen_passes * encoder,
         encoder_weight_gradients=flops * encoder_trains * encoder,
         encoder_input_gradients=flops * encoder_trains * sum(shape.convolutions[1:]),
-        live_forward=flops * HEAD_PASSES * head,
+        live_forward=flops * PASSES * head,
         live_weight_gradients=flops * head,
         live_input_gradients=flops * (shape.output + encoder_trains * shape.hidden),
-        frozen_forward=flops * HEAD_PASSES * num_frozen * head,
+        frozen_forward=flops * frozen_passes * num_frozen * head,
         frozen_input_gradients=flops * encoder_trains * num_frozen * head,
     )
 

@@ -14,10 +14,10 @@ from growtrain.__main__ import COMMANDS, default_run_dir, main
 from growtrain.config import Config
 from growtrain.telemetry.sinks import read_jsonl
 
-TINY = (
-    "--game pong --total-frames 4k --num-envs 4 --width 32 --encoder-width 0.25 --batch-size 8 --eval-frames 400 "
-    "--learning-starts 200 --log-period 1k"
-).split()
+TINY = [
+    *("--game", "pong", "--total-frames", "4k", "--num-envs", "4", "--width", "32", "--encoder-width", "0.25"),
+    *("--batch-size", "8", "--eval-frames", "400", "--learning-starts", "200", "--log-period", "1k"),
+]
 
 
 @pytest.mark.parametrize(

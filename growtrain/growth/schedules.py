@@ -8,8 +8,8 @@ Units: frames.
 """
 
 import math
-from itertools import pairwise
 from dataclasses import dataclass
+from itertools import pairwise
 
 from growtrain.config import ConfigError, format_count, parse_count
 

@@ -14,6 +14,7 @@ Units: a batch is (K x B) transitions, K updates of B; `update` never reads a de
 """
 
 import copy
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -55,6 +56,8 @@ class DoubleDQN:
         optimizer: holds exactly the parameters of `online` that require a gradient.
         loss: TorchRL's loss over both.
         updates: gradient steps so far.
+        version: counts changes after which a captured update is stale.
+        loss_sum: () sum of the losses since the last report, on the device.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class DoubleDQN:
             decay=config.optimizer_decay,
         )
         self.updates = 0
-        self._loss_sum = torch.zeros((), device=device)
+        self.version = 0
+        self.encoder_is_shared = self.bank_is_shared = False
+        self.loss_sum = torch.zeros((), device=device)
         self._updates_at_report = 0
         self.rebuild()
 
@@ -88,6 +93,7 @@ class DoubleDQN:
 
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
+        self.version += 1
         actor = QValueActor(self.online, in_keys=["observation"], action_space="categorical")
         self.loss = DQNLoss(
             actor,
@@ -99,11 +105,6 @@ class DoubleDQN:
         )
         self.loss.make_value_estimator(gamma=self.config.discount)
         self.loss._has_update_associated["value_network"] = True  # as TorchRL's own updaters say: `copy_target` is ours
-        # The loss made a copy of the online network as its target: let it read the lagging target's tensors instead.
-        captured = self.loss.target_value_network_params.flatten_keys(".")
-        lagging = dict(self.target.named_parameters()) | dict(self.target.named_buffers())
-        for name, tensor in captured.items():
-            tensor.data = lagging[name.removeprefix("module.0.module.")].data
         self._share_frozen()
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
 
@@ -114,16 +115,20 @@ class DoubleDQN:
             batches: (K, B) transitions with `observation`, `action` and `next` {`observation`, `reward`, `done`, `terminated`}.
         """
         for batch in batches.unbind(0):
-            for layer in self._spectral:
-                layer.power_iterate()
-            loss = self.compute_loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.config.max_grad_norm:
-                nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
-            self.optimizer.step()
-            self._loss_sum += loss.detach()
+            self.step(batch)
             self.updates += 1
+
+    def step(self, batch: TensorDict) -> None:
+        """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
+        for layer in self._spectral:
+            layer.power_iterate()
+        loss = self.compute_loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.loss_sum += loss.detach()
 
     def compute_loss(self, batch: TensorDict) -> Tensor:
         """The loss () of one batch of B transitions, in the layout of `update`."""
@@ -132,27 +137,55 @@ class DoubleDQN:
             return loss
         following = batch["next"]
         s_tm1, s_t = batch["observation"], following["observation"]
-        with torch.no_grad():
-            if self._encoder_is_shared:
-                x_tm1, x_t = self.online.encoder(torch.cat([s_tm1, s_t])).chunk(2)
-                q_t_value, q_t_selector = self.target.head(x_t), self.online.head(x_t)
-            else:
+        if self.encoder_is_shared:
+            q_tm1, q_t_value, q_t_selector = self._q_on_shared_features(s_tm1, s_t)
+        else:
+            q_tm1 = self.online(s_tm1)
+            with torch.no_grad():
                 q_t_value, q_t_selector = self.target(s_t), self.online(s_t)
-        q_tm1 = self.online.head(x_tm1) if self._encoder_is_shared else self.online(s_tm1)
         discount_t = self.config.discount * (~following["terminated"]).to(q_tm1.dtype)
         return double_dqn_loss(q_tm1, batch["action"], following["reward"], discount_t, q_t_value, q_t_selector)
 
+    def _q_on_shared_features(self, s_tm1: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three values of the loss; a frozen encoder, and a frozen bank that is shared, too, see each observation once."""
+        with torch.no_grad():
+            features = self.online.encoder(torch.cat([s_tm1, s_t]))
+            x_tm1, x_t = features.chunk(2)
+            bank_tm1 = bank_t = None
+            if self.bank_is_shared and self.head.frozen is not None:
+                total, anchor = self.head.frozen(features)
+                anchors = (None, None) if anchor is None else anchor.chunk(2)
+                bank_tm1, bank_t = zip(total.chunk(2), anchors, strict=True)
+            q_t_value, q_t_selector = self.target.head(x_t, bank_t), self.online.head(x_t, bank_t)
+        return self.online.head(x_tm1, bank_tm1), q_t_value, q_t_selector
+
     @torch.no_grad()
     def copy_target(self) -> None:
-        """Copies the online network into the target."""
-        torch._foreach_copy_(list(self.target.state_dict().values()), list(self.online.state_dict().values()))
+        """Copies the online network into the target; what is frozen is shared from then on."""
+        pairs = zip(self.target.state_dict().values(), self.online.state_dict().values(), strict=True)
+        apart = [(lagging, current) for lagging, current in pairs if lagging.data_ptr() != current.data_ptr()]
+        torch._foreach_copy_([lagging for lagging, _ in apart], [current for _, current in apart])
         self._share_frozen()
 
     def _share_frozen(self) -> None:
-        """Notes whether a frozen encoder is the same in both networks, so that its features can be computed once."""
-        self._encoder_is_shared = not any(p.requires_grad for p in self.online.encoder.parameters()) and all(
-            map(torch.equal, self.online.encoder.parameters(), self.target.encoder.parameters())
-        )
+        """Lets the target read the online network's frozen parameters where both are equal: they never move again.
+
+        That halves their memory, and a frozen encoder that is shared need compute its features only once for both networks.
+        """
+        before = self.encoder_is_shared, self.bank_is_shared
+        for current, lagging in zip(self.online.parameters(), self.target.parameters(), strict=True):
+            apart = current.data_ptr() != lagging.data_ptr()
+            if apart and not current.requires_grad and torch.equal(current, lagging):
+                lagging.data = current.data
+        self.encoder_is_shared = _same_tensors(self.online.encoder, self.target.encoder)
+        self.bank_is_shared = self.head.frozen is not None and _same_tensors(self.head.frozen, self.target.head.frozen)
+        if (self.encoder_is_shared, self.bank_is_shared) != before:
+            self.version += 1
+        # TorchRL's loss made a copy of the online network as its target: it reads the lagging target's tensors instead.
+        captured = self.loss.target_value_network_params.flatten_keys(".")
+        tensors = dict(self.target.named_parameters()) | dict(self.target.named_buffers())
+        for name, tensor in captured.items():
+            tensor.data = tensors[name.removeprefix("module.0.module.")].data
 
     @torch.no_grad()
     def q_values(self, observation: Tensor) -> Tensor:
@@ -160,13 +193,89 @@ class DoubleDQN:
         q: Tensor = self.online(observation)
         return q
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later updates depend on: tensors by name (views), plain values, and the head's spec, which rebuilds it.
+
+        Optimizer slots are kept by parameter name, never by position.
+        """
+        slots = {
+            name: {slot: value for slot, value in self.optimizer.state[parameter].items()}
+            for name, parameter in self.online.named_parameters()
+            if parameter in self.optimizer.state
+        }
+        return {
+            "online": self.online.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": slots,
+            "head": self.head.spec(),
+            "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
+            "loss_sum": self.loss_sum,
+            "updates": self.updates,
+            "updates_at_report": self._updates_at_report,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, in a fresh learner of the same configuration.
+
+        Raises:
+            ValueError: a tensor is missing, left over, or of another shape or dtype than this configuration's.
+        """
+        for network in (self.online, self.target):
+            head = network.head
+            assert isinstance(head, InjectedHead)
+            head.to("cpu").grow_to(state["head"])  # fresh weights are drawn on the CPU
+            network.to(self.device)
+        self.target.requires_grad_(False)
+        self.online.encoder.requires_grad_(not state["encoder_frozen"])
+        self.optimizer = make_optimizer(
+            self.config.optimizer,
+            [parameter for parameter in self.online.parameters() if parameter.requires_grad],
+            lr=self.config.lr,
+            eps=self.config.optimizer_eps,
+            decay=self.config.optimizer_decay,
+        )
+        _copy_into(self.online.state_dict(), state["online"], "online")
+        _copy_into(self.target.state_dict(), state["target"], "target")
+        trainable = {name: p for name, p in self.online.named_parameters() if p.requires_grad}
+        if not set(state["optimizer"]) <= set(trainable):
+            raise ValueError(
+                f"optimizer slots of unknown parameters: {sorted(set(state['optimizer']) - set(trainable))}"
+            )
+        for name, saved in state["optimizer"].items():
+            # A slot has its parameter's shape and memory format, or is a scalar.
+            slots = {
+                slot: torch.empty_like(trainable[name] if value.dim() else self.loss_sum)
+                for slot, value in saved.items()
+            }
+            _copy_into(slots, saved, f"optimizer slots of {name}")
+            self.optimizer.state[trainable[name]] = slots
+        _copy_into({"loss_sum": self.loss_sum}, {"loss_sum": state["loss_sum"]}, "accumulators")
+        self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])
+        self.rebuild()
+
     def report_loss(self) -> float | None:
         """Mean loss per update since the last call, None without any; reads the device."""
         count = self.updates - self._updates_at_report
-        loss = float(self._loss_sum) / count if count else None
-        self._loss_sum.zero_()
+        loss = float(self.loss_sum) / count if count else None
+        self.loss_sum.zero_()
         self._updates_at_report = self.updates
         return loss
+
+
+@torch.no_grad()
+def _copy_into(own: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
+    """Copies saved tensors over those of the same name; raises `ValueError`, and copies nothing, unless all of them fit."""
+    mine, theirs = ({name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (own, saved))
+    wrong = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if wrong:
+        found, needed = theirs.get(wrong[0], "nothing"), mine.get(wrong[0], "nothing")
+        raise ValueError(f"{what}: {wrong[0]} is {found} where this configuration has {needed}")
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
+
+
+def _same_tensors(a: nn.Module, b: nn.Module) -> bool:
+    return all(x.data_ptr() == y.data_ptr() for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def double_dqn_loss(

@@ -63,9 +63,9 @@ class MirroredLinear(nn.Module):
         """Action values from the hidden units."""
         half = self.weight.shape[1] // 2
         sizes = [half, half, self.weight.shape[1] - 2 * half]
-        parts = zip(torch.split(hidden, sizes, dim=1), torch.split(self.weight, sizes, dim=1), strict=True)
+        parts = list(zip(torch.split(hidden, sizes, dim=1), torch.split(self.weight, sizes, dim=1), strict=True))
         if half % _ALIGNED:  # products of operands that are aligned alike round alike
-            parts = ((units.clone(), weight.clone()) for units, weight in parts)
+            parts = [(units.clone(), weight.clone()) for units, weight in parts]
         first, second, odd = (F.linear(units, weight) for units, weight in parts)
         out = first + second
         if sizes[2]:
@@ -88,7 +88,7 @@ class PairedLinear(nn.Module):
         """The product, half by half."""
         half = self.weight.shape[0] // 2
         sizes = [half, half, self.weight.shape[0] - 2 * half]
-        biases = [None] * 3 if self.bias is None else self.bias.split(sizes)
+        biases = [None] * 3 if self.bias is None else torch.split(self.bias, sizes)
         parts = zip(torch.split(self.weight, sizes), biases, strict=True)
         return torch.cat([F.linear(features, weight, bias) for weight, bias in parts], dim=1)
 
@@ -192,12 +192,17 @@ class InjectedHead(nn.Module):
         """How often this head has been injected."""
         return len(self.anchors)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Action values: frozen + (live - anchor)."""
+    def forward(self, features: Tensor, frozen_outputs: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """Action values: frozen + (live - anchor).
+
+        Args:
+            features: (B, F).
+            frozen_outputs: what the frozen bank gives for them, where the caller has it already.
+        """
         live: Tensor = self.live(features)
         if self.frozen is None:
             return live
-        frozen, anchor = self.frozen(features)
+        frozen, anchor = self.frozen(features) if frozen_outputs is None else frozen_outputs
         change = live if anchor is None else live - anchor
         q: Tensor = frozen + change
         return q

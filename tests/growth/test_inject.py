@@ -95,9 +95,9 @@ def test_two_parameter_groups_keep_their_settings() -> None:
 def test_bad_networks_get_a_clear_error_and_stay_as_they_were() -> None:
     network = TheirNetwork()
     optimizer = torch.optim.Adam(network.parameters())
-    with pytest.raises(ValueError, match="no module 'head'.*trunk, q"):
+    with pytest.raises(ValueError, match=r"no module 'head'.*trunk, q"):
         inject(network, optimizer=optimizer)
-    with pytest.raises(ValueError, match="optimizer does not hold q.head"):
+    with pytest.raises(ValueError, match=r"optimizer does not hold q\.head"):
         inject(network, head="q.head", optimizer=torch.optim.Adam(network.trunk.parameters()))
     with pytest.raises(ValueError, match="hidden layer"):
         inject(network, head="q.head.2", optimizer=optimizer)

@@ -146,7 +146,8 @@ def test_only_the_live_head_gets_gradients_and_the_encoder_gets_them_through_all
     for name, frozen in before.items():
         assert torch.equal(head.get_parameter(name), frozen)
         assert head.get_parameter(name).grad is None
-    assert head.frozen is not None and x.grad is not None
+    assert head.frozen is not None
+    assert x.grad is not None
     y = features().requires_grad_()
     frozen_sum, anchor_out = head.frozen(y)
     (frozen_sum + head.live(y) - (0 if anchor_out is None else anchor_out)).sum().backward()
