@@ -9,6 +9,7 @@ Units: frames and agent steps are counted over all environments; rewards are sto
 import os
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,7 @@ class Collector:
         self.generator, self.device = generator, device
         self.agent_steps = 0
         self.episode_returns: list[float] = []
-        self._greedy_values: list[float] = []
+        self._greedy_sum, self._greedy_count = 0.0, 0
         self._actions: npt.NDArray[np.int64] | None = None
         self._step = environment.start()
         ring = replay.storage
@@ -115,7 +116,8 @@ class Collector:
         else:
             observation = torch.from_numpy(self._step.observation).to(self.device)
             q = policy(observation).cpu().numpy()
-            self._greedy_values.append(float(q.max(1).mean()))
+            self._greedy_sum += float(q.max(1).mean())
+            self._greedy_count += 1
             self._actions = epsilon_greedy(q, epsilon, self.generator)
         self.environment.send(self._actions)
 
@@ -144,6 +146,31 @@ class Collector:
 
     def report(self) -> tuple[list[float], float | None]:
         """The scores of the episodes that ended and the mean greedy value acted on (None without any), since the last call."""
-        returns, values = self.episode_returns, self._greedy_values
-        self.episode_returns, self._greedy_values = [], []
-        return returns, sum(values) / len(values) if values else None
+        returns = self.episode_returns
+        q_mean = self._greedy_sum / self._greedy_count if self._greedy_count else None
+        self.episode_returns, self._greedy_sum, self._greedy_count = [], 0.0, 0
+        return returns, q_mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later steps and reports depend on, between two steps; without the replay."""
+        return {
+            "environment": self.environment.state_dict(),
+            "exploration": dict(self.generator.bit_generator.state),
+            "agent_steps": self.agent_steps,
+            "episode_returns": list(self.episode_returns),
+            "greedy_sum": self._greedy_sum,
+            "greedy_count": self._greedy_count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, the environments by playing their episodes again.
+
+        Raises:
+            ValueError: the environments do not arrive where they were saved, or the state is malformed.
+        """
+        environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["environment"].items()}
+        self._step = self.environment.load_state_dict(environment)
+        self.generator.bit_generator.state = state["exploration"]
+        self.agent_steps = int(state["agent_steps"])
+        self.episode_returns = [float(score) for score in state["episode_returns"]]
+        self._greedy_sum, self._greedy_count = float(state["greedy_sum"]), int(state["greedy_count"])

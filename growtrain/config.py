@@ -98,6 +98,7 @@ class Config:
     checkpoint_period: int = setting(
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
     )
+    keep: int = setting(1, "Checkpoints kept besides the newest.", identity=False)
 
     # Execution
     device: Device = setting("auto", "auto takes the GPU when there is one.", identity=False)
@@ -130,6 +131,7 @@ class Config:
         for name in ("encoder_width", "lr", "optimizer_eps", "replay_ratio"):
             self._require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite")
         for name in (
+            "keep",
             "noop_max",
             "learning_starts",
             "epsilon_decay_frames",

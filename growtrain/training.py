@@ -1,40 +1,41 @@
 """Training: the only loop. Double DQN (van Hasselt et al. 2016) whose network grows by plasticity injection (Nikishin et al. 2023).
 
-While the environments step in their own threads, the learner does the updates it owes. Everything periodic happens where the frame counter
-crosses a multiple of its period. `train` writes the run's files and yields each record as it is made; what to show and when to stop is up to
-whoever iterates.
+While the environments step in their own threads, the learner does the updates it owes. Everything periodic happens where the frame
+counter crosses a multiple of its period. `train` writes the run's files and yields each record as it is made; what to show and when to
+stop is up to whoever iterates.
 
 Units: frames; seconds on a monotonic clock.
 """
 
 import contextlib
-import json
+import math
 import os
-import platform
-import subprocess
+import shutil
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from growtrain import checkpoint
+from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter, set_aside_newer
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config, ConfigError
 from growtrain.evaluation import evaluate
 from growtrain.growth.interventions import GrowthEvent
 from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning import make_plan
+from growtrain.provenance import describe, describe_machine, differences
 from growtrain.records import Evaluation, Metrics
 from growtrain.replay.frame_ring import FrameRing, frame_replay
+from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file, write_json
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
@@ -42,25 +43,29 @@ from growtrain.telemetry.sinks import RunSinks
 Record = Metrics | Evaluation | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
 _PAUSES = ("growth", "evaluation", "checkpoint")
+_CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
 
 
-def train(config: Config, run_dir: Path, *, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Record]:
+def train(
+    config: Config, run_dir: Path, *, should_stop: Callable[[], bool] = lambda: False, start: Checkpoint | None = None
+) -> Iterator[Record]:
     """Trains one agent and yields what happens, as it happens.
 
     Args:
         config: everything that decides the run.
         run_dir: where its files go; made if missing.
-        should_stop: asked once per environment step; True ends the run early, with a checkpoint.
+        should_stop: asked once per environment step; True ends the run early, with a checkpoint to go on from.
+        start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
         `Metrics`, `Evaluation` and `GrowthEvent`, after they have been written.
 
     Raises:
-        ConfigError: the configuration cannot be run.
+        ConfigError: the configuration cannot be run, or another process runs in this directory.
         GrowthFailed: a growth was rolled back and `config.on_growth_failure` is "stop".
+        CheckpointFailed: the last checkpoint, or several in a row, could not be written.
     """
-    run = Run(config, run_dir)
-    with run.recording():
+    with run_lock(run_dir) as stale_lock, Run(config, run_dir, start).recording(stale_lock) as run:
         while run.collector.frames < config.total_frames and not should_stop():
             with run.phases("act"):
                 run.collector.act(run.learner.q_values)  # the environments step from here on
@@ -76,9 +81,8 @@ def train(config: Config, run_dir: Path, *, should_stop: Callable[[], bool] = la
                 yield run.evaluate()
             if run.crossed(config.log_period):
                 yield run.report()
-            if run.crossed(config.checkpoint_period):
+            if run.checkpoint_due():
                 run.save()
-        run.learn()
         yield from run.finish()
 
 
@@ -87,6 +91,20 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: no GPU is available to PyTorch here; use --device cpu or auto")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def uses_graph(config: Config, device: torch.device) -> bool:
+    """Whether updates run in a CUDA graph; raises `ConfigError` where that was asked for and there is no GPU."""
+    if config.execution == "graph" and device.type != "cuda":
+        raise ConfigError(
+            "--execution graph: CUDA graphs need a GPU; use --execution auto, or --device cuda where there is one"
+        )
+    return device.type == "cuda" and config.execution != "eager"
+
+
+def make_captured(learner: DoubleDQN, ring: FrameRing) -> CapturedUpdate:
+    """The learner's update in a CUDA graph that gathers its batch from the ring."""
+    return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), learner.config.batch_size)
 
 
 @dataclass
@@ -109,8 +127,8 @@ class Run:
         totals: per stage.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
+        self.config, self.run_dir, self._start = config, run_dir, start
         self.device = resolve_device(config.device)
         num_threads = config.num_threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(num_threads)
@@ -130,6 +148,7 @@ class Run:
             device=self.device,
             generator=torch.Generator().manual_seed(weights),
         )
+        self.captured = make_captured(self.learner, self.ring) if uses_graph(config, self.device) else None
         self.growth_generator = torch.Generator().manual_seed(growth)
         self.stage = 0
         self.totals = [StageTotals() for _ in range(len(self.schedule.injection_frames) + 1)]
@@ -140,6 +159,13 @@ class Run:
         self._frames_accounted = self._updates_accounted = 0
         self._frames_reported = self._updates_reported = 0
         self._seconds: dict[str, float] = {}
+        self._resumes: list[dict[str, Any]] = []
+        self._failed_checkpoints, self._retry_at = 0, math.inf
+        resumed = start is not None and start.path.parent.parent.resolve() == run_dir.resolve()
+        self._forked = start is not None and not resumed
+        self._writer = CheckpointWriter(run_dir, config.keep, start.segments if start is not None and resumed else ())
+        if start is not None:
+            self._restore(start)
 
     def crossed(self, period: int) -> bool:
         """Whether the last step went past a multiple of `period` frames (0: never)."""
@@ -149,9 +175,13 @@ class Run:
     def learn(self) -> None:
         """Does the updates owed so far, their batches drawn in one call."""
         owed = updates_due(self.config, self.collector.agent_steps) - self.learner.updates
-        if owed > 0:
+        if owed <= 0:
+            return
+        if self.captured is None:
             batches = self.replay.sample(owed * self.config.batch_size)
             self.learner.update(batches.view(owed, self.config.batch_size))
+        else:
+            self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
     def grow(self) -> Iterator[GrowthEvent]:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
@@ -219,31 +249,63 @@ class Run:
         self.sinks.write("metrics", record.to_dict())
         return record
 
-    def save(self) -> None:
-        """Writes a checkpoint."""
+    def checkpoint_due(self) -> bool:
+        """Whether a period has gone by, or the wait after a failed checkpoint; the end of the run makes its own."""
+        frames = self.collector.frames
+        return frames < self.config.total_frames and (
+            self.crossed(self.config.checkpoint_period) or frames >= self._retry_at
+        )
+
+    def save(self, *, required: bool = False) -> None:
+        """Writes a checkpoint, which changes nothing in the run; a failure is said aloud and tried again after a while.
+
+        Raises:
+            CheckpointFailed: it was the third failure in a row, or `required`.
+        """
+        frames = self.collector.frames
         with self.phases("checkpoint"):
-            checkpoint.save(self.run_dir, self.learner, self.collector.frames)
+            self._account()
+            for path in self.run_dir.glob("*.jsonl"):
+                sync_file(path)  # the records before a checkpoint outlive a power cut if it does
+            try:
+                self._writer.save(self.state_dict(), self.ring, self.config, frames=frames, device=self.device)
+            except CheckpointFailed as error:
+                self._failed_checkpoints += 1
+                if required or self._failed_checkpoints >= _CHECKPOINT_ATTEMPTS:
+                    raise
+                wait = max(1, self.config.checkpoint_period // 8) * 2 ** (self._failed_checkpoints - 1)
+                self._retry_at = frames + wait
+                warnings.warn(f"{error}; the ones before are kept, the next attempt is in {wait} frames", stacklevel=2)
+            else:
+                self._failed_checkpoints, self._retry_at = 0, math.inf
 
     def finish(self) -> Iterator[Record]:
-        """The last evaluation, record and checkpoint, where the loop has not just made them."""
-        if self.config.eval_period and not self.crossed(self.config.eval_period):
-            yield self.evaluate()
-        if self._frames_reported < self.collector.frames:
-            yield self.report()
-        self.save()
+        """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on."""
+        if self.collector.frames >= self.config.total_frames:
+            self.learn()
+            if self.config.eval_period and not self.crossed(self.config.eval_period):
+                yield self.evaluate()
+            if self._frames_reported < self.collector.frames:
+                yield self.report()
+        self.save(required=True)
         self._account()
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self, stale_lock: str | None = None) -> Iterator["Run"]:
         """Opens the run's files and the GPU monitor; always leaves a `summary.json` that says how the run ended."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        _write_json(self.run_dir / "config.json", describe(self.config, self.device))
+        if stale_lock:
+            warnings.warn(f"{stale_lock} ended without letting go of {self.run_dir}; taken over", stacklevel=2)
+        if self._start is not None:
+            self._take_up(self._start)
+        write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
         self.sinks = RunSinks(self.run_dir)
         monitor = open_monitor(self.device)
         monitor.start()
         status = "failed"
         try:
-            yield
+            if self._forked:
+                self.save(required=True)
+            yield self
             status = "done" if self.collector.frames >= self.config.total_frames else "stopped"
         except GeneratorExit:
             status = "stopped"
@@ -252,7 +314,91 @@ class Run:
             monitor.stop()
             self.sinks.close()
             self.collector.environment.close(raise_if_closed=False)
-            _write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+            write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""
+        now, ring = time.perf_counter(), self.ring.state_dict()
+        del ring["frames"]
+        return {
+            "num_actions": self.learner.num_actions,
+            "width": self.learner.width,
+            "learner": self.learner.state_dict(),
+            "collector": self.collector.state_dict(),
+            "ring": ring,
+            "growth_generator": self.growth_generator.get_state(),
+            "stage": self.stage,
+            "totals": [[total.frames, total.updates, total.seconds] for total in self.totals],
+            "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
+            "recent_returns": list(self._recent_returns),
+            "frames_reported": self._frames_reported,
+            "updates_reported": self._updates_reported,
+            "seconds": self._seconds,
+            "since_report": now - self._reported,
+            "wall_seconds": now - self._wall_start,
+            "resumes": self._resumes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, all but the frames of the replay; a changed seed keeps its own generators."""
+        self.learner.load_state_dict(state["learner"])
+        self.collector.load_state_dict(state["collector"])
+        self.ring.load_state_dict(state["ring"])
+        self.ring.check_valid()
+        self.growth_generator.set_state(state["growth_generator"])
+        self.stage = int(state["stage"])
+        for total, values in zip(self.totals, state["totals"], strict=False):
+            total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
+        self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
+        self._recent_returns.extend(float(score) for score in state["recent_returns"])
+        self._frames_reported, self._updates_reported = int(state["frames_reported"]), int(state["updates_reported"])
+        self._frames_accounted, self._updates_accounted = self.collector.frames, self.learner.updates
+        self._seconds = {str(name): float(seconds) for name, seconds in state["seconds"].items()}
+        self._resumes = list(state["resumes"])
+        self.phases.take()
+        now = self._accounted = time.perf_counter()
+        self._reported, self._wall_start = now - float(state["since_report"]), now - float(state["wall_seconds"])
+
+    def _restore(self, start: Checkpoint) -> None:
+        """Makes this run the one that was saved; raises `Unreadable` where the checkpoint does not fit."""
+        state = start.state
+        if start.config.seed != self.config.seed:  # a fork with another seed: the past is kept, the future is its own
+            state["collector"]["exploration"] = dict(self.collector.generator.bit_generator.state)
+            state["ring"]["rng"] = self.ring.state_dict()["rng"]
+            state["growth_generator"] = self.growth_generator.get_state()
+        try:
+            self.load_state_dict(state)
+            start.load_frames(self.ring)
+        except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
+            raise Unreadable(f"{start.path}: {error}") from error
+        machine = describe_machine(self.device)
+        skew = differences(start.machine, machine)
+        if skew:
+            warnings.warn(
+                f"the checkpoint was made with other {', '.join(skew)}: results may differ in the last bits",
+                stacklevel=2,
+            )
+        changes = {
+            name: value for name, value in self.config.to_dict().items() if start.config.to_dict()[name] != value
+        }
+        self._resumes.append(
+            {"frames": start.frames, "changes": changes, "skew": skew}
+            | ({"forked_from": str(start.path)} if self._forked else {})
+        )
+        state.clear()  # the networks and the transitions are in memory twice until here
+
+    def _take_up(self, start: Checkpoint) -> None:
+        """Brings the run's files back to the checkpoint: no record after it, nothing half-written."""
+        sweep(self.run_dir)
+        (self.run_dir / "summary.json").unlink(missing_ok=True)
+        if self._forked:
+            for path in start.path.parent.parent.glob("*.jsonl"):
+                shutil.copyfile(path, self.run_dir / path.name)
+        for path in self.run_dir.glob("*.jsonl"):
+            cut_back(path, start.frames)
+        aside = set_aside_newer(self.run_dir, start.frames)
+        if aside:
+            warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=2)
 
     def _account(self) -> None:
         """Charges the time since the last call to the current stage, less the phases in which training stood still."""
@@ -298,33 +444,5 @@ class Run:
             else (sum(recent) / len(recent) if recent else None),
             "final_return_source": "evaluation" if evaluation else "last 100 training episodes",
             "human_normalized_score": evaluation.human_normalized_score if evaluation else None,
+            "resumes": self._resumes,
         }
-
-
-def describe(config: Config, device: torch.device) -> dict[str, Any]:
-    """What `config.json` holds: the configuration and what it ran on."""
-    packages = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py", "numpy", "nvidia-ml-py")
-    return {
-        "config": config.to_dict(),
-        "fingerprint": config.fingerprint(),
-        "versions": {"growtrain": version("growtrain"), "python": platform.python_version()}
-        | {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-        "num_threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the source tree, None for an installed package."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -10,7 +10,7 @@ ROOT = Path(growtrain.__file__).parent
 # From the bottom up. A name with a slash-less folder stands for every module in it.
 LAYERS = [
     ["config"],
-    ["presets", "tasks", "records"],
+    ["presets", "tasks", "records", "runfiles", "provenance"],
     ["commandline", "diagnostics"],
     ["networks.heads", "networks.encoders", "networks.q_network", "environments", "replay", "optimizers", "telemetry"],
     ["networks.injected"],
