@@ -1,0 +1,492 @@
+"""What an update costs at every stage of growth, for each anchor, against a network that had the full width from the start.
+
+Nikishin et al. (2023, section 5, "dynamic growth") report wall-clock saved by starting small. This measures one Double-DQN update of
+real learners, grown by the real transaction, in one process and in turns: one update of each per round, so that a slower moment of the
+machine hits all of them. A ratio is taken within a round; tables show the median over the rounds and the quartiles.
+
+    python benchmarks/growth_cost.py --widths 512 --seconds 240 --output results/growth_cost_512
+
+1. FLOPs are counted by torch's `FlopCounterMode` on the same learners and compared with the formula that `growtrain plan` uses.
+2. The target has been copied since the last growth: but for the first frames of a stage, that is what a run's updates are like.
+3. A schedule's figure weights its stages by their share of the frames; acting, environments, sampling and the growth itself are not in it.
+4. Every learner has one batch of noise in memory. Its weights are not in the cache when its turn comes, because the others have been there
+   (`--updates-per-turn` above 1 shows what that does).
+
+Units: seconds; FLOPs of one update (2 per multiply-add, matrix products and convolutions only); bytes.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m growtrain` does, before torch is imported
+
+import argparse
+import importlib.util
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from recording import describe_machine, machine_lines, summarize, with_spread, write_outputs
+from tensordict import TensorDict
+from torch.utils.flop_counter import FlopCounterMode
+
+from growtrain.collection import num_actions_of
+from growtrain.config import PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
+from growtrain.growth.schedules import make_schedule
+from growtrain.growth.transaction import grow
+from growtrain.learners.captured import CapturedUpdate
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.planning import FROZEN_HEADS_PER_INJECTION, network_shape, synthetic_batches, update_flops
+from growtrain.presets import paper
+from growtrain.training import resolve_device, uses_graph
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ANCHORS: tuple[Anchor, ...] = get_args(Anchor)
+CHEAP_ANCHORS = ("zero", "mirrored")
+INJECTIONS = 3
+WARM_UP_ROUNDS = 3
+LEAST_ROUNDS = 3
+GOAL_WIDTH = 512
+GOALS = {0: 0.80, 2: 0.65}  # --freeze-encoder-at: the most that grow3x with a cheap anchor may take of full3x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One learner to time: `stage` injections with `anchor`, the encoder frozen from injection `freeze_encoder_at` on (0: never).
+
+    `width` is that of one head; the references full1x and full3x are subjects at stage 0 with a wider head.
+    """
+
+    name: str
+    width: int
+    anchor: Anchor | None = None
+    stage: int = 0
+    freeze_encoder_at: int = 0
+
+    @property
+    def encoder_trains(self) -> bool:
+        """Whether updates still change the encoder."""
+        return not 0 < self.freeze_encoder_at <= self.stage
+
+
+def stage_name(anchor: str, stage: int) -> str:
+    """What the learner of a stage is called; stage 0 is the same for every anchor."""
+    return f"{anchor} {stage}" if stage else "small"
+
+
+def make_subjects(width: int, freeze_encoder_at: int) -> list[Subject]:
+    """The references and all stages of all anchors, for one small width and one time of freezing the encoder."""
+    references = [
+        Subject(name="small", width=width),
+        Subject(name="full1x", width=2 * width),
+        Subject(name="full3x", width=4 * width),
+    ]
+    return references + [
+        Subject(
+            name=stage_name(anchor, stage),
+            width=width,
+            anchor=anchor,
+            stage=stage,
+            freeze_encoder_at=freeze_encoder_at,
+        )
+        for anchor in ANCHORS
+        for stage in range(1, INJECTIONS + 1)
+    ]
+
+
+def planned_flops(subject: Subject, config: Config, num_actions: int) -> int:
+    """FLOPs of an update by the formula of `growtrain plan`."""
+    shape = network_shape(config, num_actions, subject.width)
+    num_frozen = subject.stage * FROZEN_HEADS_PER_INJECTION[subject.anchor] if subject.anchor else 0
+    return update_flops(shape, config.batch_size, num_frozen, subject.encoder_trains).total
+
+
+def stage_shares(schedule: str) -> list[float]:
+    """The share of the frames, and so of the updates, that each stage of a schedule has."""
+    lengths = make_schedule(schedule, PAPER_TOTAL_FRAMES).stage_frames(PAPER_TOTAL_FRAMES)
+    return [length / PAPER_TOTAL_FRAMES for length in lengths]
+
+
+def schedule_ratios(
+    stages: Sequence[Sequence[float]], shares: Sequence[float], reference: Sequence[float]
+) -> list[float]:
+    """A whole schedule's cost relative to a reference, round by round.
+
+    Args:
+        stages: for each stage, its cost in every round.
+        shares: for each stage, its share of the updates; they sum to 1.
+        reference: the reference's cost in every round.
+    """
+    rounds = zip(*stages, strict=True)
+    costs = (sum(share * cost for share, cost in zip(shares, costs, strict=True)) for costs in rounds)
+    return [cost / base for cost, base in zip(costs, reference, strict=True)]
+
+
+class _NoModules(SimpleNamespace):
+    """Stands in for the FLOP counter's module tracker, which compares modules for equality and so fails on tensordicts."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def count_flops(learner: DoubleDQN, batches: TensorDict) -> int:
+    """FLOPs of `learner.update(batches)`, which is done."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules(parents={"Global"})  # type: ignore[assignment]
+    with counter:
+        learner.update(batches)
+    return int(counter.get_total_flops())
+
+
+def build(subject: Subject, config: Config, num_actions: int, device: torch.device) -> tuple[DoubleDQN, TensorDict]:
+    """A learner grown to the subject's stage as a run grows it, with its own batch (1, B) on the device."""
+    generator = torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, num_actions, width=subject.width, device=device, generator=generator)
+    batches = synthetic_batches(config, num_actions, 1, generator).to(device)
+    learner.update(batches)  # optimizer slots exist, and the target lags, as at a growth in a run
+    for stage in range(1, subject.stage + 1):
+        assert subject.anchor is not None
+        freeze = stage == subject.freeze_encoder_at
+        grow(learner, batches["observation"][0], anchor=subject.anchor, generator=generator, freeze_encoder=freeze)
+    learner.copy_target()
+    return learner, batches
+
+
+def make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
+    """One update as a run does it: on a GPU in a CUDA graph, unless the execution is eager."""
+    if not uses_graph(learner.config, learner.device):
+        return lambda: learner.update(batches)
+    captured = CapturedUpdate(learner, lambda rows: batches[0], learner.config.batch_size)
+    no_rows = torch.zeros(learner.config.batch_size, dtype=torch.int64)
+    return lambda: captured.update(no_rows)
+
+
+def time_rounds(
+    updates: Sequence[Callable[[], object]], device: torch.device, seconds: float, updates_per_turn: int
+) -> list[list[float]]:
+    """Seconds per update of each learner in every round; the order of turns is reversed from round to round.
+
+    Args:
+        updates: one of each learner.
+        device: waited for before and after a turn.
+        seconds: how long to go on; at least `LEAST_ROUNDS` rounds are made after `WARM_UP_ROUNDS` that are not counted.
+        updates_per_turn: updates of a learner before the next one's turn.
+    """
+    rounds: list[list[float]] = []
+    deadline, number = float("inf"), 0
+    while time.perf_counter() < deadline or len(rounds) < LEAST_ROUNDS:
+        if number == WARM_UP_ROUNDS:
+            deadline = time.perf_counter() + seconds
+        taken = [0.0] * len(updates)
+        order = range(len(updates)) if number % 2 else reversed(range(len(updates)))
+        for index in order:
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(updates_per_turn):
+                updates[index]()
+            synchronize(device)
+            taken[index] = (time.perf_counter() - start) / updates_per_turn
+        if number >= WARM_UP_ROUNDS:
+            rounds.append(taken)
+        number += 1
+    return [list(times) for times in zip(*rounds, strict=True)]
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Builds and times one group of learners after the other; returns the record that goes into the JSON file."""
+    device = resolve_device(arguments.device)
+    torch.set_num_threads(arguments.num_threads or len(os.sched_getaffinity(0)))
+    machine = describe_machine(device.type)
+    num_actions = num_actions_of(arguments.game)
+    config = paper(
+        game=arguments.game,
+        batch_size=arguments.batch_size,
+        encoder_width=arguments.encoder_width,
+        execution=arguments.execution,
+        num_threads=arguments.num_threads,
+    )
+    groups = [(width, freeze_at) for width in arguments.widths for freeze_at in arguments.freeze_encoder_at]
+    # Time in proportion to what a round costs gives every group the same number of rounds.
+    work = {
+        group: sum(planned_flops(subject, config, num_actions) for subject in make_subjects(*group)) for group in groups
+    }
+    record = []
+    for width, freeze_at in groups:
+        subjects = make_subjects(width, freeze_at)
+        rows: list[dict[str, Any]] = []
+        updates: list[Callable[[], object]] = []
+        for subject in subjects:
+            learner, batches = build(subject, config, num_actions, device)
+            # A replayed CUDA graph dispatches nothing that could be counted: a twin on the CPU is counted instead.
+            twin = (
+                (learner, batches) if device.type == "cpu" else build(subject, config, num_actions, torch.device("cpu"))
+            )
+            rows.append(
+                {
+                    "name": subject.name,
+                    "anchor": subject.anchor,
+                    "stage": subject.stage,
+                    "head_width": subject.width,
+                    "encoder_trains": subject.encoder_trains,
+                    "flops_counted": count_flops(*twin),
+                    "flops_planned": planned_flops(subject, config, num_actions),
+                }
+            )
+            updates.append(make_update(learner, batches))
+        seconds = arguments.seconds * work[width, freeze_at] / sum(work.values())
+        _say(f"width {width}, {encoder_name(freeze_at)}: {len(updates)} learners, {_peak_gb():.2f} GB, {seconds:.0f} s")
+        times = time_rounds(updates, device, seconds, arguments.updates_per_turn)
+        for row, row_times in zip(rows, times, strict=True):
+            row["seconds"] = row_times
+        record.append({"width": width, "freeze_encoder_at": freeze_at, "learners": rows})
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "figures_from")}
+    return {
+        "benchmark": "growth_cost",
+        "machine": machine,
+        "settings": settings | {"device": device.type, "num_actions": num_actions, "optimizer": config.optimizer},
+        "warm_up_rounds": WARM_UP_ROUNDS,
+        "peak_memory_bytes": int(_peak_gb() * 1e9),
+        "groups": record,
+    }
+
+
+def analyze(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's ratios: per learner `time` (every round) and `flops` relative to full3x, and whole schedules by anchor.
+
+    Returns:
+        `stages` {name: {time, flops}} and `schedules` {(schedule, anchor): {time, flops}}; grow1x is relative to full1x, and left out
+        where the encoder would freeze later than its only injection.
+    """
+    times = {row["name"]: row["seconds"] for row in group["learners"]}
+    flops = {row["name"]: row["flops_counted"] for row in group["learners"]}
+    stages = {
+        name: {"time": schedule_ratios([times[name]], [1.0], times["full3x"]), "flops": flops[name] / flops["full3x"]}
+        for name in times
+    }
+    schedules = {}
+    for schedule, reference, last in (("grow3x", "full3x", 3), ("grow1x", "full1x", 1)):
+        if group["freeze_encoder_at"] > last:
+            continue
+        for anchor in ANCHORS:
+            names, shares = [stage_name(anchor, stage) for stage in range(last + 1)], stage_shares(schedule)
+            (flops_ratio,) = schedule_ratios([[flops[name]] for name in names], shares, [flops[reference]])
+            time_ratios = schedule_ratios([times[name] for name in names], shares, times[reference])
+            schedules[schedule, anchor] = {"time": time_ratios, "flops": flops_ratio}
+    return {"stages": stages, "schedules": schedules}
+
+
+def encoder_name(freeze_encoder_at: int) -> str:
+    """How tables name a time of freezing the encoder."""
+    return f"encoder frozen from injection {freeze_encoder_at}" if freeze_encoder_at else "learning encoder"
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as Markdown: tables, goals, the check of the FLOPs, and what was done."""
+    settings = record["settings"]
+    rounds = [len(group["learners"][0]["seconds"]) for group in record["groups"]]
+    turns = settings["updates_per_turn"]
+    lines = [
+        "# What an update costs at every stage of growth",
+        "",
+        machine_lines(record["machine"])
+        + f"- Measured: `DoubleDQN.update` on {settings['device']}, execution {settings['execution']}, batch {settings['batch_size']}, "
+        f"encoder width {settings['encoder_width']:g}, {settings['optimizer']}, {settings['num_actions']} actions ({settings['game']}); "
+        f"{'one update' if turns == 1 else f'{turns} updates'} of each learner per round, {_range(rounds)} rounds after "
+        f"{record['warm_up_rounds']} of warm-up; peak memory {record['peak_memory_bytes'] / 1e9:.1f} GB",
+        "- Cells: median over rounds of the ratio within a round [quartiles] (ratio of counted FLOPs)",
+        "",
+    ]
+    for width in dict.fromkeys(group["width"] for group in record["groups"]):
+        groups = [group for group in record["groups"] if group["width"] == width]
+        lines += [f"## Small width {width}", "", *_reference_table(groups), ""]
+        lines += ["Update time, relative to full3x in the same round:", ""]
+        lines += ["| encoder | anchor | stage 1 | stage 2 | stage 3 |", "|---|---|---|---|---|"]
+        for group in groups:
+            stages = analyze(group)["stages"]
+            for anchor in ANCHORS:
+                cells = [_cell(stages[stage_name(anchor, stage)]) for stage in range(1, INJECTIONS + 1)]
+                lines.append(f"| {' | '.join([encoder_name(group['freeze_encoder_at']), anchor, *cells])} |")
+        lines += ["", "Whole schedule, stages weighted by their share of the frames:", ""]
+        lines += ["| encoder | anchor | grow3x / full3x | goal | grow1x / full1x |", "|---|---|---|---|---|"]
+        for group in groups:
+            schedules, freeze_at = analyze(group)["schedules"], group["freeze_encoder_at"]
+            for anchor in ANCHORS:
+                grow3x, grow1x = schedules["grow3x", anchor], schedules.get(("grow1x", anchor))
+                goal = _goal(width, freeze_at, anchor, grow3x["time"])
+                cells = [_cell(grow3x), goal, _cell(grow1x) if grow1x else "never frozen"]
+                lines.append(f"| {' | '.join([encoder_name(freeze_at), anchor, *cells])} |")
+        lines.append("")
+    return "\n".join([*lines, flops_check(record), ""])
+
+
+def flops_check(record: dict[str, Any]) -> str:
+    """One paragraph: whether the counted FLOPs are the planning formula's, and by how much not, in GFLOP."""
+    rows = [(group, row) for group in record["groups"] for row in group["learners"]]
+    wrong = [(group, row) for group, row in rows if row["flops_planned"] != row["flops_counted"]]
+    text = f"FLOPs: the count equals the planning formula for {len(rows) - len(wrong)} of {len(rows)} learners."
+    if wrong:
+        if record["settings"]["execution"] == "eager":
+            text += (
+                " The formula is that of the default execution; eager computes again what is frozen in both networks."
+            )
+        named = (
+            f"{row['name']} (head {row['head_width']}, {encoder_name(group['freeze_encoder_at'])}) "
+            f"{(row['flops_planned'] - row['flops_counted']) / 1e9:+.4f}"
+            for group, row in wrong
+        )
+        text += f" MISMATCH, formula less count in GFLOP: {'; '.join(named)}."
+    return text
+
+
+def draw(record: dict[str, Any]) -> "Figure":
+    """The figure: per small width, the stages with a learning encoder, and whole schedules by anchor and encoder."""
+    from matplotlib.figure import Figure
+
+    widths = list(dict.fromkeys(group["width"] for group in record["groups"]))
+    figure = Figure(figsize=(10, 3.6 * len(widths)), layout="constrained")
+    axes = figure.subplots(len(widths), 2, squeeze=False)
+    colors = dict(zip(ANCHORS, ("#b5412b", "#7a8b99", "#1f6f8b"), strict=True))
+    for (left, right), width in zip(axes, widths, strict=True):
+        groups = [group for group in record["groups"] if group["width"] == width]
+        first = analyze(groups[0])["stages"]
+        for offset, anchor in enumerate(ANCHORS):
+            names = [stage_name(anchor, stage) for stage in range(INJECTIONS + 1)]
+            x = [stage + 0.08 * (offset - 1) for stage in range(INJECTIONS + 1)]
+            left.errorbar(
+                x, *_bars([first[name]["time"] for name in names]), fmt="o-", color=colors[anchor], label=anchor
+            )
+            left.plot(x, [first[name]["flops"] for name in names], "x", color=colors[anchor])
+        left.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        left.set_xticks(range(INJECTIONS + 1), [f"stage {stage}" for stage in range(INJECTIONS + 1)])
+        left.set_ylabel("update / full3x's update")
+        left.set_title(f"small width {width}, {encoder_name(groups[0]['freeze_encoder_at'])}\n(cross: counted FLOPs)")
+        for offset, anchor in enumerate(ANCHORS):
+            schedules = [analyze(group)["schedules"]["grow3x", anchor] for group in groups]
+            x = [position + 0.27 * (offset - 1) for position in range(len(groups))]
+            middles, errors = _bars([schedule["time"] for schedule in schedules])
+            right.bar(x, middles, 0.25, yerr=errors, color=colors[anchor], label=anchor)
+            right.plot(x, [schedule["flops"] for schedule in schedules], "x", color="black")
+        for position, group in enumerate(groups):
+            goal = GOALS.get(group["freeze_encoder_at"]) if width == GOAL_WIDTH else None
+            if goal:
+                right.hlines(goal, position - 0.42, position + 0.42, color="black", linestyle="--")
+                right.text(position + 0.42, goal, f" goal {goal:.2f}", va="bottom", ha="right", fontsize=8)
+        right.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        right.set_xticks(range(len(groups)), [_encoder_tick(group["freeze_encoder_at"]) for group in groups])
+        right.set_ylabel("grow3x / full3x")
+        right.set_title("updates of the whole schedule\n(cross: counted FLOPs)")
+        for panel in (left, right):
+            panel.set_ylim(bottom=0)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, [f"anchor {label}" for label in labels], loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def _encoder_tick(freeze_encoder_at: int) -> str:
+    return f"encoder frozen\nfrom injection {freeze_encoder_at}" if freeze_encoder_at else "learning\nencoder"
+
+
+def _bars(values: Sequence[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
+    """Medians, and the distances to the quartiles below and above."""
+    summaries = [summarize(series) for series in values]
+    below = [s["median"] - s["q1"] for s in summaries]
+    above = [s["q3"] - s["median"] for s in summaries]
+    return [s["median"] for s in summaries], [below, above]
+
+
+def _reference_table(groups: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| reference | head | ms per update | GFLOP per update | / full3x |", "|---|---|---|---|---|"]
+    for name in ("small", "full1x", "full3x"):
+        rows = [next(row for row in group["learners"] if row["name"] == name) for group in groups]
+        milliseconds = [1e3 * seconds for row in rows for seconds in row["seconds"]]
+        full = [seconds for group in groups for seconds in analyze(group)["stages"][name]["time"]]
+        cell = _cell({"time": full, "flops": analyze(groups[0])["stages"][name]["flops"]})
+        gflop = f"{rows[0]['flops_counted'] / 1e9:.3f}"
+        lines.append(f"| {name} | {rows[0]['head_width']} | {with_spread(milliseconds, 1)} | {gflop} | {cell} |")
+    return lines
+
+
+def _cell(ratio: dict[str, Any]) -> str:
+    return f"{with_spread(ratio['time'])} ({ratio['flops']:.2f})"
+
+
+def _goal(width: int, freeze_encoder_at: int, anchor: str, ratios: Sequence[float]) -> str:
+    goal = GOALS.get(freeze_encoder_at)
+    if width != GOAL_WIDTH or anchor not in CHEAP_ANCHORS or goal is None:
+        return "none set"
+    return f"<= {goal:.2f}: {'met' if summarize(ratios)['median'] <= goal else 'missed'}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(min(counts))
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[512, 2048], help="small widths")
+    parser.add_argument("--freeze-encoder-at", type=int, nargs="+", default=[0, 1, 2], choices=range(INJECTIONS + 1))
+    parser.add_argument("--seconds", type=float, default=240.0, help="of timing in all; building comes on top")
+    parser.add_argument("--updates-per-turn", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--encoder-width", type=float, default=1.0, help="factor on the convolutions' channels")
+    parser.add_argument("--game", default="phoenix", help="decides the number of actions")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--execution", default="auto", choices=get_args(Execution))
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all that this process may use")
+    parser.add_argument("--output", type=Path, help="path without suffix; .json, .md and .svg are added")
+    parser.add_argument("--figures-from", type=Path, help="a .json written before: no measuring, .md and .svg anew")
+    arguments = parser.parse_args(words)
+    if arguments.seconds <= 0 or arguments.updates_per_turn < 1 or min(arguments.widths) < 1:
+        parser.error("--seconds, --updates-per-turn and --widths must be positive")
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measures, or reads what was measured; prints the report and writes the files."""
+    arguments = parse(words)
+    try:
+        record = (
+            json.loads(arguments.figures_from.read_text(encoding="utf-8"))
+            if arguments.figures_from
+            else measure(arguments)
+        )
+    except (ConfigError, OSError) as error:
+        _say(f"growth_cost: {error}")
+        return 2
+    text = report(record)
+    print(text)
+    output = arguments.output or (arguments.figures_from and arguments.figures_from.with_suffix(""))
+    if output:
+        if not (can_draw := importlib.util.find_spec("matplotlib") is not None):
+            _say("matplotlib is not installed, so there is no figure: pip install 'growtrain[bench]'")
+        for path in write_outputs(output, record, text, draw(record) if can_draw else None):
+            _say(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,538 @@
+"""How fast the training loop is: against its own bare update, against the machine, and against Stable-Baselines3's DQN.
+
+    python benchmarks/throughput.py --seconds 200 --output results/throughput_cpu
+
+Everything runs in one process and in turns of a few seconds, in every repeat all of it, so that a slower moment of the machine hits all;
+a ratio is taken within a repeat, and tables show the median over repeats and the quartiles. On a CPU:
+
+1. efficiency: updates of the real loop x time of a bare update / wall-clock of the loop. A bare update has its batch in memory.
+2. bare update: its time against its FLOPs (the formula of `growtrain plan`) at the rate of a large matrix product.
+3. frames per second against Stable-Baselines3's DQN with the same game, preprocessing, batch, replay ratio and threads.
+
+On a GPU: environments alone, updates alone, the real loop, its share of the slower of the two, and a profile of where the rest goes.
+
+The loop is `growtrain.training.Run`, driven as `train` drives it: act, learn, receive, copy the target; without evaluations, records and
+checkpoints.
+
+Units: seconds; emulator frames (4 per agent step); FLOPs, 2 per multiply-add.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m growtrain` does, before torch is imported
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from recording import describe_machine, machine_lines, summarize, with_spread, write_outputs
+from sb3_dqn import Arm, Sample, sb3_arm
+
+from growtrain.collection import make_environment
+from growtrain.config import FRAME_SKIP, Config, ConfigError, Execution
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.planning import network_shape, update_flops
+from growtrain.presets import paper
+from growtrain.tasks import canonical_game
+from growtrain.training import Run, make_captured, uses_graph
+
+GOAL_EFFICIENCY, GOAL_FLOP_RATIO, GOAL_SPEEDUP = 0.85, 1.5, 1.5
+PRODUCT_SIZE = 2048
+WARM_UP_UPDATES = 20
+SHARES = {"loop": 1.0, "update": 0.6, "product": 0.2, "environments": 0.2, "act": 0.1}  # of a turn; the others: 1
+TOP = 12  # rows of the profile's tables
+
+
+class Loop:
+    """The real loop, ready to go on from where it was."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        """Builds the run, fills the replay with random play, and does the first updates."""
+        self.run = Run(config, run_dir)
+        while self.run.learner.updates < WARM_UP_UPDATES:
+            self.step()
+
+    def step(self) -> None:
+        """One turn of `growtrain.training.train`."""
+        run = self.run
+        with run.phases("act"):
+            run.collector.act(run.learner.q_values)
+        with run.phases("learn"):
+            run.learn()
+        with run.phases("environment"):
+            run.collector.receive()
+        if run.crossed(run.config.target_period):
+            run.learner.copy_target()
+
+    def __call__(self, seconds: float) -> Sample:
+        """Runs it; `phases` are its timers, which never wait for a GPU."""
+        run = self.run
+        run.phases.take()
+        frames, updates = run.collector.frames, run.learner.updates
+        sample = timed(self.step, run.device, seconds)
+        sample |= {"frames": run.collector.frames - frames, "updates": run.learner.updates - updates}
+        return sample | {"phases": run.phases.take()}
+
+
+def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Sample:
+    """Calls until the time is over; a GPU is waited for at both ends."""
+    synchronize(device)
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        call()
+        calls += 1
+    synchronize(device)
+    return {"seconds": time.perf_counter() - start, "calls": calls}
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def update_arm(loop: Loop) -> Arm:
+    """Bare updates of another learner like the loop's, on real transitions that are drawn once."""
+    run, config = loop.run, loop.run.config
+    learner = DoubleDQN(
+        config,
+        run.learner.num_actions,
+        width=config.width,
+        device=run.device,
+        generator=torch.Generator().manual_seed(0),
+    )
+    num_updates = max(1, round(config.num_envs * config.replay_ratio))
+    if uses_graph(config, run.device):
+        captured, rows = make_captured(learner, run.ring), run.ring.sample_indices(num_updates * config.batch_size)
+        update: Callable[[], object] = partial(captured.update, rows)  # the gather is part of the graph
+    else:
+        batches = run.replay.sample(num_updates * config.batch_size).view(num_updates, config.batch_size)
+        update = partial(learner.update, batches)
+
+    def arm(seconds: float) -> Sample:
+        before = learner.updates
+        sample = timed(update, run.device, seconds)
+        return sample | {"updates": learner.updates - before}
+
+    arm(0.2)
+    return arm
+
+
+def product_arm(device: torch.device) -> Arm:
+    """Products of square float32 matrices, with the threads of everything else."""
+    a, b = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, device=device)
+    out = torch.empty_like(a)
+
+    def arm(seconds: float) -> Sample:
+        sample = timed(lambda: torch.mm(a, b, out=out), device, seconds)
+        return sample | {"flops": 2 * PRODUCT_SIZE**3 * sample["calls"]}
+
+    arm(0.2)
+    return arm
+
+
+def environments_arm(config: Config) -> Arm:
+    """Lanes of their own, stepped with random actions and nothing else."""
+    environment, generator = make_environment(config, seed=1), np.random.default_rng(0)
+    environment.start()
+
+    def step() -> None:
+        environment.send(generator.integers(environment.num_actions, size=config.num_envs))
+        environment.recv()
+
+    def arm(seconds: float) -> Sample:
+        sample = timed(step, torch.device("cpu"), seconds)
+        return sample | {"frames": FRAME_SKIP * config.num_envs * sample["calls"]}
+
+    arm(0.2)
+    return arm
+
+
+def act_arm(loop: Loop) -> Arm:
+    """Action values of one observation per lane, there and back."""
+    run = loop.run
+    observation = run.replay.sample(run.config.num_envs)["observation"].cpu().contiguous()
+
+    def arm(seconds: float) -> Sample:
+        sample = timed(lambda: run.learner.q_values(observation.to(run.device)).cpu(), run.device, seconds)
+        return sample | {"frames": FRAME_SKIP * run.config.num_envs * sample["calls"]}
+
+    arm(0.2)
+    return arm
+
+
+def add_sb3(arms: dict[str, Arm], names: Sequence[str], config: Config) -> str | None:
+    """Adds an arm for each `kind:num_envs` of `names`; returns why there is none, if so."""
+    if not names:
+        return "not asked for"
+    if importlib.util.find_spec("stable_baselines3") is None:
+        return "stable_baselines3 is not installed: pip install 'growtrain[bench]'"
+    if config.encoder_width != 1:
+        return f"its encoder cannot be made {config.encoder_width:g} times as wide"
+    try:
+        for name in names:
+            kind, count = name.split(":")
+            say(f"Stable-Baselines3, {name}: filling its replay")
+            arms[f"sb3 {name}"] = sb3_arm(kind, int(count), config, WARM_UP_UPDATES)
+    except ImportError as error:
+        return f"{error}: pip install 'growtrain[bench]'"
+    return None
+
+
+def take_turns(arms: dict[str, Arm], seconds: float, repeats: int) -> dict[str, list[Sample]]:
+    """All samples of every arm; the order of turns is reversed from repeat to repeat."""
+    shares = {name: SHARES.get(name, 1.0) for name in arms}
+    unit = seconds / repeats / sum(shares.values())
+    samples: dict[str, list[Sample]] = {name: [] for name in arms}
+    for repeat in range(repeats):
+        for name in arms if repeat % 2 == 0 else reversed(arms):
+            samples[name].append(arms[name](unit * shares[name]))
+        say(f"repeat {repeat + 1} of {repeats}")
+    return samples
+
+
+def rates(samples: Sequence[Sample], what: str) -> list[float]:
+    """`what` per second, in every repeat."""
+    return [sample[what] / sample["seconds"] for sample in samples]
+
+
+def efficiency(loop: Sequence[Sample], update: Sequence[Sample]) -> list[float]:
+    """The part of the loop's wall-clock that its updates would have taken alone, in every repeat."""
+    return divided(rates(loop, "updates"), rates(update, "updates"))
+
+
+def flop_ratios(update: Sequence[Sample], product: Sequence[Sample], flops_per_update: int) -> list[float]:
+    """Time of a bare update over the time its FLOPs would take at the matrix product's rate, in every repeat."""
+    return divided(rates(product, "flops"), [flops_per_update * rate for rate in rates(update, "updates")])
+
+
+def divided(numerators: Iterable[float], denominators: Iterable[float]) -> list[float]:
+    """Quotients, repeat by repeat."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def profile(loop: Loop, steps: int) -> dict[str, Any]:
+    """Profiles the loop; profiling slows it down, so `busy_seconds_per_step` is to be set against the time of an unprofiled step.
+
+    Returns:
+        `steps`, `seconds`, `busy_seconds` (at least one kernel or copy runs on the GPU; 0 on a CPU), `kernels` and `operators`
+        [name, calls, seconds on the device / on the CPU without what they call], the longest first.
+    """
+    from torch.profiler import ProfilerActivity
+
+    device, activities = loop.run.device, [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        for _ in range(steps):
+            loop.step()
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    events = profiler.events() or []
+    on_device = [e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation]
+    counts: Counter[str] = Counter(e.name for e in on_device)
+    microseconds: Counter[str] = Counter()
+    for e in on_device:
+        microseconds[e.name] += e.time_range.end - e.time_range.start
+    operators = sorted(profiler.key_averages(), key=lambda row: row.self_cpu_time_total, reverse=True)
+    busy = covered((e.time_range.start, e.time_range.end) for e in on_device) / 1e6
+    return {
+        "steps": steps,
+        "seconds": seconds,
+        "busy_seconds": busy,
+        "busy_seconds_per_step": busy / steps,
+        "kernels": [[name, counts[name], total / 1e6] for name, total in microseconds.most_common(TOP)],
+        "operators": [[row.key, row.count, row.self_cpu_time_total / 1e6] for row in operators[:TOP]],
+    }
+
+
+def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
+    """Builds everything, measures, and returns the record that goes into the JSON file."""
+    config = paper(
+        game=arguments.game,
+        schedule="fixed",
+        num_envs=arguments.num_envs,
+        batch_size=arguments.batch_size,
+        replay_ratio=arguments.replay_ratio,
+        replay_capacity=arguments.replay_capacity,
+        width=arguments.width,
+        encoder_width=arguments.encoder_width,
+        device=arguments.device,
+        execution=arguments.execution,
+        num_threads=arguments.num_threads,
+        learning_starts=FRAME_SKIP * arguments.warm_up_steps,
+        epsilon_decay_frames=0,  # from the first update on the network is asked, as in all but the beginning of a run
+        eval_period=0,
+    )
+    say("our loop: filling its replay")
+    loop = Loop(config, run_dir)
+    device = loop.run.device
+    machine = describe_machine(device.type)
+    arms: dict[str, Arm] = {"loop": loop, "update": update_arm(loop)}
+    arms |= {"environments": environments_arm(config), "act": act_arm(loop)}
+    no_sb3: str | None = "on a GPU the loop is compared with its parts only"
+    if device.type == "cpu":
+        arms["product"] = product_arm(device)
+        names = ["dummy:1", f"dummy:{config.num_envs}", f"subproc:{config.num_envs}"]
+        no_sb3 = add_sb3(arms, names if arguments.sb3 is None else arguments.sb3, config)
+    samples = take_turns(arms, arguments.seconds, arguments.repeats)
+    profiled = profile(loop, arguments.profile_steps) if arguments.profile_steps else None
+    num_actions = loop.run.learner.num_actions
+    loop.run.collector.environment.close()
+    shape = network_shape(config, num_actions, config.width)
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    return {
+        "benchmark": "throughput",
+        "machine": machine,
+        "settings": settings | {"game": canonical_game(config.game), "num_actions": num_actions},
+        "device": device.type,
+        "in_graph": uses_graph(config, device),
+        "flops_per_update": update_flops(shape, config.batch_size, 0, True).total,
+        "warm_up_updates": WARM_UP_UPDATES,
+        "sb3_missing": no_sb3,
+        "samples": samples,
+        "profile": profiled,
+    }
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    settings, samples = record["settings"], record["samples"]
+    lines = [
+        f"# Throughput of the training loop on a {'GPU' if record['device'] == 'cuda' else 'CPU'}",
+        "",
+        machine_lines(record["machine"])
+        + f"- Measured: {settings['game']}, {settings['num_envs']} environments, batch {settings['batch_size']}, "
+        f"{settings['replay_ratio']:g} updates per agent step, head {settings['width']}, encoder width "
+        f"{settings['encoder_width']:g}, updates {'in a CUDA graph' if record['in_graph'] else 'not in a graph'}; "
+        f"{settings['repeats']} repeats within {settings['seconds']:g} s, after {settings['warm_up_steps']} random "
+        f"agent steps and {record['warm_up_updates']} updates of warm-up",
+        "- Cells: median over repeats [quartiles]; ratios are taken within a repeat",
+        "",
+    ]
+    lines += _gpu_table(record) if record["device"] == "cuda" else _cpu_table(record)
+    lines += ["", _where_time_goes(samples), ""]
+    if record["device"] == "cpu":
+        lines += [_sides(record), ""]
+    if record["profile"]:
+        lines += _profile_tables(record)
+    return "\n".join(lines)
+
+
+def _cpu_table(record: dict[str, Any]) -> list[str]:
+    samples = record["samples"]
+    loop_fps, update_rates = rates(samples["loop"], "frames"), rates(samples["update"], "updates")
+    rows = [
+        _row(
+            "efficiency: the loop's updates x bare update / wall-clock",
+            efficiency(samples["loop"], samples["update"]),
+            2,
+            f">= {GOAL_EFFICIENCY}",
+            lambda x: x >= GOAL_EFFICIENCY,
+        ),
+        _row(
+            "bare update / its FLOPs at the matrix product's rate",
+            flop_ratios(samples["update"], samples["product"], record["flops_per_update"]),
+            2,
+            f"<= {GOAL_FLOP_RATIO}",
+            lambda x: x <= GOAL_FLOP_RATIO,
+        ),
+    ]
+    best = best_sb3(samples)
+    for name in (name for name in samples if name.startswith("sb3 ")):
+        what = f"loop / Stable-Baselines3 {name.removeprefix('sb3 ')}{', its best' if name == best else ''}"
+        ratio = divided(loop_fps, rates(samples[name], "frames"))
+        goal = (f">= {GOAL_SPEEDUP}", lambda x: x >= GOAL_SPEEDUP) if name == best else ("", None)
+        rows.append(_row(what, ratio, 2, *goal))
+    rows += [
+        _row("loop, frames/s", loop_fps, 0),
+        *(
+            _row(f"{name.replace('sb3', 'Stable-Baselines3')}, frames/s", rates(samples[name], "frames"), 0)
+            for name in samples
+            if name.startswith("sb3 ")
+        ),
+        _row("environments alone, frames/s", rates(samples["environments"], "frames"), 0),
+        _row("acting alone, frames/s", rates(samples["act"], "frames"), 0),
+        _row("bare update, ms", [1e3 / rate for rate in update_rates], 1),
+        _row(
+            f"matrix product of {PRODUCT_SIZE}^3, GFLOP/s",
+            [rate / 1e9 for rate in rates(samples["product"], "flops")],
+            1,
+        ),
+    ]
+    return [*_HEADER, *rows]
+
+
+def _gpu_table(record: dict[str, Any]) -> list[str]:
+    settings, samples = record["settings"], record["samples"]
+    loop, environments = rates(samples["loop"], "frames"), rates(samples["environments"], "frames")
+    updates = rates(samples["update"], "updates")
+    update_fps = [FRAME_SKIP * rate / settings["replay_ratio"] for rate in updates]
+    slower = [min(pair) for pair in zip(environments, update_fps, strict=True)]
+    rows = [
+        _row("environments alone, frames/s", environments, 0),
+        _row("updates alone, updates/s", updates, 0),
+        _row("updates alone, frames/s at the replay ratio", update_fps, 0),
+        _row("acting alone, frames/s", rates(samples["act"], "frames"), 0),
+        _row("the real loop, frames/s", loop, 0),
+        _row("loop / the slower of environments and updates", divided(loop, slower), 2),
+    ]
+    if record["profile"]:
+        steps = [rate / FRAME_SKIP / settings["num_envs"] for rate in loop]
+        busy = [record["profile"]["busy_seconds_per_step"] * rate for rate in steps]
+        rows.append(_row("GPU busy in the loop (busy time of a profiled step x steps/s)", busy, 2))
+    return [*_HEADER, *rows]
+
+
+_HEADER = ["| what | measured | goal |", "|---|---|---|"]
+
+
+def _row(
+    what: str, values: Sequence[float], digits: int, goal: str = "", met: Callable[[float], bool] | None = None
+) -> str:
+    verdict = "" if met is None else f"{goal}: {'met' if met(summarize(values)['median']) else 'missed'}"
+    return f"| {what} | {with_spread(values, digits)} | {verdict} |"
+
+
+def best_sb3(samples: dict[str, list[Sample]]) -> str | None:
+    """The arm of Stable-Baselines3 with the most frames per second; None without any."""
+    medians = {n: summarize(rates(s, "frames"))["median"] for n, s in samples.items() if n.startswith("sb3 ")}
+    return max(medians, key=lambda name: medians[name]) if medians else None
+
+
+def _where_time_goes(samples: dict[str, list[Sample]]) -> str:
+    """Shares of the loop's wall-clock by phase, and what a step takes."""
+    loop = samples["loop"]
+    phases = {
+        name: with_spread([sample["phases"].get(name, 0.0) / sample["seconds"] for sample in loop])
+        for name in ("act", "learn", "environment")
+    }
+    steps = with_spread([1e3 * sample["seconds"] / sample["calls"] for sample in loop], 2)
+    ratio = sum(sample["updates"] for sample in loop) * FRAME_SKIP / sum(sample["frames"] for sample in loop)
+    return (
+        f"The loop's wall-clock: acting {phases['act']}, learning (drawing batches and updates) {phases['learn']}, "
+        f"waiting for the environments and storing their step {phases['environment']}; a step of all environments takes "
+        f"{steps} ms, with {ratio:.4f} updates per agent step."
+    )
+
+
+def _sides(record: dict[str, Any]) -> str:
+    if record["sb3_missing"]:
+        return f"No comparison with Stable-Baselines3: {record['sb3_missing']}."
+    settings, samples = record["settings"], record["samples"]
+    ratios = ", ".join(
+        f"{name.removeprefix('sb3 ')} {sum(s['updates'] for s in turns) * FRAME_SKIP / sum(s['frames'] for s in turns):.4f}"
+        for name, turns in samples.items()
+        if name.startswith("sb3 ")
+    )
+    return f"""What each side does, with the same torch threads, batch, replay ratio and random filling:
+
+- Both: Nature encoder and one hidden layer of {settings["width"]} on stacks of four gray 84x84 images, 4 frames per action with
+  the last 2 maximised, up to 30 no-ops, clipped rewards, a lost life ends the return, uniform replay of uint8 images for
+  {settings["replay_capacity"]} transitions, Huber loss, epsilon 0.01, target copied every 30,000 agent steps.
+- growtrain: Double DQN (three forward passes per update), centred RMSProp; `AtariVectorEnv` steps in C++ threads while the
+  learner works; each frame is stored once.
+- Stable-Baselines3: DQN (two forward passes per update), its default Adam and clipping of the gradient's norm;
+  `make_atari_env`, which also presses FIRE at a reset, and `VecFrameStack`; `optimize_memory_usage=True`; `dummy:N` steps N
+  environments one after the other in the process, `subproc:N` each in its own process; `learn` in pieces, with an empty
+  logger. Updates per agent step, measured: {ratios}."""
+
+
+def _profile_tables(record: dict[str, Any]) -> list[str]:
+    profiled = record["profile"]
+    gpu = (
+        f", the GPU busy for {profiled['busy_seconds'] / profiled['seconds']:.0%} of it"
+        if record["device"] == "cuda"
+        else ""
+    )
+    lines = [
+        f"Profile of {profiled['steps']} steps in {profiled['seconds']:.2f} s, which profiling slows down{gpu}:",
+        "",
+    ]
+    for title, rows in (("GPU kernels", profiled["kernels"]), ("CPU operators, self time", profiled["operators"])):
+        if rows:
+            lines += [f"| {title} | calls per step | ms per step |", "|---|---|---|"]
+            for name, calls, seconds in rows:
+                label = name[:90].replace("|", "\\|")
+                lines.append(
+                    f"| `{label}` | {calls / profiled['steps']:.1f} | {1e3 * seconds / profiled['steps']:.3f} |"
+                )
+            lines.append("")
+    return lines
+
+
+def say(text: str) -> None:
+    """Progress, away from the report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--game", default="phoenix")
+    parser.add_argument("--num-envs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--replay-ratio", type=float, default=0.25, help="updates per agent step")
+    parser.add_argument("--replay-capacity", type=int, default=20_000, help="transitions, on both sides")
+    parser.add_argument("--width", type=int, default=512, help="hidden units of the head, on both sides")
+    parser.add_argument("--encoder-width", type=float, default=1.0, help="factor on the convolutions' channels")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--execution", default="auto", choices=get_args(Execution))
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all that this process may use")
+    parser.add_argument("--warm-up-steps", type=int, default=4_000, help="random agent steps before, on both sides")
+    parser.add_argument("--seconds", type=float, default=200.0, help="of measuring in all; building comes on top")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--sb3", nargs="*", help="dummy:N and subproc:N; default both, and dummy:1; empty: none")
+    parser.add_argument("--profile-steps", type=int, help="steps of all environments; default 200 on a GPU, else 0")
+    parser.add_argument("--output", type=Path, help="path without suffix; .json and .md are added")
+    arguments = parser.parse_args(words)
+    if arguments.seconds <= 0 or arguments.repeats < 1 or arguments.warm_up_steps < arguments.batch_size:
+        parser.error("--seconds and --repeats must be positive, --warm-up-steps at least --batch-size")
+    for name in arguments.sb3 or ():
+        kind, _, count = name.partition(":")
+        if kind not in ("dummy", "subproc") or not count.isdecimal() or int(count) < 1:
+            parser.error(f"--sb3 {name}: write dummy:N or subproc:N with N environments")
+    if arguments.profile_steps is None:
+        gpu = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
+        arguments.profile_steps = 200 if gpu else 0
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measures, prints the report and writes the files."""
+    arguments = parse(words)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            record = measure(arguments, Path(directory))
+    except ConfigError as error:
+        say(f"throughput: {error}")
+        return 2
+    text = report(record)
+    print(text)
+    if arguments.output:
+        for path in write_outputs(arguments.output, record, text):
+            say(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
