@@ -8,15 +8,21 @@ import re
 import signal
 import sys
 import time
+import warnings
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
 
 from growtrain.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.config import Config, ConfigError
 from growtrain.growth.schedules import make_schedule
 from growtrain.presets import resolve
 from growtrain.tasks import canonical_game
+
+if TYPE_CHECKING:
+    from growtrain.checkpoint import Checkpoint
 
 STOPPED = 75
 
@@ -28,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and not words[0].startswith("-") else "train"
+    warnings.showwarning = _show_warning
     try:
         if name not in COMMANDS:
             raise ConfigError(
@@ -40,6 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print("growtrain: stopped at once; the checkpoints made before are whole", file=sys.stderr)
+        return 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are for whoever watches the run; others keep the place they come from."""
+    del file, line
+    ours = "growtrain" in Path(filename).parts
+    place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"growtrain: warning: {place}{message}", file=sys.stderr)
 
 
 def train_command(words: Sequence[str]) -> int:
@@ -52,20 +77,99 @@ def train_command(words: Sequence[str]) -> int:
     parser.add_argument(
         "--run-dir", type=Path, help="where the run's files go (default: runs/<game>-<schedule>-s<seed>-<time>)"
     )
+    _add_stop_signal(parser)
     config, notes, run_dir = _configuration(parser, words)
+    stop = _StopSignals(parser.parse_known_args(list(words))[0].stop_signal)
     run_dir = default_run_dir(config) if run_dir is None else run_dir
     if (run_dir / "config.json").exists():
-        raise ConfigError(f"--run-dir {run_dir} already holds a run: choose another directory")
+        raise ConfigError(
+            f"--run-dir {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
+        )
 
     from growtrain.collection import num_actions_of
+
+    text = f"below 200M frames these shrink with the budget: {', '.join(notes)}"
+    return _run(config, run_dir, num_actions_of(config.game), stop, [text] if notes else [])
+
+
+def resume_command(words: Sequence[str]) -> int:
+    """Goes on with a run from its newest whole checkpoint, or forks it."""
+    parser = Parser(
+        prog="growtrain resume", description="Go on with a run from its newest checkpoint, as if it had never stopped."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument(
+        "--fork", type=Path, metavar="NEWDIR", help="begin another run there, with the past of this one"
+    )
+    _add_stop_signal(parser)
+    add_config_flags(parser)
+    namespace = parser.parse_strict(words)
+    stop = _StopSignals(namespace.stop_signal)
+    run, fork = namespace.run, namespace.fork
+    if not (run / "config.json").exists() and not (run / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{run} holds no run: name the directory that --run-dir was, or start one with growtrain train"
+        )
+    if fork is not None and (fork / "config.json").exists():
+        raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
+
+    from growtrain.checkpoint import NeverSaved, open_newest
+    from growtrain.resuming import changed_config, restart
+    from growtrain.runfiles import require_unlocked
+
+    if fork is None:
+        require_unlocked(run)
+    try:
+        checkpoint = open_newest(run)
+    except NeverSaved:
+        if fork is not None:
+            raise
+        from growtrain.collection import num_actions_of
+
+        config, note = restart(run), "it ended before its first checkpoint: from the start"
+        return _run(config, run, num_actions_of(config.game), stop, [note])
+    config, notes = changed_config(checkpoint, _explicit(namespace), fork=fork is not None)
+    if fork is None and checkpoint.frames >= config.total_frames:
+        print(f"{run} is done: {checkpoint.frames} frames; to go further, --fork NEWDIR --total-frames N")
+        return 0
+    notes = [f"from the checkpoint at {checkpoint.frames} frames", *notes]
+    return _run(config, run if fork is None else fork, checkpoint.state["num_actions"], stop, notes, checkpoint)
+
+
+def inspect_command(words: Sequence[str]) -> int:
+    """Says what a run's checkpoints hold, and verifies every file of them."""
+    parser = Parser(prog="growtrain inspect", description="Verify a run's checkpoints and say what they hold.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    run = parser.parse_strict(words).run
+
+    from growtrain.resuming import render
+
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
+    lines, whole = render(run)
+    print("\n".join(lines))
+    return 0 if whole else 1
+
+
+def _run(
+    config: Config,
+    run_dir: Path,
+    num_actions: int,
+    stop: "_StopSignals",
+    notes: Sequence[str],
+    start: "Checkpoint | None" = None,
+) -> int:
+    """Trains under the display; returns the exit code."""
+    from growtrain.checkpoint import CheckpointFailed
     from growtrain.display import open_display
+    from growtrain.environments.atari import EnvironmentHung
+    from growtrain.growth.transaction import GrowthFailed
     from growtrain.planning import check_memory, make_plan
     from growtrain.training import resolve_device, train
 
-    plan = make_plan(config, num_actions_of(config.game))
+    plan = make_plan(config, num_actions)
     device = resolve_device(config.device)
     check_memory(plan, device)
-    stop = _StopSignals()
     display = open_display(
         game=config.game,
         schedule=config.schedule,
@@ -74,11 +178,15 @@ def train_command(words: Sequence[str]) -> int:
         stage_costs=[stage.flops / stage.frames for stage in plan.stages],
         run_name=str(run_dir),
     )
-    with stop, display:
-        if notes:
-            display.note(f"below 200M frames these shrink with the budget: {', '.join(notes)}")
-        for record in train(config, run_dir, should_stop=lambda: stop.received):
-            display.show(record)
+    try:
+        with stop, display:
+            for note in notes:
+                display.note(note)
+            for record in train(config, run_dir, should_stop=lambda: stop.received, start=start):
+                display.show(record)
+    except (CheckpointFailed, EnvironmentHung, GrowthFailed) as error:
+        print(f"growtrain: {' '.join(str(error).split())}; the checkpoints made before are whole", file=sys.stderr)
+        return 1
     return STOPPED if stop.received else 0
 
 
@@ -129,6 +237,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "plan": plan_command,
     "evaluate": evaluate_command,
+    "resume": resume_command,
+    "inspect": inspect_command,
 }
 
 
@@ -136,15 +246,30 @@ def _configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[s
     """The validated configuration, what its budget shrank, and the run directory if one was given."""
     add_config_flags(parser)
     namespace = parser.parse_strict(words)
+    explicit = _explicit(namespace)
+    config, notes = resolve(explicit.get("preset", "paper"), explicit)
+    make_schedule(config.schedule, config.total_frames, config.learning_starts)
+    return config, notes, namespace.run_dir
+
+
+def _explicit(namespace: Namespace) -> dict[str, Any]:
+    """The settings given on the command line, the game by its own name."""
     explicit = explicit_settings(namespace)
     if "game" in explicit:
         try:
             explicit["game"] = canonical_game(explicit["game"])
         except ValueError as error:
             raise ConfigError(f"--game: {error}") from error
-    config, notes = resolve(explicit.get("preset", "paper"), explicit)
-    make_schedule(config.schedule, config.total_frames, config.learning_starts)
-    return config, notes, namespace.run_dir
+    return explicit
+
+
+def _add_stop_signal(parser: Parser) -> None:
+    parser.add_argument(
+        "--stop-signal",
+        default="",
+        metavar="NAME",
+        help="a signal to stop at besides INT and TERM, such as USR1 (Slurm's --signal=USR1@120)",
+    )
 
 
 def default_run_dir(config: Config) -> Path:
@@ -154,13 +279,28 @@ def default_run_dir(config: Config) -> Path:
 
 
 class _StopSignals:
-    """Turns the first SIGINT or SIGTERM into a flag; the second acts as it would without us."""
+    """Turns the first SIGINT, SIGTERM or `extra` into a flag; the second acts at once, as it would without us.
 
-    def __init__(self) -> None:
+    Raises:
+        ConfigError: `extra` is not a signal that can be caught.
+    """
+
+    def __init__(self, extra: str = "") -> None:
         self.received = False
+        self._numbers = [signal.SIGINT, signal.SIGTERM]
+        if extra:
+            name = extra.upper().removeprefix("SIG")
+            catchable = {s.name.removeprefix("SIG"): s for s in signal.Signals} | {
+                str(s.value): s for s in signal.Signals
+            }
+            if name not in catchable or name in ("KILL", "STOP", "9", "19"):
+                raise ConfigError(
+                    f"--stop-signal is {extra!r}: give the name of a signal that can be caught, such as USR1"
+                )
+            self._numbers.append(catchable[name])
 
     def __enter__(self) -> "_StopSignals":
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._handle) for number in self._numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -170,7 +310,8 @@ class _StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = True
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        for each in self._numbers:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ _SPARE_BYTES = 16 << 20
 
 class NoCheckpoint(ConfigError):
     """The run has no checkpoint that can be loaded."""
+
+
+class NeverSaved(NoCheckpoint):
+    """The run ended before it made a checkpoint."""
 
 
 class CheckpointFailed(RuntimeError):
@@ -183,14 +188,22 @@ def open_newest(run_dir: Path) -> Checkpoint:
         NoCheckpoint: there is none; the message names what is wrong with those there are.
     """
     damaged: list[str] = []
+    for _, found in examine(run_dir):
+        if isinstance(found, Checkpoint):
+            return dataclasses.replace(found, damaged=tuple(damaged))
+        damaged.append(str(found))
+    if not damaged:
+        raise NeverSaved(f"{run_dir} has no checkpoint: train it first")
+    raise NoCheckpoint(f"no checkpoint of {run_dir} can be loaded: {'; '.join(damaged)}")
+
+
+def examine(run_dir: Path) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:
+    """Every checkpoint of a run, newest first, verified and read, or what is wrong with it."""
     for path in _published(run_dir / "checkpoints"):
         try:
-            return dataclasses.replace(_open(path), damaged=tuple(damaged))
+            yield path, _open(path)
         except Unreadable as error:
-            damaged.append(str(error))
-    if not damaged:
-        raise NoCheckpoint(f"{run_dir} has no checkpoint: train it first")
-    raise NoCheckpoint(f"no checkpoint of {run_dir} can be loaded: {'; '.join(damaged)}")
+            yield path, error
 
 
 def set_aside_newer(run_dir: Path, frames: int) -> list[str]:

@@ -60,6 +60,18 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
             file.truncate(0)
 
 
+def require_unlocked(run_dir: Path) -> None:
+    """Raises `RunLocked` if another process holds the run directory; takes nothing and leaves no trace."""
+    try:
+        with (run_dir / "run.lock").open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunLocked(f"{run_dir} is in use by {_holder(file.read(1000))}: stop it first") from error
+    except FileNotFoundError:
+        return
+
+
 def _holder(content: str) -> str:
     try:
         holder = json.loads(content)

@@ -203,7 +203,7 @@ class Run:
             except GrowthFailed as error:
                 if self.config.on_growth_failure == "stop":
                     raise
-                warnings.warn(f"{error}; training goes on ungrown", stacklevel=2)
+                warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
         self.sinks.write("growth_events", event.to_dict())
         yield event
@@ -275,7 +275,7 @@ class Run:
                     raise
                 wait = max(1, self.config.checkpoint_period // 8) * 2 ** (self._failed_checkpoints - 1)
                 self._retry_at = frames + wait
-                warnings.warn(f"{error}; the ones before are kept, the next attempt is in {wait} frames", stacklevel=2)
+                warnings.warn(f"{error}; the ones before are kept, the next attempt is in {wait} frames", stacklevel=1)
             else:
                 self._failed_checkpoints, self._retry_at = 0, math.inf
 
@@ -294,7 +294,7 @@ class Run:
     def recording(self, stale_lock: str | None = None) -> Iterator["Run"]:
         """Opens the run's files and the GPU monitor; always leaves a `summary.json` that says how the run ended."""
         if stale_lock:
-            warnings.warn(f"{stale_lock} ended without letting go of {self.run_dir}; taken over", stacklevel=2)
+            warnings.warn(f"{stale_lock} ended without letting go of {self.run_dir}; taken over", stacklevel=1)
         if self._start is not None:
             self._take_up(self._start)
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
@@ -376,7 +376,7 @@ class Run:
         if skew:
             warnings.warn(
                 f"the checkpoint was made with other {', '.join(skew)}: results may differ in the last bits",
-                stacklevel=2,
+                stacklevel=1,
             )
         changes = {
             name: value for name, value in self.config.to_dict().items() if start.config.to_dict()[name] != value
@@ -398,7 +398,7 @@ class Run:
             cut_back(path, start.frames)
         aside = set_aside_newer(self.run_dir, start.frames)
         if aside:
-            warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=2)
+            warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 
     def _account(self) -> None:
         """Charges the time since the last call to the current stage, less the phases in which training stood still."""

@@ -19,6 +19,7 @@ LAYERS = [
     ["growth.transaction"],
     ["collection"],
     ["evaluation", "checkpoint", "planning", "display"],
+    ["resuming"],
     ["training"],
     ["__main__"],
 ]

@@ -1,0 +1,154 @@
+"""Going on from a checkpoint: what may change, what a fork may change as well, and what a checkpoint holds.
+
+A resumed run is the same run: only settings that do not decide what is learned may differ. A fork is another run with the same past: it may
+change what lies in its future, but nothing that what is already there was built with.
+
+Units: frames; sizes in bytes.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from growtrain.checkpoint import Checkpoint, examine
+from growtrain.config import Config, ConfigError, flag, format_count
+from growtrain.growth.schedules import make_schedule
+from growtrain.runfiles import cut_back, read_plain
+
+# Settings of what is learned that a fork may change: they act on what comes, and fit the state that is there.
+_FORKABLE = {
+    "schedule",
+    "total_frames",
+    "seed",
+    "anchor",
+    "freeze_encoder_at",
+    "reward_clip",
+    "life_loss_terminal",
+    "lr",
+    "optimizer_eps",
+    "optimizer_decay",
+    "batch_size",
+    "discount",
+    "target_period",
+    "max_grad_norm",
+    "epsilon_start",
+    "epsilon_end",
+    "epsilon_decay_frames",
+}
+
+
+def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bool) -> tuple[Config, list[str]]:
+    """The configuration to go on with, and one line of text for each setting that differs.
+
+    Args:
+        checkpoint: where it goes on from.
+        explicit: settings given on the command line, by field name.
+        fork: whether a new run begins.
+
+    Raises:
+        ConfigError: a setting cannot differ; the line names it and the remedy.
+    """
+    before = checkpoint.config
+    changes = {name: value for name, value in explicit.items() if getattr(before, name) != value}
+    identity = {item.name for item in dataclasses.fields(Config) if item.metadata["identity"]}
+    for name, value in changes.items():
+        if name in identity and not fork:
+            raise ConfigError(
+                f"{flag(name)} {value}: this run has {getattr(before, name)}, and it decides what is learned: "
+                f"leave it out, or begin another run from here with --fork NEWDIR"
+            )
+        if name in identity and name not in _FORKABLE:
+            raise ConfigError(
+                f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
+                "were made with: leave it out, or train a new run"
+            )
+    config = dataclasses.replace(before, **changes)
+    if fork:
+        _check_future(checkpoint, config)
+    return config, [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
+
+
+def restart(run_dir: Path) -> Config:
+    """The configuration of a run that ended before its first checkpoint; its records are dropped, to be made again from the start."""
+    try:
+        config = Config.from_dict(json.loads(read_plain(run_dir / "config.json", 1 << 20))["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{run_dir / 'config.json'} is damaged ({error}): train a new run in another directory"
+        ) from error
+    for path in run_dir.glob("*.jsonl"):
+        cut_back(path, -1)
+    return config
+
+
+def _check_future(checkpoint: Checkpoint, config: Config) -> None:
+    """Raises `ConfigError` unless the budget and the schedule go on from the past that the checkpoint has."""
+    if config.total_frames <= checkpoint.frames:
+        raise ConfigError(
+            f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
+        )
+    old, new = (make_schedule(c.schedule, c.total_frames, c.learning_starts) for c in (checkpoint.config, config))
+    if old.width_multiplier != new.width_multiplier:
+        raise ConfigError(
+            f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
+        )
+    done = old.injection_frames[: int(checkpoint.state["stage"])]
+    if new.injection_frames[: len(done)] != done or any(
+        t < checkpoint.frames for t in new.injection_frames[len(done) :]
+    ):
+        past = ",".join(map(str, done))
+        raise ConfigError(
+            f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: name the injections "
+            f"done ({past or 'none'}) and later ones, as in --schedule at:{past + ',' if past else ''}{checkpoint.frames}"
+        )
+
+
+def render(run_dir: Path) -> tuple[list[str], bool]:
+    """Lines that say what the checkpoints of a run hold, and whether all of them are whole; every file is read and verified."""
+    lines: list[str] = [f"run         {run_dir}"]
+    whole = True
+    for path, found in examine(run_dir):
+        lines.append("")
+        if isinstance(found, Checkpoint):
+            lines += _render_one(found)
+        else:
+            whole = False
+            lines.append(f"checkpoint  {path.name}: DAMAGED: {found}")
+    return lines, whole
+
+
+def _render_one(checkpoint: Checkpoint) -> list[str]:
+    state, config = checkpoint.state, checkpoint.config
+    learner, ring = state["learner"], state["ring"]
+    online = sum(tensor.numel() for tensor in learner["online"].values())
+    replay = sum(segment.num_bytes for segment in checkpoint.segments)
+    raw = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks) * 84 * 84
+    stages = "; ".join(
+        f"{index}: {frames} frames, {updates} updates, {seconds:.1f} s"
+        for index, (frames, updates, seconds) in enumerate(state["totals"])
+    )
+    versions = checkpoint.machine.get("versions", {})
+    return [
+        f"checkpoint  {checkpoint.path.name}: whole (sizes and sha256 of {2 + len(checkpoint.segments)} files verified)",
+        f"config      {config.game}, {config.schedule}, seed {config.seed}, fingerprint {config.fingerprint()}",
+        (
+            f"counters    {checkpoint.frames} of {config.total_frames} frames, {state['collector']['agent_steps']} agent steps, "
+            f"{learner['updates']} updates, {state['wall_seconds']:.1f} s"
+        ),
+        (
+            f"network     {len(learner['head']['injections'])} injections ({', '.join(learner['head']['injections']) or 'none'}), width "
+            f"{state['width']}, {format_count(online)} parameters, encoder {'frozen' if learner['encoder_frozen'] else 'learning'}, "
+            f"optimizer slots of {len(learner['optimizer'])} tensors"
+        ),
+        f"stages      {stages}",
+        (
+            f"replay      {int(ring['valid'].sum())} transitions, {len(checkpoint.segments)} segments, {replay / 1e6:.1f} MB "
+            f"({replay / max(raw, 1):.1%} of its size)"
+        ),
+        f"disk        {checkpoint.num_bytes / 1e6:.1f} MB, of which {(checkpoint.num_bytes - replay) / 1e6:.1f} MB its own",
+        (
+            f"made with   torch {versions.get('torch')}, ale-py {versions.get('ale-py')}, {checkpoint.machine.get('device')}, "
+            f"{checkpoint.machine.get('num_threads')} threads; resumed {len(state['resumes'])} times"
+        ),
+    ]
