@@ -450,7 +450,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[512, 2048], help="small widths")
     parser.add_argument("--freeze-encoder-at", type=int, nargs="+", default=[0, 1, 2], choices=range(INJECTIONS + 1))
     parser.add_argument("--seconds", type=float, default=240.0, help="of timing in all; building comes on top")
-    parser.add_argument("--updates-per-turn", type=int, default=1)
+    parser.add_argument(
+        "--updates-per-turn", type=int, default=1, help="on a GPU take 20 or more: a turn is waited for"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--encoder-width", type=float, default=1.0, help="factor on the convolutions' channels")
     parser.add_argument("--game", default="phoenix", help="decides the number of actions")

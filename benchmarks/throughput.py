@@ -49,6 +49,7 @@ GOAL_EFFICIENCY, GOAL_FLOP_RATIO, GOAL_SPEEDUP = 0.85, 1.5, 1.5
 PRODUCT_SIZE = 2048
 WARM_UP_UPDATES = 20
 SHARES = {"loop": 1.0, "update": 0.6, "product": 0.2, "environments": 0.2, "act": 0.1}  # of a turn; the others: 1
+CALLS_PER_WAIT = 64
 TOP = 12  # rows of the profile's tables
 
 
@@ -84,12 +85,14 @@ class Loop:
 
 
 def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Sample:
-    """Calls until the time is over; a GPU is waited for at both ends."""
+    """Calls until the time is over; a GPU is waited for at both ends, and now and then so that no long queue builds up."""
     synchronize(device)
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         call()
         calls += 1
+        if calls % CALLS_PER_WAIT == 0:
+            synchronize(device)
     synchronize(device)
     return {"seconds": time.perf_counter() - start, "calls": calls}
 
