@@ -164,6 +164,7 @@ def _run(
     from growtrain.display import open_display
     from growtrain.environments.atari import EnvironmentHung
     from growtrain.growth.transaction import GrowthFailed
+    from growtrain.learners.double_dqn import Diverged
     from growtrain.planning import check_memory, make_plan
     from growtrain.training import resolve_device, train
 
@@ -184,7 +185,7 @@ def _run(
                 display.note(note)
             for record in train(config, run_dir, should_stop=lambda: stop.received, start=start):
                 display.show(record)
-    except (CheckpointFailed, EnvironmentHung, GrowthFailed) as error:
+    except (CheckpointFailed, Diverged, EnvironmentHung, GrowthFailed) as error:
         print(f"growtrain: {' '.join(str(error).split())}; the checkpoints made before are whole", file=sys.stderr)
         return 1
     return STOPPED if stop.received else 0

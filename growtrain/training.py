@@ -223,8 +223,13 @@ class Run:
         return record
 
     def report(self) -> Metrics:
-        """Writes and returns what happened since the last report."""
+        """Writes and returns what happened since the last report; raises `Diverged` if the network stopped learning."""
         self._account()
+        self.learner.require_finite()
+        if skipped := self.learner.report_skipped():
+            warnings.warn(
+                f"{skipped} updates up to {self.collector.frames} frames were not finite and not applied", stacklevel=1
+            )
         now, frames, updates = time.perf_counter(), self.collector.frames, self.learner.updates
         seconds = now - self._reported
         returns, q_mean = self.collector.report()
@@ -261,10 +266,12 @@ class Run:
 
         Raises:
             CheckpointFailed: it was the third failure in a row, or `required`.
+            Diverged: what would be written is not worth going on from.
         """
         frames = self.collector.frames
         with self.phases("checkpoint"):
             self._account()
+            self.learner.require_finite()
             for path in self.run_dir.glob("*.jsonl"):
                 sync_file(path)  # the records before a checkpoint outlive a power cut if it does
             try:

@@ -51,7 +51,7 @@ class CapturedUpdate:
     def _capture(self) -> None:
         """Warms up and captures one step; the learner's tensors are what they were before, in the same places."""
         learner = self.learner
-        tensors = [*learner.online.parameters(), *learner.online.buffers(), learner.loss_sum]
+        tensors = [*learner.online.parameters(), *learner.online.buffers(), learner.loss_sum, learner.nonfinite]
         slots_before = {p: _clones(slots) for p, slots in learner.optimizer.state.items()}
         before = [tensor.detach().clone() for tensor in tensors]
         try:

@@ -30,6 +30,8 @@ from growtrain.networks.injected import InjectedHead
 from growtrain.networks.q_network import QNetwork
 from growtrain.optimizers import make_optimizer
 
+MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
+
 
 def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
     """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
@@ -38,6 +40,10 @@ def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
         encoder.num_features, width, num_actions, normalization=config.normalization, output_bias=config.output_bias
     )
     return QNetwork(encoder, InjectedHead(head))
+
+
+class Diverged(RuntimeError):
+    """Update after update had a loss or gradient that was not finite; the networks are as they were before the first of them."""
 
 
 class DoubleDQN:
@@ -58,6 +64,8 @@ class DoubleDQN:
         updates: gradient steps so far.
         version: counts changes after which a captured update is stale.
         loss_sum: () sum of the losses since the last report, on the device.
+        nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite: how many
+            since the last report, how many in a row up to now, and the most in a row.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class DoubleDQN:
         self.version = 0
         self.encoder_is_shared = self.bank_is_shared = False
         self.loss_sum = torch.zeros((), device=device)
+        self.nonfinite = torch.zeros(3, dtype=torch.int64, device=device)
         self._updates_at_report = 0
         self.rebuild()
 
@@ -117,6 +126,8 @@ class DoubleDQN:
         for batch in batches.unbind(0):
             self.step(batch)
             self.updates += 1
+        if self.device.type == "cpu":  # elsewhere it would wait for the device: whoever makes records asks then
+            self.require_finite()
 
     def step(self, batch: TensorDict) -> None:
         """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
@@ -125,10 +136,48 @@ class DoubleDQN:
         loss = self.compute_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if not self._may_apply(loss):
+            return
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        self.loss_sum += loss.detach()
+        self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    @torch.no_grad()
+    def _may_apply(self, loss: Tensor) -> bool:
+        """Counts whether the loss and all gradients are finite; an update that is not must leave the network as it is.
+
+        On the CPU the answer is known at once. On a GPU it stays there, and the gradients become zero: that moves no parameter
+        (Adam is told to skip, as a gradient scaler tells it; the moments of centred RMSProp decay by one step).
+        """
+        gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
+        bad = ~torch.isfinite(torch.stack([loss.detach(), *torch._foreach_norm(gradients)]).sum())
+        skipped, streak, longest = self.nonfinite.unbind()
+        skipped += bad
+        streak.add_(1).mul_(bad)
+        torch.maximum(longest, streak, out=longest)
+        if self.device.type == "cpu":
+            return not bool(bad)
+        for gradient in gradients:
+            gradient.masked_fill_(bad, 0.0)
+        if isinstance(self.optimizer, torch.optim.Adam):
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets
+        return True
+
+    def require_finite(self) -> None:
+        """Raises `Diverged` if `MAX_NONFINITE` updates in a row could not be applied; reads the device."""
+        longest = int(self.nonfinite[2])
+        if longest >= MAX_NONFINITE:
+            raise Diverged(
+                f"the loss or a gradient was not finite in {longest} updates in a row, up to update {self.updates}; none was applied: "
+                f"lower --lr (now {self.config.lr:g}), clip with --max-grad-norm 10, or clip rewards with --reward-clip 1"
+            )
+
+    def report_skipped(self) -> int:
+        """How many updates were not applied since the last call, because a loss or gradient was not finite; reads the device."""
+        skipped = int(self.nonfinite[0])
+        self.nonfinite[0] = 0
+        return skipped
 
     def compute_loss(self, batch: TensorDict) -> Tensor:
         """The loss () of one batch of B transitions, in the layout of `update`."""
@@ -210,6 +259,7 @@ class DoubleDQN:
             "head": self.head.spec(),
             "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
             "loss_sum": self.loss_sum,
+            "nonfinite": self.nonfinite,
             "updates": self.updates,
             "updates_at_report": self._updates_at_report,
         }
@@ -249,7 +299,8 @@ class DoubleDQN:
             }
             _copy_into(slots, saved, f"optimizer slots of {name}")
             self.optimizer.state[trainable[name]] = slots
-        _copy_into({"loss_sum": self.loss_sum}, {"loss_sum": state["loss_sum"]}, "accumulators")
+        accumulators = {"loss_sum": self.loss_sum, "nonfinite": self.nonfinite}
+        _copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])
         self.rebuild()
 
