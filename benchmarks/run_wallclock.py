@@ -1,0 +1,414 @@
+"""Growing against full width: time, GPU utilisation, energy, and what both come to over 200M frames.
+
+    python benchmarks/run_wallclock.py --minutes 10 --output results/wallclock-cpu
+    python benchmarks/run_wallclock.py --figures-from results/wallclock-cpu.json
+
+Every stage of every arm is a *cell*: a learner grown to that stage by the training loop's own growth, played with the training loop's
+parts (`Run`, `Collector`, `FrameRing`) on real games. The cells of a stack take turns, so that whatever disturbs the machine disturbs all
+of them; they share one replay, filled beforehand by random play, whose speed is that of the frames before learning. Growth, evaluation,
+checkpoints, records and start-up are timed apart and charged to the arm that causes them. `wallclock_cells.py` times a cell,
+`wallclock_hours.py` turns the raw numbers into hours, `wallclock_report.py` into tables and a figure.
+
+Deviations from a complete run: 1. the replay holds less than it would (`--cell-capacity`); checkpoints are scaled to what it would hold.
+2. Copies of the target network, one in 30,000 agent steps, fall into a window only by chance.
+
+Units: seconds on a monotonic clock that stands still in suspend; frames; transitions.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `growtrain` does, before torch is imported
+
+import torch
+from recording import describe_machine, write_outputs
+from wallclock_cells import EVALUATION_SHARE, WARM_SHARE, Cell, build, cell_config, measure_window, open_stack, play
+from wallclock_hours import Work, costs_of, project, summary
+from wallclock_report import figure, markdown
+
+from growtrain.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.config import FRAME_SKIP, Anchor, Config, ConfigError, parse_count
+from growtrain.growth.schedules import make_schedule
+from growtrain.planning import make_plan
+from growtrain.presets import resolve
+from growtrain.tasks import canonical_game
+from growtrain.training import Run, resolve_device, train
+
+MIN_WINDOW = 0.5  # seconds
+# What `presets.resolve` scales to a budget; a validation run scales them whatever the flags said.
+SCALED = (
+    "learning_starts", "epsilon_decay_frames", "target_period", "replay_capacity", "eval_period", "eval_frames", "log_period",
+    "checkpoint_period",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to spend the budget: `overrides` of the command line's settings, and one cell per stage."""
+
+    name: str
+    stack: str
+    overrides: dict[str, Any]
+    config: Config
+    small_width: int
+    full_width: int
+    baseline: bool
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Cells that take turns; all of one stack and one small width."""
+
+    stack: str
+    kind: str
+    arms: tuple[Arm, ...]
+    repeats: int
+
+    @property
+    def weight(self) -> int:
+        """Windows to measure."""
+        return self.repeats * len({key for arm in self.arms for key in arm.cells})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    try:
+        options = _parser().parse_strict(sys.argv[1:] if arguments is None else arguments)
+        if options.figures_from:
+            raw = json.loads(options.figures_from.read_text(encoding="utf-8"))
+            write(options.output or options.figures_from.with_suffix(""), raw)
+        else:
+            measure(options)
+        return 0
+    except ConfigError as error:
+        print(f"run_wallclock: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measures everything asked for, writing the files after each job."""
+    start = time.perf_counter()
+    explicit = explicit_settings(options)
+    if "game" in explicit:
+        explicit["game"] = canonical_game(explicit["game"])
+    config, _ = resolve(explicit.get("preset", "paper"), explicit)
+    device = resolve_device(config.device)
+    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    jobs = make_jobs(options, explicit)
+    reserve = 1.2 * options.validate_seconds * len(_validated_arms(options, jobs))
+    raw: dict[str, Any] = {
+        "game": config.game,
+        "total_frames": config.total_frames,
+        "main_width": config.width,
+        "machine": describe_machine(device.type),
+        "stacks": {},
+        "arms": [],
+        "validation": [],
+        "not_validated": "the measurement did not get that far",
+        "stopped_early": False,
+    }
+    name = torch.cuda.get_device_name(device).lower().replace(" ", "-") if device.type == "cuda" else "cpu"
+    output = options.output or Path("results") / f"wallclock-{name}"
+    # Explicit seconds are kept to; otherwise each job gets its share of the time that is left.
+    end = start + 60 * options.minutes - reserve
+    with tempfile.TemporaryDirectory(prefix="wallclock-") as scratch:
+        for stack in dict.fromkeys(job.stack for job in jobs):
+            with ExitStack() as open_runs:
+                run = _open_stack(jobs, stack, options, Path(scratch), raw, open_runs)
+                for place, job in enumerate(jobs):
+                    if job.stack == stack:
+                        share = job.weight / sum(later.weight for later in jobs[place:])
+                        now = time.perf_counter()
+                        measure_job(run, job, raw, options, now + share * max(0.0, end - now))
+                        write(output, raw, figures=False)
+        validate(options, explicit, jobs, raw, Path(scratch))
+    raw["seconds"] = time.perf_counter() - start
+    write(output, raw)
+
+
+def write(output: Path, raw: dict[str, Any], *, figures: bool = True) -> None:
+    """Writes JSON, Markdown and, with matplotlib, SVG; prints the Markdown with the last ones."""
+    text, drawn = markdown(raw), None
+    if figures:
+        print(text)
+        try:
+            drawn = figure(raw)
+        except ImportError as error:
+            print(f"no figure: {error}: pip install 'growtrain[bench]'", file=sys.stderr)
+    paths = write_outputs(output, raw | {"summary": summary(raw)}, text, drawn)
+    if figures:
+        print(*(str(path) for path in paths), sep="\n", file=sys.stderr)
+
+
+# --- what is measured
+
+
+def make_jobs(options: argparse.Namespace, explicit: dict[str, Any]) -> list[Job]:
+    """Per stack: the arms at the width asked for, repeated, and once those of each other width of the sweep."""
+    jobs = []
+    for stack in ("fast", "reference") if options.stack == "both" else (options.stack,):
+        regime = {"num_envs": 1, "execution": "eager"} if stack == "reference" else {}
+        width = resolve(explicit.get("preset", "paper"), explicit)[0].width
+        for small in dict.fromkeys([width, *options.width_sweep]):
+            main = small == width
+            anchors = options.anchors if main else options.sweep_anchors or options.anchors[:1]
+            arms = make_arms(options, explicit | regime | {"width": small}, stack, anchors)
+            jobs.append(
+                Job(
+                    stack=stack,
+                    kind="main" if main else "sweep",
+                    arms=arms,
+                    repeats=options.repeats if main else 1,
+                )
+            )
+    return jobs
+
+
+def make_arms(
+    options: argparse.Namespace, settings: dict[str, Any], stack: str, anchors: Sequence[Anchor]
+) -> tuple[Arm, ...]:
+    """The growing arms of one small width, one for each anchor and choice of a frozen encoder, and the full-width baseline."""
+    preset = settings.get("preset", "paper")
+    config, _ = resolve(preset, settings)
+    injections = len(make_schedule(config.schedule, config.total_frames, config.learning_starts).injection_frames)
+    if not injections:
+        raise ConfigError(f"--schedule {config.schedule} never grows: choose grow1x, grow3x or at:...")
+    multiplier = make_schedule(options.baseline, config.total_frames).width_multiplier if options.baseline else 0
+    if options.baseline and multiplier != 1 + injections:
+        raise ConfigError(
+            f"--baseline {options.baseline} has {multiplier}x the small width where {config.schedule} ends with "
+            f"{1 + injections}x: leave it out to take that"
+        )
+    arms, small, full = [], config.width, config.width * (1 + injections)
+    for anchor in anchors:
+        for freeze in options.freezes:
+            cells = [f"w{small} stage 0"]
+            for stage in range(1, 1 + injections):
+                cells.append(
+                    f"w{small} {anchor} stage {stage}" + (f" encoder frozen@{freeze}" if 0 < freeze <= stage else "")
+                )
+            overrides = {**settings, "anchor": anchor, "freeze_encoder_at": freeze}
+            suffix = f", encoder frozen from {freeze}" if freeze else ""
+            arms.append((f"{config.schedule} {anchor}{suffix}", overrides, False, tuple(cells)))
+    overrides = {**settings, "schedule": "fixed", "width": full}
+    arms.append((options.baseline or f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
+    return tuple(
+        Arm(
+            name=name,
+            stack=stack,
+            overrides=overrides,
+            config=resolve(preset, overrides)[0],
+            small_width=small,
+            full_width=full,
+            baseline=baseline,
+            cells=cells,
+        )
+        for name, overrides, baseline, cells in arms
+    )
+
+
+def work_of(config: Config, num_actions: int) -> Work:
+    """What a run of a configuration does, counted as the training loop does it."""
+    stages = make_plan(config, num_actions).stages
+    period, capacity = config.checkpoint_period, config.replay_capacity
+    frames = [*range(period, config.total_frames, period), config.total_frames] if period else [config.total_frames]
+    new = [min(capacity, (b - a) // FRAME_SKIP) for a, b in zip([0, *frames], frames, strict=False)]
+    warmup = min(config.learning_starts, stages[0].frames)
+    return Work(
+        warmup_frames=warmup,
+        stage_frames=[stage.frames - (warmup if stage.stage == 0 else 0) for stage in stages],
+        evaluations=[stage.evaluation_frames // config.eval_frames if config.eval_period else 0 for stage in stages],
+        eval_frames=config.eval_frames,
+        checkpoints=[sum(stage.start_frame < f <= stage.end_frame for f in frames) for stage in stages],
+        checkpoint_transitions=sum(new),
+        records=-(-config.total_frames // config.log_period),
+    )
+
+
+# --- measuring
+
+
+def _open_stack(
+    jobs: Sequence[Job],
+    stack: str,
+    options: argparse.Namespace,
+    scratch: Path,
+    raw: dict[str, Any],
+    open_runs: ExitStack,
+) -> Run:
+    config = next(job for job in jobs if job.stack == stack).arms[0].config
+    _say(f"{stack}: filling the replay with {options.fill} transitions")
+    run, raw["stacks"][stack] = open_stack(
+        cell_config(config, options.fill, options.cell_capacity), scratch / stack, open_runs
+    )
+    return run
+
+
+def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Namespace, end: float) -> None:
+    """Builds a job's cells and lets them take turns; without `--seconds`, until about `end`."""
+    seconds: float | None = options.seconds
+    play(run)
+    run.save()  # what was played since the last checkpoint belongs to no cell
+    stack = raw["stacks"][job.stack]
+    cells: dict[str, Cell] = {}
+    for arm in job.arms:
+        plan = make_plan(arm.config, run.learner.num_actions)
+        config = cell_config(arm.config, options.fill, options.cell_capacity)
+        for stage, key in enumerate(arm.cells):
+            if key not in cells:
+                cells[key] = build(run, config, stage)
+                cells[key].record |= {
+                    "live_width": plan.stages[stage].live_width,
+                    "frozen_width": plan.stages[stage].frozen_width,
+                    "flops_per_update": plan.stages[stage].flops_per_update,
+                }
+                _say(f"{job.stack}: {key} is ready")
+    left = job.weight
+    for repeat in range(job.repeats):
+        if repeat and seconds is None and time.perf_counter() > end:
+            raw["stopped_early"] = True
+            break
+        for key, cell in cells.items():
+            share = (end - time.perf_counter()) / left / (1 + WARM_SHARE + EVALUATION_SHARE)
+            left -= 1
+            window = measure_window(run, cell, seconds or max(MIN_WINDOW, share), job.stack == "reference")
+            _say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
+    stack["cells"] |= {key: cell.record for key, cell in cells.items()}
+    for arm in job.arms:
+        raw["arms"].append(
+            {
+                "name": arm.name,
+                "stack": arm.stack,
+                "width": arm.small_width,
+                "full_width": arm.full_width,
+                "baseline": arm.baseline,
+                "anchor": None if arm.baseline else arm.config.anchor,
+                "cells": list(arm.cells),
+                "work": dataclasses.asdict(work_of(arm.config, run.learner.num_actions)),
+            }
+        )
+
+
+# --- validation
+
+
+def _validated_arms(options: argparse.Namespace, jobs: Sequence[Job]) -> list[Arm]:
+    """The arms of the fast stack at the width asked for, which complete runs can be compared with."""
+    if not options.validate:
+        return []
+    arms = [arm for job in jobs if job.kind == "main" and job.stack == "fast" for arm in job.arms]
+    return arms if options.validate_all else [arms[0], *(arm for arm in arms if arm.baseline)] if arms else []
+
+
+def validate(
+    options: argparse.Namespace, explicit: dict[str, Any], jobs: Sequence[Job], raw: dict[str, Any], scratch: Path
+) -> None:
+    """Complete short runs by `growtrain.training.train`, to be compared with their projections."""
+    raw["not_validated"] = (
+        "complete runs have the fast stack's loop" if options.validate else "turned off with --no-validate"
+    )
+    for arm in _validated_arms(options, jobs):
+        place = next(i for i, a in enumerate(raw["arms"]) if a["name"] == arm.name and a["stack"] == "fast")
+        stack = raw["stacks"]["fast"]
+        config = _short_run(arm, stack, raw["arms"][place], options.validate_seconds)
+        _say(f"validation: {arm.name}, {config.total_frames} frames")
+        start = time.perf_counter()
+        (scratch / f"startup-{place}").mkdir()
+        with Run(config, scratch / f"startup-{place}").recording():
+            pass
+        startup = time.perf_counter() - start
+        run_dir, start = scratch / f"validation-{place}", time.perf_counter()
+        for _ in train(config, run_dir):
+            pass
+        raw["validation"].append(
+            {
+                "arm": place,
+                "frames": config.total_frames,
+                "wall_seconds": time.perf_counter() - start,
+                "startup_seconds": startup,
+                "work": dataclasses.asdict(work_of(config, stack["num_actions"])),
+                "run_summary": json.loads((run_dir / "summary.json").read_text(encoding="utf-8")),
+            }
+        )
+
+
+def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds: float) -> Config:
+    """The arm's configuration with the budget that is projected to take about `seconds`; all periods shrink with it."""
+    settings = {name: value for name, value in arm.overrides.items() if name not in SCALED}
+    costs = costs_of(stack, raw_arm)
+    granule = 8 * FRAME_SKIP * arm.config.num_envs
+    least = max(4_000, 20 * granule)
+
+    def at(frames: float) -> Config:
+        total = max(least, round(frames / granule) * granule)
+        return resolve(arm.config.preset, {**settings, "total_frames": total})[0]
+
+    config = at(seconds * min(costs.speeds))
+    for _ in range(4):
+        projected = project(work_of(config, stack["num_actions"]), costs)
+        config = at(config.total_frames * seconds / max(1e-9, projected.total - projected.startup))
+    return config
+
+
+# --- command line
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run_wallclock",
+        description="Growing against full width: time, GPU utilisation, energy, projection to 200M frames.",
+        conflict_handler="resolve",  # two of Config's flags take lists here
+    )
+    add_config_flags(parser)
+    parser.add_argument("--anchor", dest="anchors", type=_anchors, default=["frozen"], help="growing arms, as a,b,c")
+    parser.add_argument(
+        "--freeze-encoder-at", dest="freezes", type=_counts, default=[0], help="arms that freeze it, as 0,1 (0: never)"
+    )
+    parser.add_argument("--baseline", help="full-width schedule (default: as wide as the growth ends)")
+    parser.add_argument("--stack", choices=("fast", "reference", "both"), default="fast")
+    parser.add_argument("--width-sweep", type=_counts, default=[], help="small widths, as 512,1024,2048")
+    parser.add_argument("--sweep-anchor", dest="sweep_anchors", type=_anchors, help="default: the first of --anchor")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=10.0, help="budget of the whole measurement")
+    parser.add_argument("--seconds", type=float, help="per cell and repeat, instead of a share of --minutes")
+    parser.add_argument("--fill", type=parse_count, default=20_000, help="transitions in the replay beforehand")
+    parser.add_argument("--cell-capacity", type=parse_count, default=50_000, help="transitions it holds")
+    parser.add_argument("--validate", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--validate-all", action="store_true", help="all arms, not just the first and the baseline")
+    parser.add_argument("--validate-seconds", type=float, default=60.0, help="length of each complete run")
+    parser.add_argument("--output", type=Path, help="files without suffix (default: results/wallclock-<device>)")
+    parser.add_argument("--figures-from", type=Path, metavar="JSON", help="measure nothing, make the files again")
+    return parser
+
+
+def _anchors(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in get_args(Anchor)]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown: choose from {', '.join(get_args(Anchor))}")
+    return names
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [parse_count(part) for part in text.split(",") if part]
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""One network in one stage, timed on the training loop's own parts: speed, pauses, evaluations, checkpoints, GPU.
+
+A stack has one `Run`, so one replay and one set of environments, and the cells' learners are put into it in turn.
+
+Units: seconds on a monotonic clock that stands still in suspend; frames; transitions.
+"""
+
+import dataclasses
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from wallclock_hours import busy_seconds
+
+from growtrain.collection import updates_due
+from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
+from growtrain.evaluation import evaluate
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.telemetry.gpu import open_monitor
+from growtrain.training import Run, make_captured, uses_graph
+
+WARM_SHARE = 0.15  # of a window, played before it
+WAITS_SECONDS, PROFILE_SECONDS = 1.0, 0.3  # GPU only; the profiler keeps an event for every kernel
+MONITOR_PERIOD = 0.1
+EVALUATION_SHARE, MAX_EVALUATION = 0.3, 1.5  # of a window, and seconds at most
+MIN_EVALUATION_STEPS = 20
+FILL_WINDOWS = 5
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """A network in a stage: its learner, ready to be put into a run, and what was measured of it."""
+
+    config: Config
+    stage: int
+    learner: DoubleDQN
+    captured: Any
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def open_stack(config: Config, run_dir: Path, open_runs: ExitStack) -> tuple[Run, dict[str, Any]]:
+    """A run whose replay is filled by random play, and what was measured in opening and filling it.
+
+    Args:
+        config: see `cell_config`; random play ends when its learning starts.
+        run_dir: where the run's files go.
+        open_runs: closes the run.
+    """
+    run_dir.mkdir(parents=True)
+    start = time.perf_counter()
+    run = Run(config, run_dir)
+    open_runs.enter_context(run.recording())
+    startup = time.perf_counter() - start
+    open_runs.callback(setattr, run, "config", config)  # the cells put theirs in its place
+    play(run)
+    run.save()
+    checkpoints = [timed_checkpoint(run)]
+    step = FRAME_SKIP * config.num_envs
+    steps = -(-(config.learning_starts - run.collector.frames) // (step * FILL_WINDOWS))
+    warmup = [play(run, steps=steps) for _ in range(FILL_WINDOWS - 1)]
+    warmup.append(play(run, steps=max(1, -(-(config.learning_starts - run.collector.frames) // step))))
+    checkpoints.append(timed_checkpoint(run))
+    return run, {
+        "num_envs": config.num_envs,
+        "execution": "CUDA graph" if uses_graph(config, run.device) else config.execution,
+        "num_actions": run.learner.num_actions,
+        "replay_capacity": config.replay_capacity,
+        "filled": len(run.ring),
+        "config": config.to_dict(),
+        "startup_seconds": startup,
+        "warmup": warmup,
+        "checkpoints": checkpoints,
+        "record_seconds": [timed_record(run) for _ in range(5)],
+        "cells": {},
+    }
+
+
+def cell_config(config: Config, fill: int, capacity: int) -> Config:
+    """An arm's settings for its cells: learning starts once the replay holds `fill` of `capacity` transitions, with the last epsilon."""
+    return dataclasses.replace(
+        config,
+        total_frames=PAPER_TOTAL_FRAMES,
+        learning_starts=FRAME_SKIP * max(fill, config.num_envs),
+        epsilon_decay_frames=0,
+        epsilon_start=1.0,
+        replay_capacity=capacity,
+    )
+
+
+def build(run: Run, config: Config, stage: int) -> Cell:
+    """A learner grown to `stage` by the run itself; pauses, first step and a checkpoint are timed."""
+    learner = DoubleDQN(
+        config,
+        run.learner.num_actions,
+        width=config.width,
+        device=run.device,
+        generator=torch.Generator().manual_seed(0),
+    )
+    captured = make_captured(learner, run.ring) if uses_graph(config, run.device) else None
+    cell = Cell(config=config, stage=0, learner=learner, captured=captured)
+    enter(run, cell)
+    growth_seconds = []
+    for _ in range(stage):
+        play(run)  # so that the optimizer has what a growth must keep
+        start = time.perf_counter()
+        events = list(run.grow())
+        growth_seconds.append(time.perf_counter() - start)
+        assert events, "the growth was rolled back"
+    first = [play(run)]
+    run.learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
+    first.append(play(run))
+    cell.stage = run.stage
+    cell.record = {
+        "growth_seconds": growth_seconds,
+        "first_step_seconds": [window["seconds"] / window["steps"] for window in first],
+        "evaluations": [],
+        "checkpoint_seconds": timed_checkpoint(run)["seconds"],
+        "repeats": [],
+        "waits": None,
+        "busy": {"available": False, "reason": f"the run computes on {run.device.type}, which CUDA does not profile"},
+    }
+    return cell
+
+
+def enter(run: Run, cell: Cell) -> None:
+    """Puts a cell's learner into the run, owing the updates of the last step, as it does between two steps of training."""
+    run.config, run.learner, run.captured, run.stage = cell.config, cell.learner, cell.captured, cell.stage
+    run.learner.updates = updates_due(run.config, run.collector.agent_steps - run.config.num_envs)
+
+
+def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> dict[str, Any]:
+    """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run.
+
+    The first one on a GPU also shows who waits for whom, and when it is busy.
+    """
+    enter(run, cell)
+    play(run, WARM_SHARE * seconds, alternating=alternating)
+    monitor = open_monitor(run.device, MONITOR_PERIOD)
+    monitor.start()
+    window = play(run, seconds, alternating=alternating)
+    monitor.stop()
+    cell.record["repeats"].append(window | {"gpu": monitor.summary()})
+    if run.device.type == "cuda" or not cell.record["evaluations"]:
+        step = (window["phases"]["act"] + window["phases"]["environment"]) / window["steps"]
+        cell.record["evaluations"].append(
+            timed_evaluation(
+                run, max(MIN_EVALUATION_STEPS, round(min(EVALUATION_SHARE * seconds, MAX_EVALUATION) / step))
+            )
+        )
+    if run.device.type == "cuda" and len(cell.record["repeats"]) == 1:
+        cell.record["waits"] = play(run, WAITS_SECONDS, alternating=alternating, settle=True)
+        cell.record["busy"] = profile(run, alternating)
+    return window
+
+
+def play(
+    run: Run, seconds: float = 0.0, *, steps: int = 1, alternating: bool = False, settle: bool = False
+) -> dict[str, Any]:
+    """The inner loop of `growtrain.training.train`, for `seconds` and at least `steps`, in whole cycles of updates.
+
+    Args:
+        run: in which a learner has been put.
+        seconds: how long.
+        steps: of all environments, at least.
+        alternating: the environments finish their step before the learner works.
+        settle: wait for the device before acting, which has to be waited for anyhow, and time that as `learner_wait`.
+
+    Returns:
+        `frames, updates, steps, seconds, cpu_seconds` (of all threads) and `phases`.
+    """
+    cycle = Fraction(run.config.replay_ratio * run.config.num_envs).limit_denominator(10**6).denominator
+    _wait_for_device(run)
+    run.phases.take()
+    frames, updates, done = run.collector.frames, run.learner.updates, 0
+    cpu_start, start = time.process_time(), time.perf_counter()
+    while done < steps or done % cycle or time.perf_counter() - start < seconds:
+        if settle:
+            with run.phases("learner_wait"):
+                _wait_for_device(run)
+        with run.phases("act"):
+            run.collector.act(run.learner.q_values)
+        if alternating:
+            with run.phases("environment"):
+                run.collector.receive()
+        with run.phases("learn"):
+            run.learn()
+        if not alternating:
+            with run.phases("environment"):
+                run.collector.receive()
+        if run.crossed(run.config.target_period) and run.learner.updates:
+            run.learner.copy_target()
+        done += 1
+    with run.phases("learner_wait" if settle else "act"):
+        _wait_for_device(run)  # the next step's acting would
+    elapsed = time.perf_counter() - start
+    return {
+        "frames": run.collector.frames - frames,
+        "updates": run.learner.updates - updates,
+        "steps": done,
+        "seconds": elapsed,
+        "cpu_seconds": time.process_time() - cpu_start,
+        "phases": {name: value for name, value in run.phases.take().items() if name != "total"},
+    }
+
+
+def profile(run: Run, alternating: bool) -> dict[str, Any]:
+    """How long kernels and copies ran in a short window: what NVML's utilisation, 'some kernel was resident', does not say."""
+    from torch.profiler import ProfilerActivity
+
+    try:
+        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            window = play(run, PROFILE_SECONDS, alternating=alternating)
+        intervals = [
+            (event.time_range.start / 1e6, event.time_range.end / 1e6)
+            for event in profiler.events() or ()
+            if event.device_type.name == "CUDA" and not event.is_user_annotation
+        ]
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        return {"available": False, "reason": f"torch.profiler: {error}"}
+    if not intervals:
+        return {"available": False, "reason": "torch.profiler saw no kernels (CUPTI missing or not permitted)"}
+    return window | {"available": True, "busy_seconds": busy_seconds(intervals), "events": len(intervals)}
+
+
+def timed_evaluation(run: Run, steps: int) -> dict[str, float]:
+    """Frames of an evaluation of so many steps of all environments; seconds from its first step on, and before it."""
+    config = dataclasses.replace(run.config, eval_frames=FRAME_SKIP * run.config.num_envs * steps)
+    asked: list[float] = []
+
+    def policy(observation: torch.Tensor) -> torch.Tensor:
+        asked.append(time.perf_counter())
+        return run.learner.q_values(observation)
+
+    start = time.perf_counter()
+    record = evaluate(policy, config, frames=run.collector.frames, stage=run.stage, device=run.device)
+    return {
+        "frames": record.eval_frames,
+        "start_seconds": asked[0] - start,
+        "seconds": time.perf_counter() - asked[0],
+    }
+
+
+def timed_checkpoint(run: Run) -> dict[str, float]:
+    """Seconds of a checkpoint, and the transitions that the replay holds; most of its cost is what is new since the one before."""
+    play(run)  # a checkpoint that is there already would be left as it is
+    start = time.perf_counter()
+    run.save()
+    return {"transitions": len(run.ring), "seconds": time.perf_counter() - start}
+
+
+def timed_record(run: Run) -> float:
+    """Seconds of a line of metrics."""
+    play(run)
+    start = time.perf_counter()
+    run.report()
+    return time.perf_counter() - start
+
+
+def _wait_for_device(run: Run) -> None:
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)

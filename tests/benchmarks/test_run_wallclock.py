@@ -1,0 +1,299 @@
+"""The arithmetic from speeds to hours on numbers checked by hand, and a dry run of the whole script on a real game."""
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from growtrain.config import Config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    """The script loaded by its path: other projects install packages named `benchmarks`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        spec = importlib.util.spec_from_file_location("run_wallclock", BENCHMARKS / "run_wallclock.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "run_wallclock", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def hours(script: ModuleType) -> ModuleType:
+    return sys.modules["wallclock_hours"]
+
+
+def window(frames: int, seconds: float) -> dict[str, Any]:
+    gpu = {"available": True, "utilization_mean": frames / 10, "energy_joules": 300.0 * seconds, "seconds": seconds}
+    return {"frames": frames, "updates": frames // 16, "steps": frames // 4, "seconds": seconds,
+            "cpu_seconds": seconds, "phases": {"act": seconds / 4, "learn": seconds / 2}, "gpu": gpu}  # fmt: skip
+
+
+def cell(*speeds: int, growth: tuple[float, ...] = (), **values: Any) -> dict[str, Any]:
+    """Windows of 2 s at these frames per second; a step is 4 frames."""
+    return {
+        "repeats": [window(2 * speed, 2.0) for speed in speeds],
+        "growth_seconds": list(growth),
+        "first_step_seconds": [4 / sorted(speeds)[len(speeds) // 2]] * 2,
+        "evaluations": [{"frames": 1000, "start_seconds": 1.0, "seconds": 2.0}],
+        "checkpoint_seconds": 2.0,
+        "waits": None,
+        "busy": {"available": True, "busy_seconds": 0.5, "frames": 500},
+        "live_width": 8,
+        "frozen_width": 0,
+        "flops_per_update": 10**9,
+    } | values
+
+
+def raw() -> dict[str, Any]:
+    """A growing arm of two stages at 200 and 100 frames per second against full width at 80."""
+    work = {
+        "warmup_frames": 4_000,
+        "stage_frames": [36_000, 40_000],
+        "evaluations": [1, 2],
+        "eval_frames": 2_000,
+        "checkpoints": [1, 1],
+        "checkpoint_transitions": 10_000,
+        "records": 10,
+    }
+    arm = {"stack": "fast", "width": 8, "full_width": 16}
+    return {
+        "game": "pong",
+        "total_frames": 80_000,
+        "main_width": 8,
+        "stopped_early": False,
+        "not_validated": "turned off",
+        "machine": {
+            "command": "python x", "gpu": "NVIDIA A100-SXM4-40GB", "cuda": "12", "cpu": "Some CPU", "cores": 2, "threads": 2,
+            "memory_bytes": 2**34, "environment": {}, "versions": {}, "git_commit": None, "git_modified": False, "date": "today",
+            "load_average": 0.1,
+        },
+        "stacks": {
+            "fast": {
+                "num_envs": 1, "execution": "auto", "replay_capacity": 100, "filled": 100, "startup_seconds": 5.0,
+                "warmup": [{"frames": 4_000, "seconds": 4.0}] * 3,
+                "checkpoints": [{"transitions": 0, "seconds": 1.0}, {"transitions": 1_000, "seconds": 2.0}],
+                "record_seconds": [0.1, 0.1, 9.0],
+                "cells": {
+                    "small": cell(200, 190, 210),
+                    "grown": cell(100, 98, 110, growth=(3.0,)),
+                    "full": cell(80, 75, 81),
+                },
+            }
+        },
+        "arms": [
+            {**arm, "name": "grow1x", "baseline": False, "anchor": "frozen", "cells": ["small", "grown"], "work": work},
+            {
+                **arm, "name": "full1x", "baseline": True, "anchor": None, "cells": ["full"],
+                "work": {**work, "stage_frames": [76_000], "evaluations": [3], "checkpoints": [2]},
+            },
+        ],
+        "validation": [],
+    }  # fmt: skip
+
+
+def test_every_part_of_a_projection(hours: ModuleType) -> None:
+    values = raw()
+    p = hours.projection_of(values, values["arms"][0])
+    assert p.startup == 5
+    assert p.warmup == 4  # 4000 frames at 1000/s
+    assert p.stages == [180, 400]  # 36000 / 200, 40000 / 100
+    assert p.growth == 3
+    assert p.evaluation == pytest.approx(3 * (1 + 2_000 * 2 / 1_000))  # 1 s to start, then 2 ms a frame
+    assert p.checkpoints == pytest.approx(2 * 2 + 10_000 * 1e-3)
+    assert p.records == pytest.approx(1)
+    assert p.training == 584
+    assert p.total == pytest.approx(5 + 584 + 3 + 15 + 14 + 1)
+
+
+def test_what_the_first_steps_take_longer_is_charged_to_the_growth_or_the_start(hours: ModuleType) -> None:
+    values = raw()
+    cells = values["stacks"]["fast"]["cells"]
+    cells["grown"]["first_step_seconds"] = [0.04 + 2.0, 0.04 + 0.5]  # a steady step of 4 frames takes 40 ms
+    cells["small"]["first_step_seconds"] = [0.02 + 1.0, 0.0]
+    p = hours.projection_of(values, values["arms"][0])
+    assert (p.growth, p.startup) == (pytest.approx(3 + 2.5), pytest.approx(5 + 1))
+
+
+def test_a_saving_is_taken_within_each_repeat(hours: ModuleType) -> None:
+    values = raw()
+    saved, each = hours.saved_hours(values, values["arms"][0])
+    # Extras differ by the pause of the growth alone: 3 s.
+    assert saved * 3600 == pytest.approx(76_000 / 80 - 580 - 3)
+    assert [s * 3600 for s in each] == pytest.approx(
+        [
+            76_000 / 80 - (36_000 / 200 + 40_000 / 100) - 3,
+            76_000 / 75 - (36_000 / 190 + 40_000 / 98) - 3,
+            76_000 / 81 - (36_000 / 210 + 40_000 / 110) - 3,
+        ]
+    )
+    assert hours.saved_hours(values, values["arms"][1]) == (0, [0, 0, 0])
+
+
+def test_gpu_means_are_weighted_by_time_and_say_why_they_are_missing(hours: ModuleType) -> None:
+    values = raw()
+    arm = values["arms"][0]
+    assert hours.gpu_mean(values, arm, "utilization_mean") == pytest.approx((180 * 40 + 400 * 20) / 580)
+    assert hours.gpu_mean(values, arm, "watts") == pytest.approx(300)
+    # 1 ms of kernels per frame: 0.2 at 200 frames/s, 0.1 at 100.
+    assert hours.busy_share(values, arm) == pytest.approx((180 * 0.2 + 400 * 0.1) / 580)
+    for each in values["stacks"]["fast"]["cells"].values():
+        each["busy"] = {"available": False, "reason": "no CUPTI"}
+        for one in each["repeats"]:
+            one["gpu"] = {"available": False, "reason": "no GPU"}
+    assert hours.gpu_mean(values, arm, "watts") == "unavailable: no GPU"
+    assert hours.busy_share(values, arm) == "unavailable: no CUPTI"
+
+
+@pytest.mark.parametrize(
+    ("points", "width", "how"),
+    [
+        ([(1000, 10.0), (2000, 30.0)], 1500, "interpolated"),
+        ([(2000, 14.0), (1000, 10.0), (3000, 26.0)], 2500, "interpolated"),
+        ([(1000, 5.0), (2000, 10.0)], 4000, "extrapolated"),
+        ([(1000, 25.0), (2000, 50.0)], 1000, "at most"),
+        ([(1000, 10.0), (2000, 9.0)], None, "does not grow"),
+        ([(1000, -10.0)], None, "one width"),
+    ],
+)
+def test_the_width_that_reaches_twenty_hours(
+    hours: ModuleType, points: list[tuple[int, float]], width: float | None, how: str
+) -> None:
+    reaching = hours.width_reaching(points, 20.0)
+    assert reaching.width == width
+    assert how in reaching.how
+
+
+def test_overlapping_kernels_are_busy_once(hours: ModuleType) -> None:
+    assert hours.busy_seconds([(3.0, 4.0), (0.0, 2.0), (1.0, 1.5), (1.5, 2.5)]) == pytest.approx(3.5)
+    assert hours.busy_seconds([]) == 0
+
+
+def test_a_validation_compares_with_its_own_start(hours: ModuleType) -> None:
+    values = raw()
+    short = {**values["arms"][0]["work"], "warmup_frames": 1_000, "stage_frames": [2_000, 2_000], "evaluations": [0, 1]}
+    values["validation"] = [{"arm": 0, "frames": 5_000, "wall_seconds": 50.0, "startup_seconds": 1.0, "work": short}]
+    found = hours.validated(values, values["validation"][0])
+    assert found["projected_seconds"] == pytest.approx(1 + 1 + 10 + 20 + 3 + 5 + 14 + 1)
+    assert found["error"] == pytest.approx(0.1)
+    assert not found["holds"]
+
+
+def test_the_paper_is_quoted_beside_an_a100_only(script: ModuleType) -> None:
+    values = raw()
+    wide = copy.deepcopy(values["arms"])
+    for arm in wide:
+        arm["width"], arm["full_width"] = 16, 32
+    values["arms"] += wide
+    assert "on an A100, as this GPU is" in script.markdown(values)
+    values["machine"]["gpu"] = None
+    text = script.markdown(values)
+    assert "nothing is said here about hours on an A100" in text
+    assert "as this GPU is" not in text
+
+
+def test_the_figure_shows_the_gpu_where_there_is_one(script: ModuleType) -> None:
+    pytest.importorskip("matplotlib")
+    values = raw()
+    assert [axes.get_title() for axes in script.figure(values).axes][-1] == "GPU"
+    for each in values["stacks"]["fast"]["cells"].values():
+        for one in each["repeats"]:
+            one["gpu"] = {"available": False, "reason": "no GPU"}
+    assert len(script.figure(values).axes) == 3
+
+
+def test_work_is_counted_as_the_loop_does_it(script: ModuleType) -> None:
+    config = Config(schedule="grow1x", total_frames=100_000, learning_starts=10_000, eval_period=40_000, eval_frames=500,
+                    log_period=30_000, checkpoint_period=25_000, replay_capacity=5_000)  # fmt: skip
+    work = script.work_of(config, num_actions=6)
+    assert work.warmup_frames == 10_000
+    assert work.stage_frames == [15_000, 75_000]
+    assert work.evaluations == [0, 3]  # at 40k, 80k and the end
+    assert work.checkpoints == [1, 3]
+    assert work.checkpoint_transitions == 4 * 5_000  # 6,250 new ones each, of which the replay holds 5,000
+    assert work.records == 4
+
+
+def test_cells_of_one_network_are_shared_by_the_arms(script: ModuleType) -> None:
+    options = script._parser().parse_strict(["--anchor", "frozen,mirrored", "--freeze-encoder-at", "0,2"])
+    (job,) = script.make_jobs(options, {"schedule": "grow3x", "width": 32})
+    assert [arm.name for arm in job.arms] == [
+        "grow3x frozen", "grow3x frozen, encoder frozen from 2", "grow3x mirrored", "grow3x mirrored, encoder frozen from 2", "full3x",
+    ]  # fmt: skip
+    assert job.weight == 5 * (1 + 2 * (3 + 2) + 1)
+    assert [arm.config.width for arm in job.arms] == [32, 32, 32, 32, 128]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--schedule", "fixed"], "choose grow1x"),
+        (["--schedule", "grow1x", "--baseline", "full3x"], "leave it out"),
+        (["--anchor", "golden"], "choose from frozen, zero, mirrored"),
+        (["--minuets", "3"], "did you mean --minutes"),
+    ],
+)
+def test_bad_input_ends_with_one_line(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], remedy: str
+) -> None:
+    assert script.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert remedy in error
+
+
+def test_a_dry_run_writes_its_files_and_makes_them_again(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "results" / "wallclock"
+    tiny = "--game pong --schedule grow1x --width 8 --encoder-width 0.125 --batch-size 4 --num-envs 4 --device cpu"
+    small = "--fill 200 --cell-capacity 400 --repeats 2 --seconds 0.05 --no-validate"
+    assert script.main([*tiny.split(), *small.split(), "--output", str(output)]) == 0
+    json_text, markdown = (output.with_suffix(f".{suffix}").read_text() for suffix in ("json", "md"))
+    assert markdown in capsys.readouterr().out
+    values = json.loads(json_text)
+    cells = values["stacks"]["fast"]["cells"]
+    assert list(cells) == ["w8 stage 0", "w8 frozen stage 1", "w8 full width 16"]
+    for each in cells.values():
+        assert [one["updates"] * 16 for one in each["repeats"]] == [one["frames"] for one in each["repeats"]]
+        assert each["repeats"][0]["gpu"]["available"] is False
+        assert sum(each["repeats"][0]["phases"].values()) <= each["repeats"][0]["seconds"]
+    assert len(cells["w8 frozen stage 1"]["growth_seconds"]) == 1
+    assert values["stacks"]["fast"]["filled"] >= 200
+    grown, full = values["summary"]["arms"]
+    assert grown["hours"] > 0
+    assert grown["hours_saved"] == pytest.approx(full["hours"] - grown["hours"])
+    assert str(grown["gpu_watts"]).startswith("unavailable: ")
+    assert "unavailable: the run computes on cpu" in markdown
+
+    again = tmp_path / "again"
+    assert script.main(["--figures-from", str(output.with_suffix(".json")), "--output", str(again)]) == 0
+    assert again.with_suffix(".md").read_text() == markdown
+    assert again.with_suffix(".json").read_text() == json_text
+
+
+@pytest.mark.slow
+def test_a_complete_run_is_compared_with_its_projection(script: ModuleType, tmp_path: Path) -> None:
+    output = tmp_path / "wallclock"
+    tiny = "--game pong --width 8 --encoder-width 0.125 --batch-size 4 --num-envs 4 --device cpu --stack both"
+    small = "--width-sweep 16 --fill 200 --cell-capacity 400 --repeats 1 --seconds 0.2 --validate-seconds 1"
+    assert script.main([*tiny.split(), *small.split(), "--output", str(output)]) == 0
+    values = json.loads(output.with_suffix(".json").read_text())
+    assert [v["name"] for v in values["summary"]["validation"]] == ["grow3x frozen", "full3x"]
+    assert all(v["run_summary"]["status"] == "done" for v in values["validation"])
+    assert {(sweep["stack"], len(sweep["points"])) for sweep in values["summary"]["reaching"]} == {
+        ("fast", 2),
+        ("reference", 2),
+    }
