@@ -155,7 +155,9 @@ class CheckpointWriter:
             raise CheckpointFailed(f"checkpoint at {frames} frames was not written: {error}") from error
         self._segments = [*segments, *new]
         for old in _published(self.directory)[self._keep + 1 :]:
-            remove(old)
+            going = self.directory / f"{PARTIAL}-{old.name}"  # half-removed, it no longer bears the name of a whole one
+            os.replace(old, going)
+            remove(going)
         self._drop_unreferenced()
         return final
 

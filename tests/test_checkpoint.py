@@ -1,7 +1,10 @@
 """Checkpoints: a resumed run is the run that was never interrupted, bit for bit; what is on disk is whole, small and shared."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from growtrain.checkpoint import Checkpoint, open_newest
+from growtrain.checkpoint import Checkpoint, CheckpointWriter, open_newest
 from growtrain.config import Config
+from growtrain.replay import segments as replay_segments
 from growtrain.replay.frame_ring import FrameRing
+from growtrain.replay.segments import Segment
+from growtrain.runfiles import Unreadable, sweep, verify_file
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.training import train
 
@@ -40,7 +46,7 @@ def tiny(**overrides: Any) -> Config:
         "epsilon_decay_frames": 1_000,
         "target_period": 640,
         "replay_capacity": 400,  # wraps within the run
-        "eval_period": 1_600,
+        "eval_period": 0,
         "eval_frames": 160,
         "log_period": 500,
         "checkpoint_period": 0,
@@ -101,24 +107,174 @@ def assert_same_run(one: Path, other: Path) -> None:
     for stem in ("metrics", "growth_events", "evaluations"):
         records = [without_times({"all": read_jsonl(run / f"{stem}.jsonl")})["all"] for run in (one, other)]
         assert [without_times(r) for r in records[0]] == [without_times(r) for r in records[1]], stem
-        assert records[0], stem
+        assert records[0] or stem == "evaluations", stem
 
 
-VARIANTS = {
-    "frozen": {},
-    "sticky, mirrored, adam": {"sticky_actions": 0.25, "anchor": "mirrored", "optimizer": "adam"},
-    "encoder frozen, spectral": {"freeze_encoder_at": 1, "normalization": "spectral", "max_grad_norm": 1.0},
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    # Stopped while acting is random, just before a growth, and between two records.
+    "frozen": ({"eval_period": 1_600}, (208, 560, 912)),
+    "the rest": (
+        {
+            "sticky_actions": 0.25,
+            "anchor": "mirrored",
+            "freeze_encoder_at": 1,
+            "optimizer": "adam",
+            "normalization": "spectral",
+            "max_grad_norm": 1.0,
+            "game": "pong",
+        },
+        (1_072,),
+    ),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_path: Path) -> None:
-    config = tiny(**VARIANTS[variant])
+    changes, parts = VARIANTS[variant]
+    config = tiny(**changes)
     whole = run_in_parts(config, tmp_path / "whole")
-    # Stopped while acting is random; before and after a growth; and between two records.
-    parts = run_in_parts(dataclasses.replace(config, checkpoint_period=320), tmp_path / "parts", 208, 560, 912)
-    assert whole.frames == parts.frames == 3_200
+    # Checkpoints in one of them only, so that taking one is shown to change nothing.
+    resumed = run_in_parts(dataclasses.replace(config, checkpoint_period=320), tmp_path / "parts", *parts)
+    assert whole.frames == resumed.frames == 3_200
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
-    assert [resume["frames"] for resume in summary["resumes"]] == [208, 768, 1680]
-    assert summary["wall_seconds"] > read_jsonl(tmp_path / "parts" / "metrics.jsonl")[-1]["wall_seconds"] > 0
+    assert [resume["frames"] for resume in summary["resumes"]] == np.cumsum(parts).tolist()
+    assert summary["status"] == "done"
+
+
+def make_ring(seed: int = 0, capacity: int = 3_000, num_lanes: int = 2) -> FrameRing:
+    return FrameRing(capacity, num_lanes, rng=np.random.default_rng(seed))
+
+
+def play(ring: FrameRing, steps: int, generator: np.random.Generator) -> None:
+    """Random steps with episodes, of frames that compress no better than they should."""
+    lanes = ring.num_lanes
+    frames = generator.integers(0, 256, (2, lanes, 84, 84), dtype=np.uint8)
+    if not ring.written.any():
+        ring.start(frames[0])
+    for _ in range(steps):
+        ring.extend(
+            action=generator.integers(4, size=lanes),
+            reward=generator.random(lanes),
+            terminated=np.zeros(lanes, np.bool_),
+            frame=np.roll(frames[0], int(generator.integers(84)), axis=1),
+            started=generator.random(lanes) < 0.02,
+            first_frame=frames[1],
+        )
+
+
+def test_the_replay_is_saved_once_and_read_back_whatever_has_been_overwritten(tmp_path: Path) -> None:
+    """Through several turns of the ring: each checkpoint writes what is new, drops what is gone, and restores every row."""
+    generator = np.random.default_rng(1)
+    ring = make_ring(capacity=3_000)
+    replay = tmp_path
+    segments: list[Segment] = []
+    for steps in (10, 1_100, 1, 2_000, 300, 4_000):
+        play(ring, steps, generator)
+        segments = replay_segments.still_needed(segments, ring)
+        before = sum(c.count for s in segments for c in s.chunks)
+        new = replay_segments.write_new(segments, ring, replay, num_threads=2)
+        written = sum(c.count for s in new for c in s.chunks)
+        assert written <= 2 * min(steps * 1.1 + 10, ring.rows)
+        segments += new
+        for path in set(replay.iterdir()) - {replay / s.sha256 for s in segments}:
+            path.unlink()
+        assert before + written <= 2 * (2 * ring.rows + 40 * 1024)
+
+        other = make_ring(seed=9, capacity=3_000)
+        play(other, 50, np.random.default_rng(5))
+        state = ring.state_dict()
+        del state["frames"]
+        other.load_state_dict(state)
+        replay_segments.load_frames(segments, other, replay, num_threads=2)
+        other.check_valid()
+        filled = ring.state_dict()["filled"]
+        assert torch.equal(ring.frames[:, :filled], other.frames[:, :filled])
+        assert (ring.sample(16) == other.sample(16)).all()
+        with pytest.raises(Unreadable, match="exactly once"):
+            replay_segments.check_cover(segments[1:] or [], ring.written, ring.rows)
+        with pytest.raises(Unreadable, match="exactly once"):
+            replay_segments.check_cover([*segments, segments[-1]], ring.written, ring.rows)
+
+
+def save(writer: CheckpointWriter, ring: FrameRing, frames: int) -> Path:
+    state = ring.state_dict()
+    del state["frames"]
+    return writer.save({"ring": state}, ring, tiny(), frames=frames, device=torch.device("cpu"))
+
+
+def test_what_is_kept_and_what_is_dropped(tmp_path: Path) -> None:
+    generator, ring = np.random.default_rng(2), make_ring(capacity=200)
+    writer = CheckpointWriter(tmp_path, keep=1)
+    directory = tmp_path / "checkpoints"
+    for frames in range(100, 1_000, 100):
+        play(ring, 30, generator)
+        save(writer, ring, frames)
+        names = sorted(path.name for path in directory.iterdir())
+        assert names == [f"{f:012d}" for f in (frames - 100, frames) if f >= 100] + ["replay"]
+        named = {
+            entry[0]
+            for name in names[:-1]
+            for entry in json.loads((directory / name / "manifest.json").read_text())["segments"]
+        }
+        assert {path.name for path in (directory / "replay").iterdir()} == named
+    # A ring of 104 rows a lane takes 30 a checkpoint: never more than 5 segments for one checkpoint, 6 for two.
+    assert len(named) <= 6
+
+
+@pytest.mark.parametrize("call", range(24))
+def test_a_kill_at_any_moment_of_a_save_leaves_the_checkpoint_before(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends at the n-th thing that a save asks of the disk: nothing after that happens, nothing is tidied up."""
+
+    class Killed(BaseException):
+        pass
+
+    generator, ring = np.random.default_rng(3), make_ring(capacity=200)
+    writer = CheckpointWriter(tmp_path, keep=0)
+    play(ring, 30, generator)
+    save(writer, ring, 100)
+    play(ring, 30, generator)
+    asked = iter(range(10**6))
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if next(asked) >= call:
+                raise Killed
+            return function(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("fsync", "replace", "unlink", "posix_fadvise"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        with contextlib.suppress(Killed):
+            save(writer, ring, 200)
+            assert next(asked) < call + 2, "a save does more than the moments tried here"
+    sweep(tmp_path)
+    published = sorted(
+        (path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: path.name
+    )
+    assert published, "no checkpoint is left"
+    for path in published:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, (size, sha256) in manifest["files"].items():
+            verify_file(path / name, size, sha256)
+        for entry in manifest["segments"]:
+            verify_file(tmp_path / "checkpoints" / "replay" / entry[0], entry[1], entry[0])
+    # And the next process can go on saving.
+    play(ring, 30, generator)
+    save(CheckpointWriter(tmp_path, keep=0), ring, 300)
+
+
+def test_taking_a_checkpoint_draws_nothing_and_moves_nothing(tmp_path: Path) -> None:
+    generator, ring = np.random.default_rng(4), make_ring(capacity=200)
+    play(ring, 30, generator)
+    before = {name: value.clone() for name, value in ring.state_dict().items() if isinstance(value, torch.Tensor)}
+    rng = ring.state_dict()["rng"]
+    save(CheckpointWriter(tmp_path, keep=1), ring, 100)
+    after = ring.state_dict()
+    assert after["rng"] == rng
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
