@@ -12,6 +12,7 @@ JSON, safetensors and zlib, read from plain files whose names are not taken from
 Units: frames; sizes in bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -28,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from growtrain.config import Config, ConfigError
+from growtrain.config import FRAME_SKIP, Config, ConfigError
 from growtrain.growth.schedules import make_schedule
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.provenance import describe_machine
@@ -150,8 +151,9 @@ class CheckpointWriter:
             os.replace(partial, final)
             sync_directory(self.directory)
         except (OSError, Unreadable) as error:
-            remove(partial)
-            self._drop_unreferenced()
+            with contextlib.suppress(OSError):  # nothing can be removed from a disk that has become read-only
+                remove(partial)
+                self._drop_unreferenced()
             raise CheckpointFailed(f"checkpoint at {frames} frames was not written: {error}") from error
         self._segments = [*segments, *new]
         for old in _published(self.directory)[self._keep + 1 :]:
@@ -284,7 +286,7 @@ def _open(path: Path) -> Checkpoint:
         tensors = load_tensors(read_plain(path / "state.safetensors", files["state.safetensors"][0]))
         state = _merge(json.loads(read_plain(path / "state.json", files["state.json"][0])), tensors)
         config = Config.from_dict(state.pop("config"))
-        _check_sizes(config, state)
+        _check_sizes(config, state, frames)
         replay_segments.check_cover(list(segments), state["ring"]["written"].numpy(), int(state["ring"]["rows"]))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
@@ -294,8 +296,8 @@ def _open(path: Path) -> Checkpoint:
     )
 
 
-def _check_sizes(config: Config, state: dict[str, Any]) -> None:
-    """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor that is there."""
+def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
+    """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor, or a counter is not one."""
     online, ring = state["learner"]["online"], state["ring"]
     schedule = make_schedule(config.schedule, config.total_frames, config.learning_starts)
     sizes = {
@@ -311,8 +313,17 @@ def _check_sizes(config: Config, state: dict[str, Any]) -> None:
     for name, (said, found) in sizes.items():
         if said != found:
             raise ValueError(f"{name}: {said} by the configuration, {found} by the tensors")
-    if len(state["learner"]["head"]["injections"]) > len(schedule.injection_frames):
-        raise ValueError("more injections than the schedule has")
+    stage, totals = state["stage"], state["totals"]
+    num_stages = len(schedule.injection_frames) + 1
+    if not (
+        isinstance(stage, int) and len(state["learner"]["head"]["injections"]) <= stage < num_stages == len(totals)
+    ):
+        raise ValueError(f"stage {stage} and its injections are not those of a schedule with {num_stages} stages")
+    counters = [state["wall_seconds"], *(number for total in totals for number in total)]
+    if not all(isinstance(number, int | float) for number in counters) or not isinstance(state["resumes"], list):
+        raise ValueError("a counter is not a number")
+    if state["collector"]["agent_steps"] * FRAME_SKIP != frames:
+        raise ValueError(f"{state['collector']['agent_steps']} agent steps are not {frames} frames")
 
 
 def _split(tree: dict[str, Any], path: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -102,7 +102,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, Any]], None] = lambda 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["sha256"]
     for name in manifest["files"]:
-        if (checkpoint / name).exists():
+        if (checkpoint / name).is_file():  # a pipe would be waited for
             content = (checkpoint / name).read_bytes()
             manifest["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
     change(manifest)
@@ -267,6 +267,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert_same_end(whole, run_dir)
 
 
+@pytest.mark.filterwarnings("always")  # said on stderr, not raised
 def test_a_disk_that_stays_full_or_read_only_ends_the_run_with_its_own_message(
     small_disk: Path, no_spare: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -593,7 +594,7 @@ with run_lock(Path(sys.argv[1])):
             next(train(tiny(), run))
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     require_unlocked(run)
     with run_lock(run) as stale:
         assert stale == f"process {holder.pid} on {socket.gethostname()}"
@@ -609,7 +610,7 @@ with run_lock(Path(sys.argv[1])):
 def test_an_update_that_is_not_finite_leaves_the_network_as_it_is(optimizer: str, what: str) -> None:
     config = tiny(optimizer=optimizer)
     learner = DoubleDQN(config, 4, width=32, device=CPU, generator=torch.Generator().manual_seed(0))
-    good = synthetic_batches(config, 4, 2, CPU)
+    good = synthetic_batches(config, 4, 2, torch.Generator().manual_seed(0))
     learner.update(good)
     bad = good[:1].clone()
     if what == "reward":
