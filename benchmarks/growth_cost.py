@@ -17,7 +17,7 @@ Units: seconds; FLOPs of one update (2 per multiply-add, matrix products and con
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m growtrain` does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
 import importlib.util

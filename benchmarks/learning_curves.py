@@ -51,21 +51,27 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     for column, game in enumerate(games, start=1):
         axes = figure.add_subplot(1, len(games), column)
         for run in (r for r in runs if r["config"]["game"] == game):
-            (line,) = axes.plot(*training_curve(run), label=f"{run['config']['schedule']}, seed {run['config']['seed']}")
+            (line,) = axes.plot(
+                *training_curve(run), label=f"{run['config']['schedule']}, seed {run['config']['seed']}"
+            )
             points = [(e["frames"], e["episode_return"]) for e in run["evaluations"]]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=line.get_color())
             for event in run["growth_events"]:
                 axes.axvline(event["frames"], color="0.7", linestyle=":")
         axes.axhline(REFERENCE_SCORES[game][0], color="0.3", linestyle="--", label="random policy")
-        axes.set(title=game, xlabel="frames", ylabel=f"score (lines: training, mean of {WINDOW} records; dots: evaluation)")
+        axes.set(
+            title=game, xlabel="frames", ylabel=f"score (lines: training, mean of {WINDOW} records; dots: evaluation)"
+        )
         axes.legend(fontsize="small")
     return figure
 
 
 def tabulate(runs: list[dict[str, Any]]) -> str:
     """A Markdown table, a line a run."""
-    lines = ["| run | game | schedule | frames | random | first evaluation | last evaluation (std, episodes) | injections |"]
+    lines = [
+        "| run | game | schedule | frames | random | first evaluation | last evaluation (std, episodes) | injections |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for run in runs:
         config, evaluations = run["config"], run["evaluations"]

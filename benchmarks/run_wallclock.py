@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `growtrain` does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `growtrain` does, before torch is imported
 
 import torch
 from recording import describe_machine, write_outputs

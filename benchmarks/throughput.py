@@ -19,7 +19,7 @@ Units: seconds; emulator frames (4 per agent step); FLOPs, 2 per multiply-add.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m growtrain` does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
 import importlib.util

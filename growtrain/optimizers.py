@@ -5,6 +5,8 @@
 `torch.optim.RMSprop(centered=True)` adds epsilon outside the root, which is another optimizer at eps = 1e-5.
 """
 
+import shutil
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,17 +22,26 @@ class CenteredRMSProp(torch.optim.Optimizer):
         lr: learning rate.
         decay: decay of both moments, in [0, 1).
         eps: added inside the root; positive.
+        compiled: fuse the step's passes over memory into one with `torch.compile`; needs a C++ compiler on the CPU, and falls back
+            with a warning where it fails.
 
     Raises:
         ValueError: a hyperparameter is out of range.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 2.5e-4, decay: float = 0.95, eps: float = 0.01 / 32**2
+        self,
+        params: Iterable[Any],
+        lr: float = 2.5e-4,
+        decay: float = 0.95,
+        eps: float = 0.01 / 32**2,
+        *,
+        compiled: bool = False,
     ) -> None:
         if not (lr >= 0 and 0 <= decay < 1 and eps > 0):
             raise ValueError(f"lr {lr}, decay {decay}, eps {eps}: need lr >= 0, 0 <= decay < 1, eps > 0")
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
+        self._step = torch.compile(centered_rmsprop_step, dynamic=False) if compiled else centered_rmsprop_step
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # losses are computed outside
@@ -45,7 +56,7 @@ class CenteredRMSProp(torch.optim.Optimizer):
                 if not self.state[parameter]:
                     for name in ("mean", "mean_square"):
                         self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            centered_rmsprop_step(
+            self._apply(
                 parameters,
                 [parameter.grad for parameter in parameters],
                 [self.state[parameter]["mean"] for parameter in parameters],
@@ -54,6 +65,16 @@ class CenteredRMSProp(torch.optim.Optimizer):
                 decay=group["decay"],
                 eps=group["eps"],
             )
+
+    def _apply(self, *tensors: list[Tensor], lr: float, decay: float, eps: float) -> None:
+        try:
+            self._step(*tensors, lr=lr, decay=decay, eps=eps)
+        except Exception as error:  # compilation happens before anything is changed, and can fail in many ways
+            if self._step is centered_rmsprop_step:
+                raise
+            warnings.warn(f"the optimizer step could not be compiled and runs uncompiled: {error}", stacklevel=2)
+            self._step = centered_rmsprop_step
+            self._step(*tensors, lr=lr, decay=decay, eps=eps)
 
 
 def centered_rmsprop_step(
@@ -77,12 +98,17 @@ def centered_rmsprop_step(
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, decay: float
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, decay: float, compiled: bool = False
 ) -> torch.optim.Optimizer:
     """`centered_rmsprop`, or `adam` (Kingma & Ba 2015): PyTorch's fused kernel, in a form that a CUDA graph can hold."""
     if name == "centered_rmsprop":
-        return CenteredRMSProp(parameters, lr=lr, decay=decay, eps=eps)
+        return CenteredRMSProp(parameters, lr=lr, decay=decay, eps=eps, compiled=compiled)
     if name == "adam":
         listed = list(parameters)
         return torch.optim.Adam(listed, lr=lr, eps=eps, fused=True, capturable=listed[0].is_cuda)
     raise ValueError(f"optimizer is {name!r}: choose centered_rmsprop or adam")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` has a compiler for the CPU at hand; on a GPU a CUDA graph makes it needless."""
+    return device.type == "cpu" and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: threads that wait must not spin
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their cores with others
 
 import pytest
 import torch
@@ -11,6 +11,12 @@ import torch
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes seconds; the test of the compiled step asks for it."""
+    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", lambda device: False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

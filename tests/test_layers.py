@@ -18,7 +18,7 @@ LAYERS = [
     ["growth.schedules", "growth.interventions"],
     ["growth.transaction"],
     ["collection"],
-    ["evaluation", "checkpoint", "planning", "display"],
+    ["evaluation", "checkpoint", "planning", "display", "doctor"],
     ["resuming"],
     ["training"],
     ["__main__"],

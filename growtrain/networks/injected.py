@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from growtrain.config import Anchor
-from growtrain.networks.heads import SharedBiasLinear, initialize
+from growtrain.networks.heads import HiddenLinear, SharedBiasLinear, hidden_linear, initialize
 
 _PROBE_BATCHES = (
     1,
@@ -83,6 +83,7 @@ class PairedLinear(nn.Module):
         super().__init__()
         self.weight = layer.weight
         self.bias = layer.bias
+        self.kind = type(layer)
 
     def forward(self, features: Tensor) -> Tensor:
         """The product, half by half."""
@@ -113,6 +114,7 @@ class FrozenBank(nn.Module):
     def _fuse(self) -> None:
         """Moves the hidden layers of all heads into one weight (sum of widths, F) and one bias; output layers stay apart."""
         hiddens: list[nn.Linear] = [head[0] for head in self.heads]  # type: ignore[index]
+        self.kind = _kind(hiddens[0])
         self.widths = [layer.weight.shape[0] for layer in hiddens]
         self.hidden_weight = nn.Parameter(torch.cat([layer.weight for layer in hiddens]).detach(), requires_grad=False)
         self.hidden_bias = nn.Parameter(
@@ -135,7 +137,7 @@ class FrozenBank(nn.Module):
             strict=True,
         )
         for weight, bias, output in parts:
-            hidden = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            hidden = self.kind(weight.shape[1], weight.shape[0], device="meta")
             hidden.weight, hidden.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
             heads.append(nn.Sequential(hidden, copy.deepcopy(self.activation), copy.deepcopy(output)))
         return heads
@@ -145,7 +147,8 @@ class FrozenBank(nn.Module):
         if not self.fused:
             yield from (head(features) for head in self.heads)
             return
-        hidden = self.activation(F.linear(features, self.hidden_weight, self.hidden_bias))
+        product = hidden_linear if self.kind is HiddenLinear else F.linear
+        hidden = self.activation(product(features, self.hidden_weight, self.hidden_bias))
         for part, output in zip(torch.split(hidden, self.widths, dim=1), self.outputs, strict=True):
             yield output(part)
 
@@ -332,11 +335,18 @@ def can_fuse(heads: list[nn.Module]) -> bool:
     return all(
         isinstance(head, nn.Sequential)
         and len(head) == 3
-        and type(head[0]) in (nn.Linear, PairedLinear)
+        and type(head[0]) in (nn.Linear, HiddenLinear, PairedLinear)
         and isinstance(head[1], _POINTWISE)
         and type(head[2]) in (nn.Linear, SharedBiasLinear, MirroredLinear)
         for head in heads
     )
+
+
+def _kind(layer: nn.Module) -> type[nn.Linear]:
+    """The class of a linear layer, or of the one that a paired or mirrored layer stands in for."""
+    if isinstance(layer, PairedLinear):
+        return layer.kind
+    return HiddenLinear if isinstance(layer, HiddenLinear) else nn.Linear
 
 
 def _fresh_copy(head: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -348,7 +358,7 @@ def _fresh_copy(head: nn.Module, generator: torch.Generator) -> nn.Module:
             if isinstance(module, MirroredLinear) and module.shared_bias:
                 layer: nn.Linear = SharedBiasLinear(inputs, units)
             else:
-                layer = nn.Linear(inputs, units, bias=module.bias is not None)
+                layer = _kind(module)(inputs, units, bias=module.bias is not None)
             fresh.set_submodule(name, layer.to(module.weight))
     initialize(fresh, generator)
     return fresh.requires_grad_(True)
@@ -379,7 +389,7 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
             mirrored = MirroredLinear(output)
             mirrored.cancel()
             head.set_submodule(output_name, mirrored)
-            if not _is_silent(head) and type(hidden) is nn.Linear:
+            if not _is_silent(head) and type(hidden) in (nn.Linear, HiddenLinear):
                 head.set_submodule(hidden_name, PairedLinear(hidden))
         if not _is_silent(head):
             raise ValueError(f"anchor={anchor!r} does not silence this head's output: use anchor='frozen'")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from growtrain.growth.transaction import grow
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import SpectralLinear
-from growtrain.optimizers import CenteredRMSProp
+from growtrain.optimizers import CenteredRMSProp, can_compile
 
 ACTIONS, BATCH = 5, 16
 
@@ -122,6 +123,36 @@ def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
     optimizer.step()
     # m = 1.75, v = 4.75: 0.3 / sqrt(4.75 - 3.0625 + 0.25)
     assert torch.allclose(p.detach(), before - torch.tensor([0.3 / 1.9375**0.5, 0.0]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    parameters = [[nn.Parameter(torch.ones(7, 5)), nn.Parameter(torch.zeros(3))] for _ in range(3)]
+
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler")
+
+    plain, compiled, failing = (CenteredRMSProp(p, lr=0.1, compiled=i == 1) for i, p in enumerate(parameters))
+    monkeypatch.setattr(failing, "_step", no_compiler)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        for index in range(2):
+            gradient = torch.randn(parameters[0][index].shape, generator=generator)
+            for copies in parameters:
+                copies[index].grad = gradient.clone()
+        plain.step()
+        compiled.step()
+        if step == 0:
+            with pytest.warns(UserWarning, match="could not be compiled"):
+                failing.step()
+        else:
+            failing.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
+    for expected, got, survived in zip(*parameters, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(survived, expected)
 
 
 def test_target_moves_only_when_it_is_copied_and_bit_for_bit() -> None:

@@ -1,0 +1,57 @@
+"""Compares `plan`'s estimate of memory with the peak that a run with a full replay really reaches.
+
+    python benchmarks/memory.py [--replay-capacity 1M] [--num-envs 8] [--schedule grow3x] [--anchor frozen]
+
+Builds the run's parts, touches every row of the replay, does updates at every stage and one evaluation, and reads the process's peak
+resident size. Prints one JSON line.
+
+Units: bytes.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from growtrain.collection import num_actions_of
+from growtrain.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.evaluation import evaluate
+from growtrain.growth.transaction import grow
+from growtrain.planning import make_plan
+from growtrain.presets import paper
+from growtrain.training import Run
+
+
+def main() -> int:
+    """Measures one configuration."""
+    parser = Parser(prog="memory.py", description=__doc__)
+    add_config_flags(parser)
+    explicit = {"device": "cpu"} | explicit_settings(parser.parse_strict(sys.argv[1:]))
+    config = dataclasses.replace(paper(), **explicit)
+    run = Run(config, Path(tempfile.mkdtemp()) / "run")
+    run.ring.frames.fill_(7)
+    while run.collector.agent_steps < 1_000:
+        run.collector.act(run.learner.q_values)
+        run.collector.receive()
+    observations = run.ring.sample(32)["observation"]
+    for stage in range(len(run.schedule.injection_frames) + 1):
+        if stage:
+            grow(run.learner, observations, anchor=config.anchor, generator=torch.Generator().manual_seed(stage))
+            run.learner.copy_target()
+        for _ in range(20):
+            run.learner.update(run.ring.sample(2 * config.batch_size).view(2, config.batch_size))
+    brief = dataclasses.replace(config, eval_frames=20_000)
+    evaluate(run.learner.q_values, brief, frames=0, stage=run.stage, device=run.device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    planned = make_plan(config, num_actions_of(config.game)).memory.needed("cpu")["host"]
+    record = {"planned_bytes": planned, "peak_bytes": peak, "planned_over_peak": round(planned / peak, 4)}
+    print(json.dumps(record | {"config": explicit, "torch": torch.__version__}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

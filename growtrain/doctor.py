@@ -1,0 +1,70 @@
+"""What works on this machine: one line for each thing that a run can use, with the reason where it is missing.
+
+Units: bytes are shown in GB (10^9).
+"""
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from growtrain.telemetry.gpu import open_monitor
+
+
+def examine() -> Iterator[tuple[str, bool, str]]:
+    """Yields (what, whether it works, details or the reason why not)."""
+    yield "python", True, platform.python_version()
+    for package in ("torch", "torchrl", "tensordict", "ale-py", "gymnasium", "numpy"):
+        yield package, *_import(package)
+    cores = len(os.sched_getaffinity(0))
+    yield "cores", True, f"{cores} in the affinity mask, {os.cpu_count()} in the machine"
+    memory = psutil.virtual_memory()
+    yield "memory", True, f"{memory.available / 1e9:.1f} GB available of {memory.total / 1e9:.1f} GB"
+    yield "atari", *_atari()
+    yield "gpu", *_gpu()
+    yield "nvml", *_nvml()
+    yield "tensorboard", *_import("tensorboard")
+
+
+def _import(package: str) -> tuple[bool, str]:
+    try:
+        importlib.import_module(package.replace("-", "_"))
+        return True, version(package)
+    except Exception as error:  # whatever an import raises is the answer
+        return False, f"unavailable: {error}"
+
+
+def _atari() -> tuple[bool, str]:
+    from growtrain.environments.atari import AtariEnvironment
+
+    try:
+        environment = AtariEnvironment(game="pong", num_envs=1, seed=0)
+        environment.start()
+        environment.close()
+        return True, "Pong starts; all 57 games come with ale-py"
+    except Exception as error:
+        return False, f"unavailable: {error}"
+
+
+def _gpu() -> tuple[bool, str]:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = "no device is visible to PyTorch" if built else "this PyTorch is built without CUDA"
+        return False, f"unavailable: {reason}"
+    properties = torch.cuda.get_device_properties(0)
+    return True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
+
+
+def _nvml() -> tuple[bool, str]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        return False, "unavailable: there is no GPU to watch; utilisation and energy will be reported as unavailable"
+    monitor = open_monitor(device)
+    monitor.start()
+    monitor.stop()
+    summary = monitor.summary()
+    return bool(summary["available"]), str(summary.get("reason", f"driver {summary.get('driver_version')}"))
