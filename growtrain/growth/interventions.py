@@ -94,11 +94,17 @@ def inject(
     _check_membership(network, old, head, optimizer)
     before = count_parameters(network, trainable=True)
     new = _grow(old, seed, anchor)
-    change, target_change, new_target = _verify(old, new, probe), None, None
+    new_target, target_change = None, None
     if target is not None:
         old_target = _submodule(target, head)
         new_target = _grow(old_target, seed, anchor)
+        both_fused = (
+            new.spec()["fused"] and new_target.spec()["fused"]
+        )  # each was fused only if that keeps its own bits
+        new.rebuild_bank(fused=both_fused)
+        new_target.rebuild_bank(fused=both_fused)
         target_change = _verify(old_target, new_target, probe)
+    change = _verify(old, new, probe)
     old_names = {
         f"live.{k}" if not isinstance(old, InjectedHead) else k: p for k, p in old.named_parameters() if p.requires_grad
     }

@@ -89,9 +89,11 @@ class PairedLinear(nn.Module):
         """The product, half by half."""
         half = self.weight.shape[0] // 2
         sizes = [half, half, self.weight.shape[0] - 2 * half]
+        weights = list(torch.split(self.weight, sizes))
+        if half * self.weight.shape[1] % _ALIGNED:  # products of operands that are aligned alike round alike
+            weights = [weight.clone() for weight in weights]
         biases = [None] * 3 if self.bias is None else torch.split(self.bias, sizes)
-        parts = zip(torch.split(self.weight, sizes), biases, strict=True)
-        return torch.cat([F.linear(features, weight, bias) for weight, bias in parts], dim=1)
+        return torch.cat([F.linear(features, *parts) for parts in zip(weights, biases, strict=True)], dim=1)
 
 
 class FrozenBank(nn.Module):
@@ -261,6 +263,11 @@ class InjectedHead(nn.Module):
                 return False
         return True
 
+    def rebuild_bank(self, *, fused: bool) -> None:
+        """Rebuilds the frozen bank fused or head by head; the heads stay what they are."""
+        if self.frozen is not None and self.frozen.fused != fused:
+            self.frozen = FrozenBank(self.frozen.unfused(), self.anchors, fused=fused)
+
     def spec(self) -> dict[str, Any]:
         """What `grow_to` needs to rebuild this architecture; JSON-serialisable."""
         return {"injections": list(self.anchors), "fused": self.frozen is not None and self.frozen.fused}
@@ -276,8 +283,7 @@ class InjectedHead(nn.Module):
             raise ValueError(f"spec {spec!r} does not continue a head with injections {self.anchors}")
         for anchor in anchors[self.num_injections :]:
             self.inject(torch.Generator().manual_seed(0), anchor)
-        if self.frozen is not None and self.frozen.fused != spec.get("fused"):
-            self.frozen = FrozenBank(self.frozen.unfused(), self.anchors, fused=bool(spec.get("fused")))
+        self.rebuild_bank(fused=bool(spec.get("fused")))
         return self
 
 
