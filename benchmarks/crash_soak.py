@@ -2,10 +2,10 @@
 
     python benchmarks/crash_soak.py --kills 50 --output results/crash_soak
 
-Half of the kills are aimed at checkpoint writes: the process dies within milliseconds of the moment when a partial checkpoint appears. The
-others come at a random time in a life: while Python starts, while episodes are played again, while it learns, grows or publishes. After each
-kill the newest checkpoint is verified and may not be older than it was. At the end parameters, optimizer slots, replay, generators, counters
-and records must be equal bit for bit; only times may differ.
+Half of the kills are aimed at checkpoint writes: the process dies within milliseconds of the moment when a partial checkpoint appears.
+The others come at a random time in a life: while Python starts, while episodes are played again, while it learns, grows or publishes.
+After each kill the newest checkpoint is verified and may not be older than it was. At the end parameters, optimizer slots, replay,
+generators, counters and records must be equal bit for bit; only times may differ.
 
 1. The run is small, so that lives are short and a checkpoint is made every few steps; what is saved is what a long run saves.
 2. Equality is claimed for the CPU: on a GPU sums may be taken in another order.
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,9 @@ def kill_somewhere(process: subprocess.Popen[str], run_dir: Path, rng: np.random
     if wanted == 0:
         wait_until(process, lambda: False, rng.random() * STARTING_SECONDS)
     else:
-        seen: set[str] = names(checkpoints)
-        made = 0
-        for made in range(1, wanted + 1):
-            if not wait_until(process, lambda: bool(names(checkpoints) - seen)):
-                break
-            seen |= names(checkpoints)
+        made = publications(process, checkpoints, wanted)
         if aimed:
-            wait_until(process, lambda: any(checkpoints.glob(".partial-*")))
+            wait_until(process, lambda: list(checkpoints.glob(".partial-*")))
             time.sleep(rng.random() * 0.01)
         else:
             wait_until(process, lambda: False, rng.random() * (time.perf_counter() - started) / max(made, 1) / 4)
@@ -119,7 +114,7 @@ def kill_somewhere(process: subprocess.Popen[str], run_dir: Path, rng: np.random
     }
 
 
-def wait_until(process: subprocess.Popen[str], holds: Any, limit: float = 600.0) -> bool:
+def wait_until(process: subprocess.Popen[str], holds: Callable[[], object], limit: float = 600.0) -> bool:
     """Looks until `holds()` or the process ends or the limit is over; whether it held."""
     end = time.perf_counter() + limit
     while time.perf_counter() < end and process.poll() is None:
@@ -127,6 +122,14 @@ def wait_until(process: subprocess.Popen[str], holds: Any, limit: float = 600.0)
             return True
         time.sleep(STEP_SECONDS)
     return False
+
+
+def publications(process: subprocess.Popen[str], checkpoints: Path, wanted: int) -> int:
+    """Waits until that many checkpoints have been published, or the process ends; how many it saw."""
+    made, before = 0, names(checkpoints)
+    while made < wanted and wait_until(process, lambda: names(checkpoints) - before):
+        made, before = made + 1, before | names(checkpoints)
+    return made
 
 
 def names(checkpoints: Path) -> set[str]:
