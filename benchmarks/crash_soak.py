@@ -127,7 +127,7 @@ def wait_until(process: subprocess.Popen[str], holds: Callable[[], object], limi
 def publications(process: subprocess.Popen[str], checkpoints: Path, wanted: int) -> int:
     """Waits until that many checkpoints have been published, or the process ends; how many it saw."""
     made, before = 0, names(checkpoints)
-    while made < wanted and wait_until(process, lambda: names(checkpoints) - before):
+    while made < wanted and wait_until(process, lambda known=before: names(checkpoints) - known):
         made, before = made + 1, before | names(checkpoints)
     return made
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 STOPPED = 75
 
-# Before torch is imported: a thread that waits for the others spins for some 50 microseconds and then sleeps. OpenMP's default spins far
-# longer, which costs a factor of ten as soon as another process wants the core; sleeping at once (PASSIVE) costs a tenth on a quiet machine.
+# Before torch is imported: a thread that waits for the others spins for some 50 microseconds and then sleeps. OpenMP's default spins
+# far longer, which costs a factor of ten as soon as another process wants the core; sleeping at once (PASSIVE) costs a tenth on a quiet
+# machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 

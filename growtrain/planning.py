@@ -53,7 +53,7 @@ CUDA_HOST_BYTES = 2 * 2**30  # CUDA's libraries and pinned memory
 CUDA_DEVICE_BYTES = 1 * 2**30  # CUDA context, workspaces of cuBLAS and cuDNN, graph pools
 SPARE_MEMORY = 0.03  # share of the free memory that a suggested capacity leaves alone, since what is free varies
 COMPRESSED_REPLAY = 0.05  # share of its size; zlib takes the frames of four games to 1.5-4 %
-CHECKPOINTS = 3  # two kept and one being written
+CHECKPOINTS = 2  # the newest and one being written, besides the ones that --keep keeps; what they share counts for each
 BUSY_SPREAD = 0.5  # spread of timed updates beyond which a projection is not to be trusted
 LINE_BYTES = 2_000  # a line of metrics.jsonl, 500 bytes, and what other sinks make of it
 
@@ -258,7 +258,7 @@ def make_plan(config: Config, num_actions: int) -> Plan:
     )  # online, target, two optimizer slots
     checkpoint = 4 * parameters + math.ceil(COMPRESSED_REPLAY * memory.replay)
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
-    disk_bytes = CHECKPOINTS * checkpoint + lines * LINE_BYTES
+    disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
 
@@ -499,6 +499,7 @@ def _time_environments(config: Config, seconds: float) -> float:
 def render(plan: Plan, speed: Speed | None = None) -> str:
     """The plan as plain ASCII of at most 100 columns, with projected hours if speeds were measured."""
     baseline, memory = make_plan(full_width(plan.config), plan.num_actions), plan.memory
+    checkpoints = CHECKPOINTS + plan.config.keep
     full, hours = baseline.stages[0], speed.projected_hours(plan, speed.run) if speed else []
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     headers = ("stage", "frames", "width", "parameters", "trainable", "updates", "GFLOP/update", "vs full", "hours")
@@ -519,7 +520,7 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {_gb(memory.needed("cpu")["host"])} on a CPU; {_gb(gpu["host"])} host and {_gb(gpu["GPU"])} device on a GPU
          replay {_gb(memory.replay)}, networks and optimizer {_gb(memory.networks)}, batches {_gb(memory.batch)}
-disk     {_gb(plan.disk_bytes)} at most: records, {CHECKPOINTS} checkpoints, replay taken to compress to {COMPRESSED_REPLAY:.0%}
+disk     {_gb(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {COMPRESSED_REPLAY:.0%}
 """.rstrip().split("\n")
     if speed:
         total, at_full = sum(hours), sum(speed.projected_hours(baseline, speed.baseline))
