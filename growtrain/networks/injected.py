@@ -403,6 +403,9 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
 
 @torch.no_grad()
 def _is_silent(head: nn.Module) -> bool:
+    """Whether the output is exactly zero, on the CPU; what another device rounds away is for `inject` to verify."""
+    if any(p.device.type != "cpu" for p in head.parameters()):
+        head = copy.deepcopy(head).cpu()
     for batch in _PROBE_BATCHES:
         features = probe_features(head, batch)
         if features is None or head(features).abs().max() != 0:
