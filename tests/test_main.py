@@ -136,7 +136,9 @@ def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
 
 
-def test_doctor_says_what_works_and_why_not(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_works_and_why_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
