@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 bad input (one line that names the remedy); 75 stopped by a signal with a checkpoint written; 1 anything else.
 """
 
+import errno
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from growtrain.checkpoint import Checkpoint
 
 STOPPED = 75
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 # Before torch is imported: a thread that waits for the others spins for some 50 microseconds and then sleeps. OpenMP's default spins
 # far longer, which costs a factor of ten as soon as another process wants the core; sleeping at once (PASSIVE) costs a tenth on a quiet
@@ -48,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"growtrain: {error}: free some space, or choose another directory with --run-dir", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("growtrain: stopped at once; the checkpoints made before are whole", file=sys.stderr)

@@ -272,9 +272,8 @@ class Run:
         with self.phases("checkpoint"):
             self._account()
             self.learner.require_finite()
-            for path in self.run_dir.glob("*.jsonl"):
-                sync_file(path)  # the records before a checkpoint outlive a power cut if it does
             try:
+                self._sync_records()
                 self._writer.save(self.state_dict(), self.ring, self.config, frames=frames, device=self.device)
             except CheckpointFailed as error:
                 self._failed_checkpoints += 1
@@ -285,6 +284,17 @@ class Run:
                 warnings.warn(f"{error}; the ones before are kept, the next attempt is in {wait} frames", stacklevel=1)
             else:
                 self._failed_checkpoints, self._retry_at = 0, math.inf
+
+    def _sync_records(self) -> None:
+        """Waits until the disk has all records: those before a checkpoint outlive a power cut if it does."""
+        try:
+            self.sinks.flush()
+            for path in self.run_dir.glob("*.jsonl"):
+                sync_file(path)
+        except OSError as error:
+            raise CheckpointFailed(
+                f"checkpoint at {self.collector.frames} frames was not written, nor the records before it: {error}"
+            ) from error
 
     def finish(self) -> Iterator[Record]:
         """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on."""
@@ -305,7 +315,7 @@ class Run:
         if self._start is not None:
             self._take_up(self._start)
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
-        self.sinks = RunSinks(self.run_dir)
+        self.sinks = RunSinks(self.run_dir, self.collector.frames if self._start is not None else None)
         monitor = open_monitor(self.device)
         monitor.start()
         status = "failed"
@@ -321,7 +331,10 @@ class Run:
             monitor.stop()
             self.sinks.close()
             self.collector.environment.close(raise_if_closed=False)
-            write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+            try:
+                write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+            except OSError as error:  # a full disk must not hide how the run ended
+                warnings.warn(f"summary.json was not written: {error}", stacklevel=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zlib
@@ -265,6 +266,36 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert ("are free" if estimated else "No space left") in said[0]
     assert "next attempt is in 60 frames" in said[0]
     assert_same_end(whole, run_dir)
+
+
+def test_records_written_while_the_disk_is_full_are_not_lost(
+    small_disk: Path, whole: Path, no_spare: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorBoard's writer thread dies of the full disk, and would report that to pytest.
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    run_dir = small_disk / "run"
+    config, ballast = tiny(checkpoint_period=480), None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for record in train(config, run_dir):
+            if record.frames == 600 and ballast is None:
+                ballast = fill(small_disk, leave=0)
+            if record.frames == 1_000 and ballast is not None and ballast.exists():
+                assert not (run_dir / "growth_events.jsonl").read_bytes()  # the growth at 800 frames has no room
+                ballast.unlink()
+    assert "nor the records before it" in str(caught[0].message)
+    (event,), (expected,) = (read_jsonl(directory / "growth_events.jsonl") for directory in (run_dir, whole))
+    assert event["frames"] == expected["frames"] == 800
+    assert_same_end(whole, run_dir)
+
+
+@pytest.mark.filterwarnings("always")  # said on stderr, not raised
+def test_no_space_for_the_first_file_is_one_line(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(small_disk, leave=0)
+    assert main(command("train", run_dir=small_disk / "run", **FLAGS)[3:]) == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "warning" not in text]
+    assert "No space left" in line
+    assert "--run-dir" in line
 
 
 @pytest.mark.filterwarnings("always")  # said on stderr, not raised
