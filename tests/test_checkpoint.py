@@ -15,6 +15,7 @@ import torch
 
 from growtrain.checkpoint import Checkpoint, CheckpointWriter, open_newest
 from growtrain.config import Config
+from growtrain.optimizers import can_compile
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frame_ring import FrameRing
 from growtrain.replay.segments import Segment
@@ -140,6 +141,22 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert [resume["frames"] for resume in summary["resumes"]] == np.cumsum(parts).tolist()
     assert summary["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", can_compile)
+    monkeypatch.setattr("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE", 0)
+    config = tiny()
+    run_in_parts(config, tmp_path / "whole")
+    run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def make_ring(seed: int = 0, capacity: int = 3_000, num_lanes: int = 2) -> FrameRing:
