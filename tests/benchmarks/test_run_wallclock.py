@@ -80,6 +80,7 @@ def raw() -> dict[str, Any]:
             "command": "python x", "gpu": "NVIDIA A100-SXM4-40GB", "cuda": "12", "cpu": "Some CPU", "cores": 2, "threads": 2,
             "memory_bytes": 2**34, "environment": {}, "versions": {}, "git_commit": None, "git_modified": False, "date": "today",
             "load_average": 0.1,
+            "busy_cores": 0.0,
         },
         "stacks": {
             "fast": {
