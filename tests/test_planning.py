@@ -15,7 +15,7 @@ from growtrain import planning
 from growtrain.collection import updates_due
 from growtrain.config import Config, ConfigError
 from growtrain.growth.interventions import count_parameters
-from growtrain.growth.transaction import grow
+from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning import (
     check_memory,
@@ -241,7 +241,7 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
 def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):
     grown = []
     monkeypatch.setattr(
-        planning, "grow", lambda learner, *a, **k: grown.append((grow(learner, *a, **k), k["freeze_encoder"]))
+        planning, "apply", lambda learner, *a, **k: grown.append((apply(learner, *a, **k), k["freeze_encoder"]))
     )
     config = paper(width=16, encoder_width=0.1, batch_size=2, num_envs=2, freeze_encoder_at=2, game="pong")
     speed = measure_speed(config, 6, CPU, seconds=0.2)
