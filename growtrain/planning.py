@@ -191,17 +191,19 @@ def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
     """Reads the sizes off the layers of an encoder and a head `width` wide, built without memory."""
     with torch.device("meta"):
         encoder, head = make_parts(config, num_actions, width)
-    side, kept, activations = FRAME_SHAPE[0], ([], []), [STACK_SIZE * math.prod(FRAME_SHAPE), 2 * width + num_actions]
-    for part, layers in enumerate((encoder.modules(), head.modules())):
-        for layer in layers:
+    side = FRAME_SHAPE[0]
+    convolutions: tuple[list[int], list[int]] = ([], [])  # of the encoder, of the head
+    activations = [STACK_SIZE * math.prod(FRAME_SHAPE), 2 * width + num_actions]
+    for part, module in enumerate((encoder, head)):
+        for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
                 side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
-                kept[part].append(layer.weight.numel() * side * side)
+                convolutions[part].append(layer.weight.numel() * side * side)
                 activations[part] += 2 * layer.out_channels * side * side  # before and after the ReLU
     hidden, output = (layer.weight.numel() for layer in head if isinstance(layer, nn.Linear))
     return NetworkShape(
-        convolutions=tuple(kept[0]),
-        head_convolutions=tuple(kept[1]),
+        convolutions=tuple(convolutions[0]),
+        head_convolutions=tuple(convolutions[1]),
         hidden=hidden,
         output=output,
         encoder_parameters=count_parameters(encoder),

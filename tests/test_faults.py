@@ -416,6 +416,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a tensor as a number": change_tensor("ring/written", lambda tensor: tensor[:0]),
     "a million injections": change_state("learner", "head", "injections", value=["frozen"] * 10**6),
     "a wide network": change_state("config", "width", value=2**31),
+    "a widened network": change_state("learner", "width", value=64),
+    "heads that are not there": change_state("learner", "head", "trainable", value=[0, 10**6]),
     "many lanes": change_state("config", "num_envs", value=2**20),
     "rows beyond the ring": change_state("ring", "filled", value=2**40),
     "words for numbers": change_state("stage", value="many"),
@@ -538,6 +540,9 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         ({"schedule": "at:400,1200"}, True, "the past cannot change"),
         ({"schedule": "at:800,900"}, True, "the past cannot change"),
         ({"schedule": "full1x"}, True, "width"),
+        ({"schedule": "at:800,960", "intervention": "net2wider"}, True, "use another intervention, or fork a run"),
+        ({"schedule": "at:800,960", "intervention": "redo"}, True, "use another intervention, or fork a run"),
+        ({"split": "conv3"}, True, "a fork keeps fc1"),
     ]
     for changes, fork, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -546,6 +551,7 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         checkpoint, {"schedule": "at:800,960", "anchor": "mirrored", "seed": 1, "lr": 1e-3}, fork=True
     )
     assert forked.schedule == "at:800,960"
+    changed_config(checkpoint, {"schedule": "at:800,960", "intervention": "reset-head"}, fork=True)
 
 
 def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

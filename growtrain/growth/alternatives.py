@@ -171,7 +171,7 @@ def widen(
     for network in (online, target):
         live, new = network.get_submodule("head.live"), copy.deepcopy(wider)
         for name, parameter in new.named_parameters():
-            value = live.get_parameter(name)
+            value: Tensor = live.get_parameter(name)
             if name in axes:
                 added = parameter.narrow(axes[name], head.width, units)
                 value = torch.cat([value, _twins(value, axes[name], twins) if preserve else added], axes[name])

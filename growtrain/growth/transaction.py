@@ -97,6 +97,7 @@ def apply(
     with _rolled_back_on_failure(learner):
         before_online, before_target = _q(online, observations), _q(target, observations)
         trainable_before = count_parameters(online, trainable=True)
+        head_before = count_parameters(online.get_submodule("head"), trainable=True)
         slots = _slots(learner)
         kept = _identities(slots, _KEPT_SLOTS[intervention])
         recycled_units = None
@@ -109,7 +110,9 @@ def apply(
                 anchor=config.anchor,
                 trainable_heads=config.trainable_heads,
             )
-            added = count_parameters(online.get_submodule("head.live")) if config.trainable_heads == "all" else 0
+            added = count_parameters(online.get_submodule("head.live"))
+            if config.trainable_heads == "newest":
+                added -= head_before
         else:
             replacement = prepare(intervention, online, target, slots, observations, config, generator)
             added, recycled_units = replacement.added_parameters, replacement.recycled_units

@@ -253,7 +253,7 @@ class InjectedHead(nn.Module):
         heads.insert(place, self.live)
         fresh = fresh_copy(self.live, generator)
         if anchor == "frozen":
-            heads.append(fresh)
+            heads.append(copy.deepcopy(fresh).requires_grad_(False))
         else:
             _silence(fresh, anchor)
         grown = InjectedHead.__new__(InjectedHead)
@@ -290,12 +290,10 @@ class InjectedHead(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """What `grow_to` needs to rebuild this architecture; JSON-serialisable."""
-        heads = [] if self.frozen is None or self.frozen.fused else self.frozen.heads
-        return {
-            "injections": list(self.anchors),
-            "fused": self.frozen is not None and self.frozen.fused,
-            "trainable": [index for index, head in enumerate(heads) if trains(head)],
-        }
+        fused = self.frozen is not None and self.frozen.fused
+        heads = [] if self.frozen is None or fused else list(self.frozen.heads)
+        trainable = [index for index, head in enumerate(heads) if trains(head)]
+        return {"injections": list(self.anchors), "fused": fused, "trainable": trainable}
 
     def grow_to(self, spec: dict[str, Any]) -> Self:
         """Grows a fresh `InjectedHead` to the architecture of `spec`, ready for `load_state_dict`; the weights are arbitrary.
