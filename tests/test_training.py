@@ -96,10 +96,12 @@ def test_a_grown_run_leaves_what_the_design_says(grown: tuple[Path, list[Record]
     ],
 )
 def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width: int, tmp_path: Path) -> None:
-    config = tiny(schedule=schedule, total_frames=4_000, redo_period=1_000, redo_tau=0.2, eval_period=0)
+    config = tiny(
+        schedule=schedule, total_frames=2_400, learning_starts=200, redo_period=600, redo_tau=0.2, eval_period=0
+    )
     list(train(config, tmp_path))
     events = read_jsonl(tmp_path / "growth_events.jsonl")
-    assert [e["frames"] for e in events] == ([1008, 2000, 3008] if kind == "redo" else [512, 1008, 2000])
+    assert [e["frames"] for e in events] == ([608, 1200, 1808] if kind == "redo" else [304, 608, 1200])
     assert [e["stage"] for e in events] == [1, 2, 3]
     assert {e["kind"] for e in events} == {kind}
     changes = [(e["max_abs_q_change_online"], e["max_abs_q_change_target"]) for e in events]
@@ -111,8 +113,8 @@ def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width
         assert all((target > 0) == (kind != "redo") for _, target in changes)
         assert all(e["parameters_trainable"] == e["parameters_trainable_before"] for e in events)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert [s["frames"] for s in summary["stages"]] == ([4000] if kind == "redo" else [512, 496, 992, 2000])
-    assert summary["updates"] == (4000 - 400) // 16
+    assert [s["frames"] for s in summary["stages"]] == ([2400] if kind == "redo" else [304, 304, 592, 1200])
+    assert summary["updates"] == (2400 - 200) // 16
     assert load_learner(tmp_path, torch.device("cpu"))[0].width == 32 * width
 
 

@@ -1,6 +1,7 @@
 """What injection is compared with: the invariant that defines each alternative, on a live learner, and the way back from each."""
 
 import copy
+import itertools
 from typing import Any, get_args
 
 import pytest
@@ -60,14 +61,25 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("optimizer", ["centered_rmsprop", "adam"])
-@pytest.mark.parametrize("intervention", INTERVENTIONS)
-def test_afterwards_the_learner_is_whole_and_learns(intervention: Intervention, optimizer: str) -> None:
+VARIANTS: dict[str, tuple[Intervention, dict[str, Any]]] = {
+    **{intervention: (intervention, {"redo_tau": 0.5}) for intervention in INTERVENTIONS},
+    "all heads": ("inject", {"trainable_heads": "all", "anchor": "frozen"}),
+    "conv3": ("inject", {"split": "conv3", "anchor": "mirrored"}),
+    "conv1": ("inject", {"split": "conv1", "anchor": "frozen"}),
+    "spectral": ("widen", {"normalization": "spectral", "optimizer": "adam"}),
+    "layer": ("widen", {"normalization": "layer", "output_bias": "per_action"}),
+    "wider conv2": ("net2wider", {"split": "conv2", "optimizer": "adam"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_afterwards_the_learner_is_whole_and_learns(variant: str) -> None:
     """The optimizer holds what trains, the target has the same tensors and moves only when it is copied."""
-    learner = make(optimizer=optimizer, redo_tau=0.5)
+    intervention, settings = VARIANTS[variant]
+    learner = make(**settings)
     version = learner.version
     event = do(learner, intervention)
-    assert (event.kind, event.anchor) == (intervention, "frozen" if intervention == "inject" else None)
+    assert (event.kind, event.anchor) == (intervention, learner.config.anchor if intervention == "inject" else None)
     assert learner.version > version  # a captured update is stale
     held = [p for group in learner.optimizer.param_groups for p in group["params"]]
     trainable = {name: p for name, p in learner.online.named_parameters() if p.requires_grad}
@@ -85,8 +97,28 @@ def test_afterwards_the_learner_is_whole_and_learns(intervention: Intervention, 
     assert equal(weights(learner.online), weights(learner.target))
 
 
-@pytest.mark.parametrize("broken", ["rebuild", "verification", "optimizer"])
-@pytest.mark.parametrize("intervention", INTERVENTIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_learner_restored_afterwards_goes_on_as_the_first_one(variant: str) -> None:
+    intervention, settings = VARIANTS[variant]
+    learner = make(**settings)
+    do(learner, intervention)
+    learn(learner)
+    restored = DoubleDQN(learner.config, ACTIONS, width=WIDTH, device=CPU, generator=torch.Generator())
+    restored.load_state_dict(learner.state_dict())
+    for subject in (learner, restored):
+        learn(subject)
+        do(subject, intervention, seed=8)
+        learn(subject)
+    assert equal(weights(learner.online), weights(restored.online))
+    assert equal(weights(learner.target), weights(restored.target))
+    assert slots(learner).keys() == slots(restored).keys()
+    assert all(equal(slots(learner)[name], slots(restored)[name]) for name in slots(learner))
+
+
+@pytest.mark.parametrize(
+    ("intervention", "broken"),
+    [*itertools.product(INTERVENTIONS, ["rebuild", "verification"]), ("reset-all", "optimizer")],
+)
 def test_a_failed_intervention_is_rolled_back_whole(
     intervention: Intervention, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
