@@ -180,6 +180,7 @@ def _run(
         stage_frames=[stage.frames for stage in plan.stages],
         stage_costs=[stage.flops / stage.frames for stage in plan.stages],
         run_name=str(run_dir),
+        plan=schedule_of(config).describe(),
     )
     try:
         with stop, display:

@@ -533,7 +533,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     gpu, evaluation = memory.needed("cuda"), f"{plan.evaluation_flops / 1e15:.3g} PFLOP"
     share = f"{plan.flops / baseline.flops:.0%} of full width ({full.live_width} hidden units)"
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    lines += _intervention_line(plan.config)
+    schedule = schedule_of(plan.config)
+    lines += [] if schedule.intervention == "inject" else ["", f"does     {schedule.describe()}"]
     lines += f"""
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {_gb(memory.needed("cpu")["host"])} on a CPU; {_gb(gpu["host"])} host and {_gb(gpu["GPU"])} device on a GPU
@@ -551,16 +552,6 @@ time     {total:.2f} h of training, {total / at_full:.0%} of full width ({at_ful
          spread of the timings {spread:.0%}{": the machine is busy, time it again" if spread > BUSY_SPREAD else ""}
          environments {step}; not included: sampling, logs, checkpoints""".split("\n")
     return "\n".join(lines)
-
-
-def _intervention_line(config: Config) -> list[str]:
-    """What is done instead of injections, and when; nothing for a run that injects."""
-    schedule = schedule_of(config)
-    if schedule.intervention == "inject":
-        return []
-    times = [format_count(frames) for frames in schedule.injection_frames]
-    when = f"{len(times)} times from {times[0]} to {times[-1]}" if schedule.periodic else f"at {', '.join(times)}"
-    return ["", f"does     {schedule.intervention} {when}"]
 
 
 def _gb(count: int) -> str:

@@ -210,7 +210,7 @@ class Run:
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
         self.interventions += 1
-        event = dataclasses.replace(event, stage=self.interventions)
+        event = dataclasses.replace(event, stage=self.schedule.stage_after(self.interventions))
         self.sinks.write("growth_events", event.to_dict())
         yield event
 
@@ -221,7 +221,7 @@ class Run:
                 self.learner.q_values,
                 self.config,
                 frames=self.collector.frames,
-                stage=self.interventions,
+                stage=self.schedule.stage_after(self.interventions),
                 device=self.device,
             )
         self.last_evaluation = record
@@ -244,7 +244,7 @@ class Run:
             frames=frames,
             agent_steps=self.collector.agent_steps,
             updates=updates,
-            stage=self.interventions,
+            stage=self.schedule.stage_after(self.interventions),
             wall_seconds=now - self._wall_start,
             frames_per_second=(frames - self._frames_reported) / seconds,
             updates_per_second=(updates - self._updates_reported) / seconds,
@@ -419,7 +419,7 @@ class Run:
         for name, seconds in phases.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         paused = sum(phases.get(name, 0.0) for name in _PAUSES)
-        total = self.totals[min(self.stage, len(self.totals) - 1)]
+        total = self.totals[self.schedule.stage_after(self.stage)]
         total.seconds += now - self._accounted - paused
         total.frames += self.collector.frames - self._frames_accounted
         total.updates += self.learner.updates - self._updates_accounted

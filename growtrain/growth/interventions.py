@@ -26,7 +26,7 @@ class GrowthEvent:
 
     Attributes:
         frames: frames played when it happened; None outside a training run.
-        stage: interventions done, this one included.
+        stage: interventions done, this one included; 0 in a periodic schedule, which has one stage.
         kind: what was done: `inject` or one of its alternatives.
         reason: why now.
         anchor: `frozen`, `zero` or `mirrored`; None for what has none.

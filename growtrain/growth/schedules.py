@@ -46,6 +46,19 @@ class Schedule:
         """How many stages a run has."""
         return 1 if self.periodic else 1 + len(self.injection_frames)
 
+    def stage_after(self, interventions: int) -> int:
+        """The stage that so many interventions lead to."""
+        return 0 if self.periodic else interventions
+
+    def describe(self) -> str:
+        """What happens when, in words."""
+        times = [format_count(frames) for frames in self.injection_frames]
+        if not times:
+            return "no injections"
+        what = "injections" if self.intervention == "inject" else self.intervention
+        when = f"{len(times)} times from {times[0]} to {times[-1]}" if self.periodic else f"at {', '.join(times)}"
+        return f"{what} {when}"
+
     @property
     def widens(self) -> bool:
         """Whether the live head gets wider at every intervention."""
