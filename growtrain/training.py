@@ -397,8 +397,16 @@ class Run:
         self._resumes.append(
             {"frames": start.frames, "changes": changes, "skew": skew}
             | ({"forked_from": str(start.path)} if self._forked else {})
+            | ({"past_differs": True} if self._past_differs(start.config) else {})
         )
         state.clear()  # the networks and the transitions are in memory twice until here
+
+    def _past_differs(self, past: Config) -> bool:
+        """Whether the network has been changed already in another way than this configuration would have, so that no plan counts it."""
+        ways = [
+            (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (past, self.config)
+        ]
+        return self.interventions > 0 and ways[0] != ways[1]
 
     def _take_up(self, start: Checkpoint) -> None:
         """Brings the run's files back to the checkpoint: no record after it, nothing half-written."""
@@ -433,6 +441,7 @@ class Run:
         plan = make_plan(self.config, self.learner.num_actions)
         wall_seconds = time.perf_counter() - self._wall_start
         evaluation, recent = self.last_evaluation, list(self._recent_returns)
+        planned = not any(resume.get("past_differs") for resume in self._resumes)
         return {
             "status": status,
             "schedule": self.config.schedule,
@@ -448,7 +457,7 @@ class Run:
                     "seconds": total.seconds,
                     "updates": total.updates,
                     "updates_per_second": total.updates / total.seconds if total.seconds else None,
-                    "flops_per_update": cost.flops_per_update,
+                    "flops_per_update": cost.flops_per_update if planned else None,
                 }
                 for total, cost in zip(self.totals, plan.stages, strict=True)
             ],

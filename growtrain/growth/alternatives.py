@@ -173,8 +173,9 @@ def widen(
         for name, parameter in new.named_parameters():
             value: Tensor = live.get_parameter(name)
             if name in axes:
-                added = parameter.narrow(axes[name], head.width, units)
-                value = torch.cat([value, _twins(value, axes[name], twins) if preserve else added], axes[name])
+                axis = axes[name]
+                added = value.index_select(axis, twins) if preserve else parameter.narrow(axis, head.width, units)
+                value = torch.cat([value, added], axis)
             parameter.copy_(value)
         if preserve:
             weight = new.get_parameter(outgoing)
@@ -183,14 +184,15 @@ def widen(
         _settle(new)
         heads.append(InjectedHead(new))
     wider_slots = dict(slots)
-    for name in axes.keys() & {name.removeprefix("head.live.") for name in slots}:
-        blank = torch.zeros_like(wider.get_parameter(name)).narrow(axes[name], head.width, units)
-        wider_slots[f"head.live.{name}"] = {
-            slot: torch.cat([value, _twins(value, axes[name], twins) if preserve else blank], axes[name])
-            if value.dim()
-            else value
-            for slot, value in slots[f"head.live.{name}"].items()
-        }
+    for name, axis in axes.items():
+        blank = torch.zeros_like(wider.get_parameter(name)).narrow(axis, head.width, units)
+        if (full_name := f"head.live.{name}") in slots:
+            wider_slots[full_name] = {
+                slot: torch.cat([value, value.index_select(axis, twins) if preserve else blank], axis)
+                if value.dim()
+                else value
+                for slot, value in slots[full_name].items()
+            }
     per_unit = sum(parameter.numel() for name, parameter in head.live.named_parameters() if name in axes) // head.width
     return Replacement(
         online={"head": heads[0]}, target={"head": heads[1]}, slots=wider_slots, added_parameters=units * per_unit
@@ -212,10 +214,6 @@ def _wider(live: nn.Module, units: int, generator: torch.Generator) -> tuple[nn.
     for name, layer in layers.items():
         wider.set_submodule(name, layer.to(hidden.weight))
     return fresh_copy(wider, generator), axes
-
-
-def _twins(values: Tensor, axis: int, twins: Tensor) -> Tensor:
-    return values.index_select(axis, twins)
 
 
 @torch.no_grad()
@@ -251,10 +249,8 @@ def redo(online: nn.Module, slots: Slots, observations: Tensor, tau: float, gene
             new.get_parameter(f"{name}.{kind}")[mask] = fresh.get_parameter(f"{name}.{kind}")[mask]
             for value in _moments(moments, f"{name}.{kind}"):
                 value[mask] = 0
-    for (
-        name,
-        mask,
-    ) in dormant.items():  # after all incoming weights: what leads from one recycled unit to another is zero
+    # After all incoming weights, so that what leads from one recycled unit to another is zero.
+    for name, mask in dormant.items():
         outgoing = f"{following[name]}.weight"
         for value in (new.get_parameter(outgoing), *_moments(moments, outgoing)):
             _by_input(value, len(mask))[:, mask] = 0

@@ -122,7 +122,7 @@ def test_a_learner_restored_afterwards_goes_on_as_the_first_one(variant: str) ->
 def test_a_failed_intervention_is_rolled_back_whole(
     intervention: Intervention, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = make(redo_tau=0.5)
+    learner = make(redo_tau=0.5, trainable_heads="all")
     parameters = {name: (id(p), p.detach().clone()) for name, p in learner.online.named_parameters()}
     before = weights(learner.target), copy.deepcopy(slots(learner)), [id(p) for p in learner.online.parameters()]
     if broken == "rebuild":
