@@ -104,20 +104,10 @@ def test_plan_prints_before_anything_runs(
 
 
 def test_a_periodic_intervention_as_a_user_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        *TINY,
-        "--schedule",
-        "redo",
-        "--redo-period",
-        "1k",
-        "--redo-tau",
-        "0.3",
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
-    assert main(words) == 0
+    words = [*TINY, "--total-frames", "2k", "--schedule", "redo", "--redo-period", "500", "--redo-tau", "0.3"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert "redo 3 times from 1k to 3k" in out.splitlines()[0]
+    assert "redo 3 times from 500 to 1.5k" in out.splitlines()[0]
     assert out.count("redo  max |dQ| online") == 3
     assert "stage 0/0" in out.splitlines()[-1]
 
