@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from growtrain.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.config import Config, ConfigError
-from growtrain.growth.schedules import make_schedule
+from growtrain.growth.schedules import schedule_of
 from growtrain.presets import resolve
 from growtrain.tasks import canonical_game
 
@@ -187,6 +187,7 @@ def _run(
         stage_frames=[stage.frames for stage in plan.stages],
         stage_costs=[stage.flops / stage.frames for stage in plan.stages],
         run_name=str(run_dir),
+        plan=schedule_of(config).describe(),
     )
     try:
         with stop, display:
@@ -270,7 +271,7 @@ def _configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[s
     namespace = parser.parse_strict(words)
     explicit = _explicit(namespace)
     config, notes = resolve(explicit.get("preset", "paper"), explicit)
-    make_schedule(config.schedule, config.total_frames, config.learning_starts)
+    schedule_of(config)
     return config, notes, namespace.run_dir
 
 

@@ -16,6 +16,19 @@ FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
 
 Anchor = Literal["frozen", "zero", "mirrored"]
+Intervention = Literal[
+    "inject",
+    "reset-head",
+    "reset-encoder",
+    "reset-all",
+    "shrink-perturb",
+    "widen",
+    "net2wider",
+    "redo",
+    "fresh-optimizer",
+]
+Split = Literal["fc1", "conv3", "conv2", "conv1"]
+TrainableHeads = Literal["newest", "all"]
 Normalization = Literal["none", "layer", "spectral"]
 OptimizerName = Literal["centered_rmsprop", "adam"]
 OutputBias = Literal["shared", "per_action"]
@@ -41,7 +54,9 @@ class Config:
     # What is run
     game: str = setting("phoenix", "Atari 2600 game, in any spelling.")
     schedule: str = setting(
-        "grow3x", "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions)."
+        "grow3x",
+        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions); to compare with: reset, "
+        "shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period).",
     )
     preset: PresetName = setting("paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.")
     seed: int = setting(0, "Seed of everything random; any integer (normalised through numpy's SeedSequence).")
@@ -58,16 +73,32 @@ class Config:
     # Network
     width: int = setting(512, "Hidden units of the small network's head; full1x and full3x take 2x and 4x this.")
     encoder_width: float = setting(1.0, "Factor on the channels of the three convolutions.")
+    split: Split = setting(
+        "fc1", "First layer of the head; what lies before it is the encoder (conv1: all of the network is the head)."
+    )
     normalization: Normalization = setting("none", "Normalisation of the penultimate layer.")
     output_bias: OutputBias = setting(
         "shared", "One bias for all actions (van Hasselt et al. 2016, tuned DDQN) or one for each."
     )
 
     # Growth
+    intervention: Intervention = setting(
+        "inject", "What happens at the times of grow1x, grow3x or at:...; the other schedules have their own."
+    )
     anchor: Anchor = setting(
         "frozen", "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less."
     )
+    trainable_heads: TrainableHeads = setting(
+        "newest", "Which heads train after an injection: the newest, or all but the anchors (the paper's ablation)."
+    )
     freeze_encoder_at: int = setting(0, "Injection from which the encoder stops learning (0: never).")
+    shrink_alpha: float = setting(
+        0.8, "Share of the old weights after shrink-perturb, the rest is fresh (SR-SPR, D'Oro et al. 2023)."
+    )
+    redo_period: int = setting(0, "Interval of the redo schedule (0: a 200th of the budget, at least 4k).", "frames")
+    redo_tau: float = setting(
+        0.025, "Score up to which redo recycles a unit (Sokar et al. 2023: 0.025 at replay ratio 1/4, else 0.1)."
+    )
     on_growth_failure: OnGrowthFailure = setting(
         "stop", "After a rolled-back growth: stop, or continue ungrown.", identity=False
     )
@@ -138,11 +169,13 @@ class Config:
             "eval_period",
             "eval_frames",
             "checkpoint_period",
+            "redo_period",
+            "redo_tau",
         ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("num_threads", "freeze_encoder_at", "max_grad_norm", "reward_clip"):
             self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
-        for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount"):
+        for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount", "shrink_alpha"):
             self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
@@ -161,6 +194,11 @@ class Config:
             self.replay_capacity >= self.batch_size and self.replay_capacity >= self.num_envs,
             "replay_capacity",
             "must hold at least one batch and one transition of every environment",
+        )
+        self._require(
+            not (self.freeze_encoder_at and self.split == "conv1"),
+            "freeze_encoder_at",
+            "has no encoder to freeze with --split conv1: leave one of them out",
         )
         if self.eval_period:
             self._require(

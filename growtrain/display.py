@@ -77,6 +77,7 @@ def open_display(
     stage_frames: Sequence[int],
     stage_costs: Sequence[float],
     run_name: str = "",
+    plan: str = "",
     stream: TextIO | None = None,
 ) -> AbstractDisplay:
     """The display that suits the stream: live on a UTF-8 terminal, plain lines for pipes, files, `NO_COLOR` and dumb terminals.
@@ -88,6 +89,7 @@ def open_display(
         stage_frames: length of each stage in frames; their sum is the budget.
         stage_costs: time per frame of each stage, in any unit.
         run_name: the run directory, if it should be shown.
+        plan: what happens when, in words; by default injections where stages begin.
         stream: where to; None is standard output.
 
     Raises:
@@ -100,7 +102,7 @@ def open_display(
     dumb = os.environ.get("TERM", "dumb") in ("dumb", "unknown") and os.name != "nt"
     if safe.isatty() and utf8 and not dumb and not os.environ.get("NO_COLOR"):
         return LiveDisplay(Console(file=cast(IO[str], safe), force_terminal=True), title, progress)
-    return PlainDisplay(safe, title, progress)
+    return PlainDisplay(safe, title, progress, plan)
 
 
 def eta_seconds(
@@ -178,10 +180,11 @@ class Progress:
 class PlainDisplay(AbstractDisplay):
     """One short ASCII line per message; the first word says of what kind it is."""
 
-    def __init__(self, stream: "SafeStream", title: Sequence[str], progress: Progress) -> None:
+    def __init__(self, stream: "SafeStream", title: Sequence[str], progress: Progress, plan: str) -> None:
         self._stream = stream
         self._title = title
         self._progress = progress
+        self._plan = plan
 
     def note(self, text: str) -> None:
         """`note ...`."""
@@ -220,7 +223,7 @@ class PlainDisplay(AbstractDisplay):
 
     def __enter__(self) -> Self:
         edges = ", ".join(map(format_count, self._progress.edges))
-        plan = f"injections at {edges}" if edges else "no injections"
+        plan = self._plan or (f"injections at {edges}" if edges else "no injections")
         self._line("run", *self._title, f"{format_count(self._progress.total_frames)} frames, {plan}")
         return self
 

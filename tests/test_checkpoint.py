@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from growtrain.checkpoint import Checkpoint, CheckpointWriter, open_newest
+from growtrain.checkpoint import Checkpoint, CheckpointWriter, load_learner, open_newest
 from growtrain.config import Config
 from growtrain.optimizers import can_compile
 from growtrain.replay import segments as replay_segments
@@ -157,6 +157,33 @@ def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
     run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "widened": {"schedule": "at:480,800", "intervention": "net2wider", "optimizer": "adam"},
+    "recycled": {"schedule": "redo", "redo_period": 320, "redo_tau": 0.3},
+    "all heads": {"schedule": "at:480,800", "trainable_heads": "all", "anchor": "frozen"},
+    "split": {"schedule": "at:480,800", "split": "conv3", "anchor": "mirrored", "freeze_encoder_at": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_whose_network_or_stages_are_others_are_resumed_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    """Stopped between two interventions and after them."""
+    config = tiny(**({"total_frames": 1_280, "learning_starts": 160, "log_period": 320} | KINDS[kind]))
+    run_in_parts(config, tmp_path / "whole")
+    run_in_parts(config, tmp_path / "parts", 704, 256)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    events = read_jsonl(tmp_path / "parts" / "growth_events.jsonl")
+    last = read_jsonl(tmp_path / "parts" / "metrics.jsonl")[-1]["stage"]
+    if config.schedule == "redo":
+        assert sum(event["recycled_units"] for event in events) > 0
+        assert (len(events), last) == (3, 0)
+    else:
+        assert [event["stage"] for event in events] == [1, 2]
+        assert last == 2
+    learner, _, frames = load_learner(tmp_path / "parts", torch.device("cpu"))
+    assert (frames, learner.width) == (config.total_frames, 32 * (3 if "widened" in kind else 1))
 
 
 def make_ring(seed: int = 0, capacity: int = 3_000, num_lanes: int = 2) -> FrameRing:

@@ -15,7 +15,7 @@ LAYERS = [
     ["networks.heads", "networks.encoders", "networks.q_network", "environments", "replay", "optimizers", "telemetry"],
     ["networks.injected"],
     ["learners"],
-    ["growth.schedules", "growth.interventions"],
+    ["growth.schedules", "growth.interventions", "growth.alternatives"],
     ["growth.transaction"],
     ["collection"],
     ["evaluation", "checkpoint", "planning", "display", "doctor"],

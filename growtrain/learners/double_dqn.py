@@ -25,21 +25,34 @@ from torchrl.objectives import DQNLoss
 
 from growtrain.config import FRAME_SKIP, Config
 from growtrain.networks.encoders import NatureEncoder, scale_frames
-from growtrain.networks.heads import SpectralLinear, initialize, make_head
+from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initialize, make_head
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.q_network import QNetwork
 from growtrain.optimizers import can_compile, make_optimizer
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
+_CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
 MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
 
 
-def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
-    """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
+def make_parts(config: Config, num_actions: int, width: int) -> tuple[NatureEncoder, nn.Sequential]:
+    """The encoder of a configuration and its head `width` wide, parted at `config.split`; their weights are arbitrary.
+
+    Where they are parted does not change what they compute, nor the order in which `initialize` draws their weights.
+    """
     encoder = NatureEncoder(config.encoder_width)
     head = make_head(
         encoder.num_features, width, num_actions, normalization=config.normalization, output_bias=config.output_bias
     )
+    if config.split != "fc1":
+        convolutions = encoder.split_off(_CONVOLUTIONS_BEFORE[config.split])
+        head = ConvolutionalHead(encoder.feature_shape, *convolutions, nn.Flatten(), *head)
+    return encoder, head
+
+
+def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
+    """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
+    encoder, head = make_parts(config, num_actions, width)
     return QNetwork(encoder, InjectedHead(head))
 
 
@@ -73,7 +86,7 @@ class DoubleDQN:
         self, config: Config, num_actions: int, *, width: int, device: torch.device, generator: torch.Generator
     ) -> None:
         self.config = config
-        self.num_actions, self.width = num_actions, width
+        self.num_actions = num_actions
         self.device = device
         self.online = make_network(config, num_actions, width)
         initialize(self.online, generator)
@@ -107,6 +120,11 @@ class DoubleDQN:
         head = self.online.head
         assert isinstance(head, InjectedHead)
         return head
+
+    @property
+    def width(self) -> int:
+        """Hidden units of the live head."""
+        return self.head.width
 
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
@@ -267,6 +285,7 @@ class DoubleDQN:
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": slots,
+            "width": self.width,
             "head": self.head.spec(),
             "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
             "loss_sum": self.loss_sum,
@@ -276,15 +295,15 @@ class DoubleDQN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, in a fresh learner of the same configuration.
+        """Restores what `state_dict` gave, in a fresh learner of the same configuration; its networks are built anew, with the saved width.
 
         Raises:
             ValueError: a tensor is missing, left over, or of another shape or dtype than this configuration's.
         """
+        self.online, self.target = (make_network(self.config, self.num_actions, int(state["width"])) for _ in range(2))
         for network in (self.online, self.target):
-            head = network.head
-            assert isinstance(head, InjectedHead)
-            head.to("cpu").grow_to(state["head"])  # fresh weights are drawn on the CPU
+            assert isinstance(network.head, InjectedHead)
+            network.head.grow_to(state["head"])
             network.to(self.device)
         self.target.requires_grad_(False)
         self.online.encoder.requires_grad_(not state["encoder_frozen"])

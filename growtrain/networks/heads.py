@@ -69,6 +69,17 @@ class SpectralLinear(nn.Linear):
         return F.linear(input, self.weight / sigma, self.bias)
 
 
+class ConvolutionalHead(nn.Sequential):
+    """A head that begins with convolutions: (B, C, H, W) -> (B, A); it knows the (C, H, W) that its layers do not.
+
+    Its convolutions are flattened in channel-major order before the first linear layer.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.input_shape = input_shape
+
+
 def make_head(
     num_features: int,
     width: int,
