@@ -121,6 +121,8 @@ class Driver:
             require_unlocked(self._ledger.directory / cell.run_dir)
         except RunLocked:
             return False
+        except OSError:  # starting it will say what is wrong
+            return True
         return True
 
     def _beat(self) -> None:

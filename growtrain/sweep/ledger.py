@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Self
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from growtrain.config import ConfigError
 from growtrain.sweep.cells import Cell
@@ -260,7 +260,9 @@ class Ledger:
             ) from error
 
     def _select(self, where: str, *values: Any) -> list[Cell]:
-        rows = self._database.execute(f"SELECT * FROM cells WHERE {where}", values)
+        rows = self._database.execute(
+            f"SELECT * FROM cells WHERE {where}", values
+        ).fetchall()  # an open cursor holds a lock
         return [
             Cell(**dict(row) | {"seed": int(row["seed"]), "words": tuple(json.loads(row["words"]))}) for row in rows
         ]
@@ -292,7 +294,7 @@ def _failed(max_attempts: int) -> str:
 
 def _is_alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

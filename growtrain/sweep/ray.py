@@ -72,8 +72,10 @@ class RayExecutor(AbstractExecutor):
         if self._workers is not None:
             return len(self._running) < self._workers
         have = ray.cluster_resources()
-        by_cpus = have.get("CPU", 0) // self._cpus
-        return len(self._running) < (min(by_cpus, have.get("GPU", 0) // self._gpus) if self._gpus else by_cpus)
+        fit = int(have.get("CPU", 0) // self._cpus)
+        if self._gpus:
+            fit = min(fit, int(have.get("GPU", 0) // self._gpus))
+        return len(self._running) < fit
 
     def start(self, id: int, words: Sequence[str], run_dir: Path) -> None:
         """Hands the task to Ray."""

@@ -123,14 +123,14 @@ def test_a_dead_driver_of_this_host_is_seen_at_once(ledger: Ledger) -> None:
         ledger.pid = process.pid  # a zombie: dead, but not gone
         claim(ledger)
         with Ledger(ledger.directory) as other:
-            assert len(other.reclaim(3)) == 1
+            assert len(other.reclaim(9)) == 1
     claim(ledger)
     with Ledger(ledger.directory) as other:
-        assert len(other.reclaim(3)) == 1  # gone
+        assert len(other.reclaim(9)) == 1  # gone
     ledger.pid = os.getpid()
     claim(ledger)
     with Ledger(ledger.directory) as other:  # our own process id from before a restart
-        assert len(other.reclaim(2)) == 1
+        assert len(other.reclaim(9)) == 1
     assert {cell.status for cell in ledger.cells()} == {"pending"}
 
 
@@ -173,7 +173,7 @@ with Ledger(Path(sys.argv[1]), create=True) as ledger:
 
 
 def test_many_drivers_at_once_run_every_cell_once(ledger: Ledger) -> None:
-    ids = ledger.submit(cells(60))
+    ids = ledger.submit(cells(24))
     words = [sys.executable, "-c", CLAIM_ALL, str(ledger.directory)]
     drivers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     claimed = [list(map(int, driver.communicate(timeout=60)[0].split())) for driver in drivers]
