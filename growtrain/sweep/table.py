@@ -58,10 +58,11 @@ def row(cell: Cell, at: Progress, *, stale: bool = False) -> tuple[str, ...]:
 
 
 def last_words(cell: Cell) -> str:
-    """How its last failed attempt ended and the last line it said, on one line."""
+    """How its last failed attempt ended and, unless it was killed, the last line it said; on one line."""
     first, *more = cell.last_error.splitlines() or [""]
-    ending = first.partition(": ")[0] if more else first
-    return printable(f"{ending}: {more[-1]}" if more else ending)[:200]
+    ending = first.partition(": ")[0]
+    text = ending if ending.startswith("killed") else f"{ending}: {more[-1]}" if more else first
+    return printable(text)[:200]
 
 
 def totals(cells: Collection[Cell], at: dict[int, Progress]) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from growtrain.display import SafeStream
 from growtrain.sweep.cells import Cell, Status
-from growtrain.sweep.table import LiveTable, PlainTable, open_table, render
+from growtrain.sweep.table import LiveTable, PlainTable, last_words, open_table, render
 
 
 def cell(id: int, status: Status, **changes: object) -> Cell:
@@ -47,6 +47,20 @@ def test_the_status_table(sweep_dir: Path) -> None:
     ]
     # 1.5M + 2M + 2M frames are left at 1000 a second; those of the failed cell are not waited for.
     assert lines[-1] == ("5 cells: 1 done, 2 running, 1 pending, 1 failed  2.6M/10M frames  1000 frames/s  eta 1h31m")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("", ""),
+        ("exit code 2: growtrain: no memory: lower it", "exit code 2: growtrain: no memory: lower it"),
+        ("exit code 1: Traceback\n  File\nError: why", "exit code 1: Error: why"),
+        ("killed by SIGKILL: a warning\nof something else", "killed by SIGKILL"),
+        ("lost: its node died", "lost: its node died"),
+    ],
+)
+def test_the_last_words_of_an_attempt(error: str, says: str) -> None:
+    assert last_words(cell(0, "failed", last_error=error)) == says
 
 
 def test_plain_lines_are_ascii_and_the_totals_are_said_once(sweep_dir: Path) -> None:
