@@ -288,9 +288,11 @@ def sweep_command(words: Sequence[str]) -> int:
     settings = explicit_settings(namespace)
     cells = expand(namespace.games, namespace.schedules, namespace.seeds, settings)
     if namespace.print_commands:
+        options = ["--max-attempts", str(namespace.max_attempts)]
+        options += ["--stop-signal", namespace.stop_signal] if namespace.stop_signal else []
         for cell in cells:
-            words = sweep_words(cell, namespace.dir.resolve(), settings, namespace.max_attempts)
-            print(shlex.join([sys.executable, "-m", "growtrain", *words]))
+            words = sweep_words(cell, namespace.dir.resolve(), settings)
+            print(shlex.join([sys.executable, "-m", "growtrain", *words, *options]))
         return 0
     executor = _executor(namespace, settings.get("device", "auto"))
     try:
@@ -298,7 +300,7 @@ def sweep_command(words: Sequence[str]) -> int:
             driver = Driver(ledger, ledger.submit(cells), executor, table, max_attempts=namespace.max_attempts)
             code = driver.run(lambda: stop.received, retry_failed=namespace.retry_failed)
     except sqlite3.Error as error:
-        print(f"growtrain: {ledger.path}: {error}; the runs have stopped, each with a checkpoint", file=sys.stderr)
+        print(f"growtrain: {ledger.path}: {error}: the runs were stopped; the same command goes on", file=sys.stderr)
         return 1
     if code == 1:
         print(

@@ -4,6 +4,7 @@ Units: frames.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -69,7 +70,7 @@ class Cell:
 
 
 def expand(games: str, schedules: str, seeds: str, explicit: dict[str, Any]) -> list[Cell]:
-    """The cells that a command asks for, every configuration of them validated.
+    """The cells that a command asks for, every configuration of them validated; a whole seed before the next.
 
     Args:
         games: separated by commas, in any spelling; `atari57` is all of them.
@@ -83,16 +84,13 @@ def expand(games: str, schedules: str, seeds: str, explicit: dict[str, Any]) -> 
     for name, instead in (("game", "--games"), ("schedule", "--schedules"), ("seed", "--seeds")):
         if name in explicit:
             raise ConfigError(f"{flag(name)}: a sweep takes a list, {instead}")
+    listed = _listed(r",(?=\s*[^\s\d.])", schedules, "--schedules")  # not at the commas within at:0.1,0.5
     cells = []
-    for game in _games(games):
-        for schedule in _listed(
-            r",(?=[^\d.])", schedules, "--schedules"
-        ):  # the commas within at:0.1,0.5 come before digits
-            for seed in _seeds(seeds):
-                settings = explicit | {"game": game, "schedule": schedule, "seed": seed}
-                config, _ = resolve(explicit.get("preset", "paper"), settings)
-                make_schedule(schedule, config.total_frames, config.learning_starts)
-                cells.append(_cell(config, settings))
+    for seed, game, schedule in itertools.product(_seeds(seeds), _games(games), listed):
+        settings = explicit | {"game": game, "schedule": schedule, "seed": seed}
+        config, _ = resolve(explicit.get("preset", "paper"), settings)
+        make_schedule(schedule, config.total_frames, config.learning_starts)
+        cells.append(_cell(config, settings))
     return cells
 
 
@@ -113,10 +111,10 @@ def growtrain_words(cell: Cell, sweep_dir: Path) -> list[str]:
     return [*(["resume", str(run_dir)] if begun else ["train", "--run-dir", str(run_dir)]), *cell.words]
 
 
-def sweep_words(cell: Cell, sweep_dir: Path, settings: dict[str, Any], max_attempts: int) -> list[str]:
+def sweep_words(cell: Cell, sweep_dir: Path, settings: dict[str, Any]) -> list[str]:
     """The words of the command that is a sweep of this cell alone, in the same ledger, with the training settings given for all."""
     lists = ["--games", cell.game, "--schedules", cell.schedule, f"--seeds={cell.seed},"]
-    return ["sweep", "--dir", str(sweep_dir), *lists, "--max-attempts", str(max_attempts), *setting_words(settings)]
+    return ["sweep", "--dir", str(sweep_dir), *lists, *setting_words(settings)]
 
 
 @dataclass(frozen=True, kw_only=True)

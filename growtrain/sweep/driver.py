@@ -77,21 +77,28 @@ class Driver:
                         break
                 time.sleep(_POLL)
         finally:
-            self._executor.stop()
-            while self._running:
-                self._settle(stopping=True)
-                time.sleep(_POLL)
+            self._stop()
         statuses = {cell.status for cell in self._show()}
         if statuses & {"pending", "running"}:
             return STOPPED
         return 1 if "failed" in statuses else 0
 
-    def _settle(self, *, stopping: bool = False) -> list[Exit]:
+    def _settle(self) -> list[Exit]:
         """Writes down what has ended; returns it."""
         exits = self._executor.take_exits()
         for exit in exits:
-            self._end(exit, stopping=stopping)
+            self._end(exit)
         return exits
+
+    def _stop(self) -> None:
+        """Has all that runs end with a checkpoint; only then is it written down, because the ledger may be what failed."""
+        self._executor.stop()
+        exits: list[Exit] = []
+        while len(exits) < len(self._running):
+            exits += self._executor.take_exits()
+            time.sleep(_POLL)
+        for exit in exits:
+            self._end(exit, stopping=True)
 
     def _end(self, exit: Exit, *, stopping: bool = False) -> None:
         cell = self._running.pop(exit.id)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 GROWTRAIN: Final = (sys.executable, "-m", "growtrain")
+TAIL_LINES: Final = 20  # of what an attempt that failed said
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _LIBC: Final = ctypes.CDLL(None)  # loaded here, because little may be done between fork and exec
 _TAIL_BYTES: Final = 4000
-_TAIL_LINES: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Exit:
         if self.code is None:
             ending = "lost"
         elif self.code < 0:
-            ending = f"killed by {signal.Signals(-self.code).name}"
+            names = {number.value: number.name for number in signal.Signals}
+            ending = f"killed by {names.get(-self.code, f'signal {-self.code}')}"
         else:
             ending = f"exit code {self.code}"
         return f"{ending}: {self.tail}" if self.tail else ending
@@ -130,4 +131,4 @@ class Child:
         with self._errors.open("rb") as file:
             file.seek(max(self._start, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
-        return "\n".join(lines[-_TAIL_LINES:])
+        return "\n".join(lines[-TAIL_LINES:])

@@ -86,8 +86,8 @@ class Ledger:
         self.path = self.directory / "ledger.sqlite"
         if not create and not self.path.exists():
             raise LedgerError(f"{directory} holds no sweep: name the directory that --dir was")
-        self.directory.mkdir(parents=True, exist_ok=True)
         with self._naming_the_file():
+            self.directory.mkdir(parents=True, exist_ok=True)
             # No implicit transactions: they would begin by reading and could then not be made to write.
             self._database = sqlite3.connect(self.path, timeout=_PATIENCE_SECONDS, isolation_level=None)
             self._database.row_factory = sqlite3.Row
@@ -136,12 +136,12 @@ class Ledger:
         """Brings those of these cells that nobody runs into line with their files: done is what has `finished` by them, and only that."""
         with self._transaction():
             for cell in self.cells(ids):
-                if cell.status == "running":
+                if cell.status == "running" or finished(cell) == (cell.status == "done"):
                     continue
-                if finished(cell):
-                    self._set(cell.id, "status = 'done', last_error = '', frames = total_frames")
-                elif cell.status == "done":
+                if cell.status == "done":
                     self._set(cell.id, "status = 'pending', attempts = 0, frames = 0")
+                else:
+                    self._set(cell.id, "status = 'done', last_error = '', frames = total_frames")
 
     def retry(self, ids: Collection[int]) -> None:
         """Gives those of these cells that have failed all their attempts back."""
@@ -248,7 +248,7 @@ class Ledger:
     def _naming_the_file(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise LedgerError(
                 f"{self.path} cannot be opened ({error}): check its permissions, its disk and who else has it"
             ) from error
@@ -260,9 +260,8 @@ class Ledger:
             ) from error
 
     def _select(self, where: str, *values: Any) -> list[Cell]:
-        rows = self._database.execute(
-            f"SELECT * FROM cells WHERE {where}", values
-        ).fetchall()  # an open cursor holds a lock
+        # All rows at once: a cursor that is left open holds a lock.
+        rows = self._database.execute(f"SELECT * FROM cells WHERE {where}", values).fetchall()
         return [
             Cell(**dict(row) | {"seed": int(row["seed"]), "words": tuple(json.loads(row["words"]))}) for row in rows
         ]

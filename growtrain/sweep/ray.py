@@ -15,7 +15,7 @@ from typing import Any, Final
 import ray
 
 from growtrain.config import ConfigError
-from growtrain.sweep.executor import GROWTRAIN, AbstractExecutor, Child, Exit
+from growtrain.sweep.executor import GROWTRAIN, TAIL_LINES, AbstractExecutor, Child, Exit
 
 _OBJECT_STORE_BYTES: Final = 80 * 2**20  # about Ray's least: an exit code is all that is sent
 _POLL: Final = 0.2  # seconds
@@ -94,7 +94,7 @@ class RayExecutor(AbstractExecutor):
             try:
                 code, tail = ray.get(task)
             except ray.exceptions.RayError as error:
-                code, tail = None, " ".join(str(error).split())
+                code, tail = None, "\n".join(str(error).strip().splitlines()[-TAIL_LINES:])
             exits.append(Exit(id=id, code=code, tail=tail))
         return exits
 

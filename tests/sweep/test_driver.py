@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -229,6 +230,22 @@ def test_a_lost_lease_stops_the_child(ledger: Ledger) -> None:
     assert len(starts(ledger, 0)) == 1
 
 
+def test_a_ledger_that_fails_stops_the_children_first(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as on a full disk: they write their checkpoints before anything is written down, or cannot be."""
+
+    def fail(frames: dict[int, int]) -> set[int]:
+        if starts(ledger, 0) and starts(ledger, 1):
+            raise sqlite3.OperationalError("database or disk is full")
+        return set(frames)
+
+    ledger.lease_seconds = 0.01
+    monkeypatch.setattr(ledger, "beat", fail)
+    monkeypatch.setattr(ledger, "release", lambda id, frames: fail({}))
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        drive(ledger, "slow", "slow")
+    assert all((ledger.directory / f"runs/{seed}/stopped").exists() for seed in (0, 1))
+
+
 def test_files_decide_what_is_done(ledger: Ledger) -> None:
     drive(ledger, "quick", "quick")
     shutil.rmtree(ledger.directory / "runs/1")
@@ -271,4 +288,3 @@ def test_a_child_has_the_cores_and_the_gpu_of_its_slot(ledger: Ledger, monkeypat
     drive(ledger, "quick")
     ((start),) = starts(ledger, 0)
     assert (start["cores"], start["gpu"]) == ([core], "1")
-    assert os.sched_getaffinity(0) != {core} or os.cpu_count() == 1

@@ -211,6 +211,9 @@ def test_what_is_no_ledger_is_refused_in_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(LedgerError, match="holds no sweep"):
         Ledger(tmp_path)
+    path.mkdir()
+    assert "cannot be opened" in refusal()
+    path.rmdir()
     path.write_text("a text that somebody put there\n" * 100)
     assert "move it away" in refusal()
     path.unlink()
