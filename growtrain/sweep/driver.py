@@ -92,9 +92,9 @@ class Driver:
 
     def _stop(self) -> None:
         """Has all that runs end with a checkpoint; only then is it written down, because the ledger may be what failed."""
-        self._executor.stop()
         exits: list[Exit] = []
         while len(exits) < len(self._running):
+            self._executor.stop()  # again and again: what is just being started may not hear the first
             exits += self._executor.take_exits()
             time.sleep(_POLL)
         for exit in exits:

@@ -67,7 +67,7 @@ class AbstractExecutor(ABC):
 
     @abstractmethod
     def stop(self, ids: Collection[int] | None = None) -> None:
-        """Asks these cells, or all, to write their checkpoints and end; `take_exits` says when they have."""
+        """Asks these cells, or all, to write their checkpoints and end; `take_exits` says when they have. May be asked again."""
 
 
 class Child:

@@ -7,6 +7,8 @@ Deviations: 1. Ray's CPUs are numbers, not cores: a child is told its threads by
 """
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -106,11 +108,13 @@ class RayExecutor(AbstractExecutor):
 
 
 def _run(command: Sequence[str], run_dir: str) -> tuple[int, str]:
-    """Runs on a worker; returns the exit code and the last lines said."""
+    """Runs on a worker, in its main thread; returns the exit code and the last lines said."""
+    cancelled = threading.Event()
+    # Ray cancels by a made-up SIGINT, which does nothing where SIGINT is ignored, as it is in what a script starts in the background.
+    signal.signal(signal.SIGINT, lambda number, frame: cancelled.set())
     child = Child(command, Path(run_dir))
     while (code := child.code) is None:
-        try:
-            time.sleep(_POLL)  # not one long wait: Ray cancels by an exception that comes between two calls
-        except KeyboardInterrupt:
+        if cancelled.is_set():
             child.stop()
+        time.sleep(_POLL)
     return code, child.tail()

@@ -15,6 +15,7 @@ import pytest
 
 from growtrain.__main__ import main
 from growtrain.checkpoint import open_newest
+from growtrain.runfiles import RunLocked, require_unlocked
 from growtrain.sweep.cells import Cell
 from growtrain.sweep.ledger import Ledger
 from growtrain.telemetry.sinks import read_jsonl
@@ -170,7 +171,7 @@ def test_status_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_on_ray_a_child_a_worker_and_the_driver_are_killed(tmp_path: Path) -> None:
+def test_on_ray_a_child_a_worker_and_the_driver_are_killed_and_the_next_is_stopped(tmp_path: Path) -> None:
     """A real cluster of this machine, started by the driver and gone with it."""
     pytest.importorskip("ray")
 
@@ -192,6 +193,20 @@ def test_on_ray_a_child_a_worker_and_the_driver_are_killed(tmp_path: Path) -> No
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
     psutil.wait_procs(left, timeout=60)
     assert not any(process.is_running() for process in left)  # the children do not outlive the cluster
+
+    def is_running(cell: Cell) -> bool:
+        try:
+            require_unlocked(tmp_path / cell.run_dir)
+        except RunLocked:
+            return True
+        return False
+
+    with start(["bash", "-c", "trap '' INT; exec \"$@\"", "as a script does in the background", *words]) as process:
+        wait_for(process, lambda: any(map(is_running, cells(tmp_path))))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "running" not in {cell.status for cell in cells(tmp_path)}
     again = subprocess.run(words, capture_output=True, text=True, timeout=170)
     assert again.returncode == 0, again.stdout + again.stderr
     assert [cell.status for cell in cells(tmp_path)] == ["done"] * 4
