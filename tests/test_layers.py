@@ -21,6 +21,9 @@ LAYERS = [
     ["evaluation", "checkpoint", "planning", "display", "doctor"],
     ["resuming"],
     ["training"],
+    ["sweep.cells"],
+    ["sweep.ledger", "sweep.executor", "sweep.table"],
+    ["sweep.local", "sweep.ray", "sweep.driver"],
     ["__main__"],
 ]
 # Two files of one folder that may know each other: TensorBoard's tags and the like stay inside telemetry.
