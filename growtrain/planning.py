@@ -34,6 +34,7 @@ from growtrain.growth.interventions import count_parameters
 from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.measuring import STATES
 from growtrain.networks.encoders import NatureEncoder
 from growtrain.networks.heads import make_head
 from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
@@ -256,8 +257,11 @@ def make_plan(config: Config, num_actions: int) -> Plan:
     parameters = 2 * (
         stages[-1].parameters_total + stages[0].parameters_trainable
     )  # online, target, two optimizer slots
-    checkpoint = 4 * parameters + math.ceil(COMPRESSED_REPLAY * memory.replay)
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
+    if config.diagnostics_period:
+        parameters += stages[0].parameters_trainable  # the initial ones
+        lines += config.total_frames // config.diagnostics_period + 2 * (len(stages) - 1)
+    checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
@@ -286,17 +290,26 @@ def _updates_at_once(config: Config) -> int:
     return math.ceil(config.num_envs * config.replay_ratio)
 
 
+def _measured_bytes(config: Config) -> int:
+    """The states that diagnostics keep from one record to the next."""
+    return STATES * STACK_SIZE * math.prod(FRAME_SHAPE) if config.diagnostics_period else 0
+
+
 def _memory(config: Config, shape: NetworkShape, stages: list[StageCost]) -> Memory:
     last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
     num_heads = 1 + last.frozen_width // last.live_width
-    activations = 4 * batch_size * (shape.encoder_activations + num_heads * shape.head_activations)
+    at_once = 2 * batch_size  # activations and their gradients
+    trainable = stages[0].parameters_trainable
+    if config.diagnostics_period:
+        at_once = max(at_once, STATES)
+    activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
     drawn = _updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
     return Memory(
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
         replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
-        networks=4
-        * (2 * 2 * last.parameters_total + 4 * stages[0].parameters_trainable),  # gradient, two slots, a temporary
-        batch=drawn + 2 * activations,  # and their gradients
+        networks=4 * (2 * 2 * last.parameters_total + 4 * trainable)  # gradient, two slots, a temporary
+        + (4 * trainable if config.diagnostics_period else 0),  # the initial ones
+        batch=drawn + activations + 2 * _measured_bytes(config),
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )
 
