@@ -36,6 +36,7 @@ Execution = Literal["auto", "eager", "graph"]
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["paper", "modern"]
 OnGrowthFailure = Literal["stop", "continue"]
+DiagnosticsDepth = Literal["light", "full"]
 
 
 class ConfigError(ValueError):
@@ -126,6 +127,12 @@ class Config:
     eval_frames: int = setting(500_000, "Length of an evaluation.", "frames", identity=False)
     eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
     log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
+    diagnostics_period: int = setting(
+        250_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
+    )
+    diagnostics: DiagnosticsDepth = setting(
+        "light", "light; full adds the Hessian's top eigenvalue and fits targets: seconds each time.", identity=False
+    )
     checkpoint_period: int = setting(
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
     )
@@ -171,6 +178,7 @@ class Config:
             "checkpoint_period",
             "redo_period",
             "redo_tau",
+            "diagnostics_period",
         ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("num_threads", "freeze_encoder_at", "max_grad_norm", "reward_clip"):

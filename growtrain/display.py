@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growtrain.config import format_count
-from growtrain.records import Evaluation, Metrics
+from growtrain.records import Diagnostics, Evaluation, Metrics
 
 if TYPE_CHECKING:  # torch comes with it, and a display needs none
     from growtrain.growth.interventions import GrowthEvent
@@ -34,13 +34,15 @@ _PANEL_WIDTH: Final = 100  # at most, in columns
 class AbstractDisplay(ABC):
     """Shows a run from `__enter__` to `__exit__`; no method fails because of the stream."""
 
-    def show(self, record: "Metrics | Evaluation | GrowthEvent") -> None:
-        """Any of the records that `train` yields."""
+    def show(self, record: "Metrics | Evaluation | Diagnostics | GrowthEvent") -> None:
+        """Any of the records that `train` yields; diagnostics are for the files."""
         match record:
             case Metrics():
                 self.record(record)
             case Evaluation():
                 self.evaluation(record)
+            case Diagnostics():
+                pass
             case _:
                 self.growth(record)
 

@@ -34,6 +34,7 @@ from growtrain.growth.interventions import count_parameters
 from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN, make_parts
+from growtrain.measuring import STATES
 from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
 
 PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
@@ -269,10 +270,13 @@ def make_plan(config: Config, num_actions: int) -> Plan:
         )
         stages.append(cost)
     memory = _memory(config, shape, num_heads, stages)
-    # Online, target, two optimizer slots.
-    parameters = 2 * (stages[-1].parameters_total + max(stage.parameters_trainable for stage in stages))
-    checkpoint = 4 * parameters + math.ceil(COMPRESSED_REPLAY * memory.replay)
+    trainable = max(stage.parameters_trainable for stage in stages)
+    parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
+    if config.diagnostics_period:
+        parameters += trainable  # the initial ones
+        lines += config.total_frames // config.diagnostics_period + 2 * (len(stages) - 1)
+    checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
@@ -302,17 +306,26 @@ def _updates_at_once(config: Config) -> int:
     return math.ceil(config.num_envs * config.replay_ratio)
 
 
+def _measured_bytes(config: Config) -> int:
+    """The states that diagnostics keep from one record to the next."""
+    return STATES * STACK_SIZE * math.prod(FRAME_SHAPE) if config.diagnostics_period else 0
+
+
 def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[StageCost]) -> Memory:
     """Of the last stage, whose network has `num_heads` heads of this shape."""
     last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
     trainable = max(stage.parameters_trainable for stage in stages)
-    activations = 4 * batch_size * (shape.encoder_activations + num_heads * shape.head_activations)
+    at_once = 2 * batch_size  # activations and their gradients
+    if config.diagnostics_period:
+        at_once = max(at_once, STATES)
+    activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
     drawn = _updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
     return Memory(
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
         replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
-        networks=4 * (2 * 2 * last.parameters_total + 4 * trainable),  # gradient, two slots, a temporary
-        batch=drawn + 2 * activations,  # and their gradients
+        networks=4 * (2 * 2 * last.parameters_total + 4 * trainable)  # gradient, two slots, a temporary
+        + (4 * trainable if config.diagnostics_period else 0),  # the initial ones
+        batch=drawn + activations + 2 * _measured_bytes(config),
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )
 

@@ -18,33 +18,34 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter, set_aside_newer
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
-from growtrain.config import FRAME_SKIP, Config, ConfigError
+from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention
 from growtrain.evaluation import evaluate
 from growtrain.growth.interventions import GrowthEvent
 from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.measuring import Measurer
 from growtrain.planning import make_plan
 from growtrain.provenance import describe, describe_machine, differences
-from growtrain.records import Evaluation, Metrics
+from growtrain.records import Diagnostics, Evaluation, Metrics
 from growtrain.replay.frame_ring import FrameRing, frame_replay
 from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file, write_json
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
 
-Record = Metrics | Evaluation | GrowthEvent
+Record = Metrics | Evaluation | Diagnostics | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
 _REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
-_PAUSES = ("growth", "evaluation", "checkpoint")
+_PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics")
 _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
 
 
@@ -60,7 +61,7 @@ def train(
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
-        `Metrics`, `Evaluation` and `GrowthEvent`, after they have been written.
+        `Metrics`, `Evaluation`, `Diagnostics` and `GrowthEvent`, after they have been written.
 
     Raises:
         ConfigError: the configuration cannot be run, or another process runs in this directory.
@@ -81,6 +82,8 @@ def train(
                 run.learner.copy_target()
             if run.crossed(config.eval_period):
                 yield run.evaluate()
+            if run.crossed(config.diagnostics_period):
+                yield run.diagnose("period")
             if run.crossed(config.log_period):
                 yield run.report()
             if run.checkpoint_due():
@@ -111,7 +114,7 @@ def make_captured(learner: DoubleDQN, ring: FrameRing) -> CapturedUpdate:
 
 @dataclass
 class StageTotals:
-    """What one stage has taken: frames, updates, and seconds of training (growth, evaluation and checkpoints excluded)."""
+    """What one stage has taken: frames, updates, and seconds of training (growth, evaluation, diagnostics and checkpoints excluded)."""
 
     frames: int = 0
     updates: int = 0
@@ -123,7 +126,7 @@ class Run:
 
     Attributes:
         config, run_dir, device, schedule: what is run, where, when it grows.
-        collector, ring, learner: acting, memory, learning.
+        collector, ring, learner, measurer: acting, memory, learning, and how plastic it is.
         phases: where the time goes.
         stage: schedule entries carried out, a growth that failed and was skipped included.
         interventions: those that did not fail.
@@ -152,6 +155,7 @@ class Run:
             generator=torch.Generator().manual_seed(weights),
         )
         self.captured = make_captured(self.learner, self.ring) if uses_graph(config, self.device) else None
+        self.measurer = Measurer(config, self.learner, self.ring)
         self.growth_generator = torch.Generator().manual_seed(growth)
         self.stage = self.interventions = 0
         self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
@@ -186,8 +190,10 @@ class Run:
         else:
             self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
-    def grow(self) -> Iterator[GrowthEvent]:
+    def grow(self) -> Iterator[Record]:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
+        if self.config.diagnostics_period:
+            yield self.diagnose("before growth")
         self._account()
         self.stage += 1
         with self.phases("growth"):
@@ -213,6 +219,17 @@ class Run:
         event = dataclasses.replace(event, stage=self.schedule.stage_after(self.interventions))
         self.sinks.write("growth_events", event.to_dict())
         yield event
+        if self.config.diagnostics_period:
+            yield self.diagnose("after growth", self.schedule.intervention)
+
+    def diagnose(
+        self, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
+    ) -> Diagnostics:
+        """Measures the online network's plasticity, which changes nothing in the run."""
+        with self.phases("diagnostics"):
+            record = self.measurer.measure(self.collector.frames, when, kind)
+        self.sinks.write("diagnostics", record.to_dict())
+        return record
 
     def evaluate(self) -> Evaluation:
         """Evaluates the online network."""
@@ -351,6 +368,7 @@ class Run:
             "learner": self.learner.state_dict(),
             "collector": self.collector.state_dict(),
             "ring": ring,
+            "measurer": self.measurer.state_dict(),
             "growth_generator": self.growth_generator.get_state(),
             "stage": self.stage,
             "interventions": self.interventions,
@@ -371,6 +389,7 @@ class Run:
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
         self.ring.check_valid()
+        self.measurer.load_state_dict(state.get("measurer", {}))
         self.growth_generator.set_state(state["growth_generator"])
         self.stage, self.interventions = int(state["stage"]), int(state["interventions"])
         for total, values in zip(self.totals, state["totals"], strict=False):

@@ -99,13 +99,13 @@ def replay_of(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the three files of records."""
+    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the four files of records."""
     first, second = open_newest(one), open_newest(other)
     totals = [[total[:2] for total in checkpoint.state.pop("totals")] for checkpoint in (first, second)]
     assert totals[0] == totals[1]
     assert_same(without_times(first.state), without_times(second.state))
     assert torch.equal(replay_of(first), replay_of(second))
-    for stem in ("metrics", "growth_events", "evaluations"):
+    for stem in ("metrics", "growth_events", "evaluations", "diagnostics"):
         records = [without_times({"all": read_jsonl(run / f"{stem}.jsonl")})["all"] for run in (one, other)]
         assert [without_times(r) for r in records[0]] == [without_times(r) for r in records[1]], stem
         assert records[0] or stem == "evaluations", stem

@@ -34,7 +34,7 @@ _PROBE_BATCHES = (
     256,
 )  # matrix products of different sizes take different code paths, and may round differently
 _ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
-_POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
+POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
 
 
 class MirroredLinear(nn.Module):
@@ -376,7 +376,7 @@ def can_fuse(heads: list[nn.Module]) -> bool:
         isinstance(head, nn.Sequential)
         and len(head) == 3
         and type(head[0]) in (nn.Linear, HiddenLinear, PairedLinear)
-        and isinstance(head[1], _POINTWISE)
+        and isinstance(head[1], POINTWISE)
         and type(head[2]) in (nn.Linear, SharedBiasLinear, MirroredLinear)
         for head in heads
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-Stem = Literal["metrics", "evaluations", "growth_events"]
+Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics"]
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ class TensorBoardSink:
 
 
 class RunSinks:
-    """The sinks of one run directory: `metrics.jsonl`, `evaluations.jsonl`, `growth_events.jsonl`, and `tensorboard/`.
+    """The sinks of one run directory: `metrics.jsonl`, `evaluations.jsonl`, `growth_events.jsonl`, `diagnostics.jsonl`, and
+    `tensorboard/`.
 
     Args:
         run_dir: the run's directory.
