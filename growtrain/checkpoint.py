@@ -32,6 +32,7 @@ from torch import Tensor
 from growtrain.config import FRAME_SKIP, Config, ConfigError
 from growtrain.growth.schedules import make_schedule
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.networks.activations import num_units
 from growtrain.provenance import describe_machine
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frame_ring import FrameRing
@@ -301,9 +302,12 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
     online, ring = state["learner"]["online"], state["ring"]
     schedule = make_schedule(config.schedule, config.total_frames, config.learning_starts)
     sizes = {
-        "width": (state["width"], online["head.live.0.weight"].shape[0]),
+        "width": (num_units(state["width"], config.activation), online["head.live.0.weight"].shape[0]),
         "width of the schedule": (state["width"], config.width * schedule.width_multiplier),
-        "channels": (max(1, round(32 * config.encoder_width)), online["encoder.layers.0.weight"].shape[0]),
+        "channels": (
+            num_units(max(1, round(32 * config.encoder_width)), config.activation),
+            online["encoder.layers.0.weight"].shape[0],
+        ),
         "actions": (state["num_actions"], online["head.live.2.weight"].shape[0])
         if config.normalization != "layer"
         else (state["num_actions"], online["head.live.3.weight"].shape[0]),

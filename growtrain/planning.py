@@ -33,9 +33,8 @@ from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.interventions import count_parameters
 from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
-from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.networks.encoders import NatureEncoder
-from growtrain.networks.heads import make_head
+from growtrain.learners.double_dqn import DoubleDQN, make_parts
+from growtrain.networks.activations import outputs_per_unit
 from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
 
 PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
@@ -66,6 +65,7 @@ class NetworkShape:
 
     Attributes:
         convolutions, hidden, output: multiply-adds per observation of each convolution, from the input up, and of the head's two layers.
+        encoder_grams, head_gram: multiply-adds of W W^T of the convolutions together and of the hidden layer, if `parseval` needs them.
         encoder_parameters, head_parameters: numbers of parameters.
         encoder_activations, head_activations: floats per observation that a forward pass keeps for its backward pass.
     """
@@ -73,6 +73,8 @@ class NetworkShape:
     convolutions: tuple[int, ...]
     hidden: int
     output: int
+    encoder_grams: int
+    head_gram: int
     encoder_parameters: int
     head_parameters: int
     encoder_activations: int
@@ -91,6 +93,7 @@ class UpdateFlops:
     live_input_gradients: int
     frozen_forward: int
     frozen_input_gradients: int
+    regularizer: int
 
     @property
     def total(self) -> int:
@@ -185,24 +188,30 @@ class Plan:
 def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
     """Reads the sizes off the layers of an encoder and a head `width` wide, built without memory."""
     with torch.device("meta"):
-        encoder = NatureEncoder(config.encoder_width)
-        kinds = {"normalization": config.normalization, "output_bias": config.output_bias}
-        head = make_head(encoder.num_features, width, num_actions, **kinds)  # type: ignore[arg-type]  # literals
-    convolutions, activations, side = [], STACK_SIZE * math.prod(FRAME_SHAPE), FRAME_SHAPE[0]
+        encoder, head = make_parts(config, num_actions, width)
+    convolutions, grams, activations, side = [], 0, STACK_SIZE * math.prod(FRAME_SHAPE), FRAME_SHAPE[0]
+    normalized = config.weight_projection == "nap"
+    kept_per_unit = (
+        1 + normalized + outputs_per_unit(config.activation)
+    )  # before and after normalisation and activation
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d):
             side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
             convolutions.append(layer.weight.numel() * side * side)
-            activations += 2 * layer.out_channels * side * side  # before and after the ReLU
-    hidden, output = (layer.weight.numel() for layer in head if isinstance(layer, nn.Linear))
+            grams += layer.out_channels * layer.weight.numel()
+            activations += kept_per_unit * layer.out_channels * side * side
+    hidden, output = (layer.weight for layer in head if isinstance(layer, nn.Linear))
+    parseval = config.regularizer == "parseval" and config.regularizer_strength > 0
     return NetworkShape(
         convolutions=tuple(convolutions),
-        hidden=hidden,
-        output=output,
+        hidden=hidden.numel(),
+        output=output.numel(),
+        encoder_grams=parseval * grams,
+        head_gram=parseval * len(hidden) * hidden.numel(),
         encoder_parameters=count_parameters(encoder),
         head_parameters=count_parameters(head),
         encoder_activations=activations,
-        head_activations=2 * width + num_actions,
+        head_activations=kept_per_unit * len(hidden) + num_actions,
     )
 
 
@@ -222,6 +231,7 @@ def update_flops(shape: NetworkShape, batch_size: int, num_frozen: int, encoder_
         live_input_gradients=flops * (shape.output + encoder_trains * shape.hidden),
         frozen_forward=flops * frozen_passes * num_frozen * head,
         frozen_input_gradients=flops * encoder_trains * num_frozen * head,
+        regularizer=2 * 3 * (encoder_trains * shape.encoder_grams + shape.head_gram),  # a product, two for its gradient
     )
 
 
@@ -256,6 +266,7 @@ def make_plan(config: Config, num_actions: int) -> Plan:
     parameters = 2 * (
         stages[-1].parameters_total + stages[0].parameters_trainable
     )  # online, target, two optimizer slots
+    parameters += config.keeps_initial_weights * stages[0].parameters_trainable
     checkpoint = 4 * parameters + math.ceil(COMPRESSED_REPLAY * memory.replay)
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
@@ -295,7 +306,9 @@ def _memory(config: Config, shape: NetworkShape, stages: list[StageCost]) -> Mem
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
         replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
         networks=4
-        * (2 * 2 * last.parameters_total + 4 * stages[0].parameters_trainable),  # gradient, two slots, a temporary
+        * (
+            2 * 2 * last.parameters_total + (4 + config.keeps_initial_weights) * stages[0].parameters_trainable
+        ),  # gradient, two slots, a temporary, initial weights
         batch=drawn + 2 * activations,  # and their gradients
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )
