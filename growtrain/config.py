@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
 
+Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
 Intervention = Literal[
     "inject",
@@ -30,6 +31,8 @@ Intervention = Literal[
 Split = Literal["fc1", "conv3", "conv2", "conv1"]
 TrainableHeads = Literal["newest", "all"]
 Normalization = Literal["none", "layer", "spectral"]
+Regularizer = Literal["none", "l2", "l2-init", "parseval"]
+WeightProjection = Literal["none", "nap"]
 OptimizerName = Literal["centered_rmsprop", "adam"]
 OutputBias = Literal["shared", "per_action"]
 Execution = Literal["auto", "eager", "graph"]
@@ -78,6 +81,9 @@ class Config:
         "fc1", "First layer of the head; what lies before it is the encoder (conv1: all of the network is the head)."
     )
     normalization: Normalization = setting("none", "Normalisation of the penultimate layer.")
+    activation: Activation = setting(
+        "relu", "Of the hidden layers: relu, crelu (twice the outputs), or fourier (sine and cosine of half the units)."
+    )
     output_bias: OutputBias = setting(
         "shared", "One bias for all actions (van Hasselt et al. 2016, tuned DDQN) or one for each."
     )
@@ -114,6 +120,13 @@ class Config:
     discount: float = setting(0.99, "Discount per agent step.")
     target_period: int = setting(120_000, "Interval between copies of the online network into the target.", "frames")
     max_grad_norm: float = setting(0.0, "Global gradient-norm clip (0: none).")
+    regularizer: Regularizer = setting(
+        "none", "Penalty in the loss: l2, l2-init (distance from the initial weights), or parseval (orthogonal layers)."
+    )
+    regularizer_strength: float = setting(1e-4, "Factor on the penalty (0: none).")
+    weight_projection: WeightProjection = setting(
+        "none", "nap: every hidden layer is normalised, and its weights go back to their initial norm after an update."
+    )
     replay_capacity: int = setting(1_000_000, "Replay capacity.", "transitions")
     learning_starts: int = setting(200_000, "Frames played at random before the first update.", "frames")
     epsilon_start: float = setting(1.0, "Exploration epsilon until learning starts.")
@@ -187,6 +200,19 @@ class Config:
             self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
+        self._require(
+            0 <= self.regularizer_strength < float("inf"), "regularizer_strength", "must be finite and not negative"
+        )
+        self._require(
+            self.weight_projection == "none" or self.normalization == "layer",
+            "weight_projection",
+            "rescales layers that are normalised: add --normalization layer",
+        )
+        self._require(
+            self.anchor != "mirrored" or self.activation == "relu",
+            "anchor",
+            f"needs --activation relu, not {self.activation}: use --anchor zero or --anchor frozen",
+        )
         self._require(self.max_episode_frames >= FRAME_SKIP, "max_episode_frames", f"must be at least {FRAME_SKIP}")
         self._require(
             self.learning_starts < self.total_frames,
@@ -216,6 +242,11 @@ class Config:
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {getattr(self, name)}: it {remedy}")
+
+    @property
+    def keeps_initial_weights(self) -> bool:
+        """Whether learning needs the weights that what trains had at its start."""
+        return self.regularizer == "l2-init" or self.weight_projection == "nap"
 
     @property
     def entropy(self) -> int:

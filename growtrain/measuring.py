@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from growtrain import diagnostics
 from growtrain.config import Config, Intervention
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.networks.injected import POINTWISE
+from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.optimizers import make_optimizer
 from growtrain.records import Diagnostics
 from growtrain.replay.frame_ring import FrameRing
@@ -169,15 +169,15 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
     Those of a fused bank are given head by head, under the names that they have in a bank that is not fused.
     """
     network, bank = learner.online, learner.head.frozen
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        outputs[name] = output
+        outputs.setdefault(name, []).append(output)
 
     handles = [
         module.register_forward_hook(functools.partial(keep, name))
         for name, module in network.named_modules()
-        if isinstance(module, POINTWISE)
+        if isinstance(module, (*POINTWISE, *CONCATENATING))
     ]
     try:
         with torch.no_grad():
@@ -187,9 +187,10 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
         for handle in handles:
             handle.remove()
     if bank is not None and bank.fused:
-        parts = torch.split(outputs.pop("head.frozen.activation"), bank.widths, dim=1)
-        outputs |= {f"head.frozen.heads.{index}.1": part for index, part in enumerate(parts)}
-    return features, q, outputs
+        parts = outputs.pop("head.frozen.activation")  # all heads at once, or one after the other
+        parts = list(torch.split(parts[0], bank.widths, dim=1)) if len(parts) == 1 else parts
+        outputs |= {f"head.frozen.heads.{index}.1": [part] for index, part in enumerate(parts)}
+    return features, q, {name: kept[-1] for name, kept in outputs.items()}
 
 
 def _copy(module: nn.Module, values: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN, make_parts
 from growtrain.measuring import STATES
+from growtrain.networks.activations import outputs_per_unit
 from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
 
 PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
@@ -66,6 +67,7 @@ class NetworkShape:
     Attributes:
         convolutions: multiply-adds per observation of each convolution of the encoder, from the input up.
         head_convolutions, hidden, output: the same of the convolutions that are in the head, and of its two linear layers.
+        encoder_gram, head_gram: multiply-adds of W W^T of the layers of each but the output, if `parseval` needs them.
         encoder_parameters, head_parameters: numbers of parameters.
         encoder_activations, head_activations: floats per observation that a forward pass keeps for its backward pass.
     """
@@ -74,6 +76,8 @@ class NetworkShape:
     head_convolutions: tuple[int, ...]
     hidden: int
     output: int
+    encoder_gram: int
+    head_gram: int
     encoder_parameters: int
     head_parameters: int
     encoder_activations: int
@@ -97,6 +101,7 @@ class UpdateFlops:
     live_input_gradients: int
     frozen_forward: int
     frozen_input_gradients: int
+    regularizer: int
 
     @property
     def total(self) -> int:
@@ -193,20 +198,27 @@ def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
     with torch.device("meta"):
         encoder, head = make_parts(config, num_actions, width)
     side = FRAME_SHAPE[0]
+    hidden, output = (layer.weight for layer in head if isinstance(layer, nn.Linear))
+    # Before and after normalisation and activation.
+    kept_per_unit = 1 + (config.weight_projection == "nap") + outputs_per_unit(config.activation)
     convolutions: tuple[list[int], list[int]] = ([], [])  # of the encoder, of the head
-    activations = [STACK_SIZE * math.prod(FRAME_SHAPE), 2 * width + num_actions]
+    grams = [0, len(hidden) * hidden.numel()]
+    activations = [STACK_SIZE * math.prod(FRAME_SHAPE), kept_per_unit * len(hidden) + num_actions]
     for part, module in enumerate((encoder, head)):
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
                 side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
                 convolutions[part].append(layer.weight.numel() * side * side)
-                activations[part] += 2 * layer.out_channels * side * side  # before and after the ReLU
-    hidden, output = (layer.weight.numel() for layer in head if isinstance(layer, nn.Linear))
+                grams[part] += layer.out_channels * layer.weight.numel()
+                activations[part] += kept_per_unit * layer.out_channels * side * side
+    parseval = config.regularizer == "parseval" and config.regularizer_strength > 0
     return NetworkShape(
         convolutions=tuple(convolutions[0]),
         head_convolutions=tuple(convolutions[1]),
-        hidden=hidden,
-        output=output,
+        hidden=hidden.numel(),
+        output=output.numel(),
+        encoder_gram=parseval * grams[0],
+        head_gram=parseval * grams[1],
         encoder_parameters=count_parameters(encoder),
         head_parameters=count_parameters(head),
         encoder_activations=activations[0],
@@ -236,6 +248,9 @@ def update_flops(
         live_input_gradients=flops * num_live * (head - first + encoder_trains * first),
         frozen_forward=flops * frozen_passes * num_frozen * head,
         frozen_input_gradients=flops * encoder_trains * num_frozen * head,
+        regularizer=2
+        * 3
+        * (encoder_trains * shape.encoder_gram + num_live * shape.head_gram),  # a product, two for its gradient
     )
 
 
@@ -272,6 +287,7 @@ def make_plan(config: Config, num_actions: int) -> Plan:
     memory = _memory(config, shape, num_heads, stages)
     trainable = max(stage.parameters_trainable for stage in stages)
     parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
+    parameters += config.keeps_initial_weights * trainable
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
     if config.diagnostics_period:
         parameters += trainable  # the initial ones
@@ -323,8 +339,12 @@ def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[St
     return Memory(
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
         replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
-        networks=4 * (2 * 2 * last.parameters_total + 4 * trainable)  # gradient, two slots, a temporary
-        + (4 * trainable if config.diagnostics_period else 0),  # the initial ones
+        # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.
+        networks=4
+        * (
+            2 * 2 * last.parameters_total
+            + (4 + config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable
+        ),
         batch=drawn + activations + 2 * _measured_bytes(config),
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )

@@ -37,6 +37,7 @@ _FORKABLE = {
     "discount",
     "target_period",
     "max_grad_norm",
+    "regularizer_strength",
     "epsilon_start",
     "epsilon_end",
     "epsilon_decay_frames",

@@ -126,6 +126,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         },
         (1_072,),
     ),
+    "l2-init": ({"regularizer": "l2-init", "activation": "crelu", "freeze_encoder_at": 2}, (560, 912)),
+    "nap": (
+        {"weight_projection": "nap", "normalization": "layer", "activation": "fourier", "anchor": "zero"},
+        (1_072,),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ ROOT = Path(growtrain.__file__).parent
 LAYERS = [
     ["config"],
     ["presets", "tasks", "records", "runfiles", "provenance"],
-    ["commandline", "diagnostics"],
+    ["commandline", "diagnostics", "networks.activations", "regularizers"],
     ["networks.heads", "networks.encoders", "networks.q_network", "environments", "replay", "optimizers", "telemetry"],
     ["networks.injected"],
     ["learners"],

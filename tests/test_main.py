@@ -33,6 +33,8 @@ TINY = [
         (["--lr", "fast"], "--lr"),
         (["--lr"], "--lr"),
         (["--anchor", "rope"], "mirrored"),
+        (["--anchor", "mirrored", "--activation", "crelu"], "--anchor zero"),
+        (["--weight-projection", "nap"], "--normalization layer"),
         (["--num-envs", "0"], "--num-envs"),
         (["--learning-starts", "300M"], "--learning-starts"),
         (["--device", "tpu"], "--device"),
@@ -69,7 +71,8 @@ def test_the_contracts_flags_and_commands_are_there(capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     contract = (
         "game schedule total-frames seed device num-envs width learning-starts checkpoint-period preset run-dir anchor "
-        "freeze-encoder-at intervention split trainable-heads lr replay-ratio batch-size encoder-width normalization execution"
+        "freeze-encoder-at intervention split trainable-heads lr replay-ratio batch-size encoder-width normalization execution "
+        "activation regularizer regularizer-strength weight-projection"
     )
     for name in contract.split():
         assert f"--{name} " in text

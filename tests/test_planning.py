@@ -55,10 +55,16 @@ def counted() -> FlopCounterMode:
         {"width": 33, "encoder_width": 0.5, "freeze_encoder_at": 1, "output_bias": "per_action"},
         {"width": 20, "encoder_width": 0.3, "freeze_encoder_at": 2, "normalization": "layer"},
         {"width": 16, "encoder_width": 0.25, "normalization": "spectral", "optimizer": "adam"},
+        {"width": 20, "encoder_width": 0.3, "activation": "crelu", "regularizer": "l2", "freeze_encoder_at": 2},
+        {"width": 21, "encoder_width": 0.2, "activation": "fourier", "regularizer": "l2-init"},
+        {"width": 20, "encoder_width": 0.3, "regularizer": "parseval", "freeze_encoder_at": 2},
+        {"width": 16, "encoder_width": 0.25, "normalization": "layer", "weight_projection": "nap"},
     ],
-    ids=["trained", "frozen-at-1", "frozen-at-2-layer-norm", "spectral-adam"],
+    ids=["trained", "frozen-at-1", "frozen-at-2-layer-norm", "spectral-adam", "crelu", "fourier", "parseval", "nap"],
 )
 def test_flops_and_parameters_are_the_real_learners(anchor, settings):
+    if anchor == "mirrored" and settings.get("activation"):
+        pytest.skip("refused by Config")
     config = Config(anchor=anchor, batch_size=3, **settings)
     plan, generator = make_plan(config, 5), torch.Generator().manual_seed(0)
     learner = DoubleDQN(config, 5, width=config.width, device=CPU, generator=generator)
@@ -189,13 +195,15 @@ def test_memory_of_the_replay_is_what_it_allocates():
     assert make_plan(paper(), 6).memory.replay == pytest.approx(7.07e9, rel=1e-2)
 
 
-def test_networks_are_counted_with_gradients_and_slots():
-    config = Config(width=64, encoder_width=0.5)
+@pytest.mark.parametrize("settings", [{}, {"regularizer": "l2-init", "activation": "crelu"}])
+def test_networks_are_counted_with_gradients_and_slots(settings):
+    config = Config(width=64, encoder_width=0.5, **settings)
     learner = DoubleDQN(config, 4, width=64, device=CPU, generator=torch.Generator().manual_seed(0))
     learner.update(synthetic_batches(config, 4, 1, torch.Generator().manual_seed(0)))
     tensors = [*learner.online.parameters(), *learner.target.parameters()]
     tensors += [p.grad for p in learner.online.parameters()]
     tensors += [slot for slots in learner.optimizer.state.values() for slot in slots.values()]
+    tensors += learner.initial.values()
     held = sum(tensor.nbytes for tensor in tensors)
     planned = make_plan(dataclasses.replace(config, schedule="fixed"), 4).memory.networks
     assert held <= planned <= 2 * held

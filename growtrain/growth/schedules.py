@@ -98,6 +98,15 @@ def schedule_of(config: Config) -> Schedule:
             f"{name} cannot keep predictions with --normalization {config.normalization}: use --normalization none, or "
             "--intervention widen at the same times"
         )
+    if schedule.intervention in ("widen", "net2wider", "redo") and config.activation != "relu":
+        raise ConfigError(
+            f"{name} knows one output for each unit, and --activation {config.activation} has two: use --activation relu"
+        )
+    if schedule.intervention in ("shrink-perturb", "widen", "net2wider", "redo") and config.keeps_initial_weights:
+        raise ConfigError(
+            f"{name} leaves no initial weights for --regularizer l2-init or --weight-projection nap to keep to: use "
+            "--regularizer l2 or parseval"
+        )
     if schedule.periodic and config.freeze_encoder_at:
         raise ConfigError(
             f"--freeze-encoder-at {config.freeze_encoder_at} counts stages, of which --schedule {config.schedule} has one: leave it out"

@@ -20,6 +20,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
@@ -29,6 +30,7 @@ from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initiali
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.q_network import QNetwork
 from growtrain.optimizers import can_compile, make_optimizer
+from growtrain.regularizers import joint_norm, normalized_layers, penalty, project
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
 _CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
@@ -40,9 +42,15 @@ def make_parts(config: Config, num_actions: int, width: int) -> tuple[NatureEnco
 
     Where they are parted does not change what they compute, nor the order in which `initialize` draws their weights.
     """
-    encoder = NatureEncoder(config.encoder_width)
+    normalized = config.weight_projection == "nap"
+    encoder = NatureEncoder(config.encoder_width, activation=config.activation, normalized=normalized)
     head = make_head(
-        encoder.num_features, width, num_actions, normalization=config.normalization, output_bias=config.output_bias
+        encoder.num_features,
+        width,
+        num_actions,
+        normalization=config.normalization,
+        output_bias=config.output_bias,
+        activation=config.activation,
     )
     if config.split != "fc1":
         convolutions = encoder.split_off(_CONVOLUTIONS_BEFORE[config.split])
@@ -76,6 +84,7 @@ class DoubleDQN:
         optimizer: holds exactly the parameters of `online` that require a gradient.
         loss: TorchRL's loss over both.
         updates: gradient steps so far.
+        initial: for `l2-init` and `nap`, the values with which each parameter that trains began to do so.
         version: counts changes after which a captured update is stale.
         loss_sum: () sum of the losses since the last report, on the device.
         nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite: how many
@@ -93,6 +102,8 @@ class DoubleDQN:
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimizer = self._make_optimizer()
+        # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
+        self.initial = WeakTensorKeyDictionary()
         self.updates = 0
         self.version = 0
         self.encoder_is_shared = self.bank_is_shared = False
@@ -141,6 +152,11 @@ class DoubleDQN:
         self.loss.make_value_estimator(gamma=self.config.discount)
         self.loss._has_update_associated["value_network"] = True  # as TorchRL's own updaters say: `copy_target` is ours
         self._share_frozen()
+        self._trainable = [p for p in self.online.parameters() if p.requires_grad]
+        if self.config.keeps_initial_weights:
+            self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
+        self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
+        self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
 
     def update(self, batches: TensorDict) -> None:
@@ -161,13 +177,22 @@ class DoubleDQN:
             layer.power_iterate()
         loss = self.compute_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self._regularized(loss))
         if not self._may_apply(loss):
             return
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
+        project(self._projected, self._norms)
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def _regularized(self, loss: Tensor) -> Tensor:
+        """The loss that is differentiated; what is reported, and compared between runs, is without the penalty."""
+        regularizer, strength = self.config.regularizer, self.config.regularizer_strength
+        if regularizer == "none" or not strength:
+            return loss
+        initial = [self.initial[p] for p in self._trainable] if regularizer == "l2-init" else []
+        return loss + strength * penalty(regularizer, self._trainable, initial)
 
     @torch.no_grad()
     def _may_apply(self, loss: Tensor) -> bool:
@@ -286,6 +311,11 @@ class DoubleDQN:
             "target": self.target.state_dict(),
             "optimizer": slots,
             "width": self.width,
+            "initial": {
+                name: self.initial[p]
+                for name, p in self.online.named_parameters()
+                if p.requires_grad and p in self.initial
+            },
             "head": self.head.spec(),
             "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
             "loss_sum": self.loss_sum,
@@ -323,6 +353,10 @@ class DoubleDQN:
             }
             _copy_into(slots, saved, f"optimizer slots of {name}")
             self.optimizer.state[trainable[name]] = slots
+        kept = trainable if self.config.keeps_initial_weights else {}
+        initial = {name: torch.empty_like(p) for name, p in kept.items()}
+        _copy_into(initial, state["initial"], "initial weights")
+        self.initial.update({kept[name]: tensor for name, tensor in initial.items()})
         accumulators = {"loss_sum": self.loss_sum, "nonfinite": self.nonfinite}
         _copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])

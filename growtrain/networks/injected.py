@@ -16,7 +16,7 @@ Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. th
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from growtrain.config import Anchor, TrainableHeads
+from growtrain.networks.activations import CReLU, Fourier
 from growtrain.networks.heads import ConvolutionalHead, HiddenLinear, SharedBiasLinear, hidden_linear, initialize
 
 _PROBE_BATCHES = (
@@ -35,6 +36,7 @@ _PROBE_BATCHES = (
 )  # matrix products of different sizes take different code paths, and may round differently
 _ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
 POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
+CONCATENATING = (CReLU, Fourier)
 
 
 class MirroredLinear(nn.Module):
@@ -152,8 +154,12 @@ class FrozenBank(nn.Module):
             yield from (head(features) for head in self.heads)
             return
         product = hidden_linear if self.kind is HiddenLinear else F.linear
-        hidden = self.activation(product(features, self.hidden_weight, self.hidden_bias))
-        for part, output in zip(torch.split(hidden, self.widths, dim=1), self.outputs, strict=True):
+        hidden = product(features, self.hidden_weight, self.hidden_bias)
+        if isinstance(self.activation, POINTWISE):
+            parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=1)
+        else:  # what concatenates does so head by head
+            parts = map(self.activation, torch.split(hidden, self.widths, dim=1))
+        for part, output in zip(parts, self.outputs, strict=True):
             yield output(part)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -371,12 +377,12 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def can_fuse(heads: list[nn.Module]) -> bool:
-    """Whether all heads are `Linear, pointwise activation, Linear`."""
+    """Whether all heads are `Linear, activation, Linear`, with an activation that is pointwise or concatenates its parts."""
     return all(
         isinstance(head, nn.Sequential)
         and len(head) == 3
         and type(head[0]) in (nn.Linear, HiddenLinear, PairedLinear)
-        and isinstance(head[1], POINTWISE)
+        and isinstance(head[1], (*POINTWISE, *CONCATENATING))
         and type(head[2]) in (nn.Linear, SharedBiasLinear, MirroredLinear)
         for head in heads
     )
