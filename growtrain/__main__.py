@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import Config, ConfigError
+from growtrain.config import Config, ConfigError, parse_count
 from growtrain.growth.schedules import schedule_of
 from growtrain.presets import resolve
 from growtrain.tasks import canonical_game
@@ -160,6 +160,115 @@ def inspect_command(words: Sequence[str]) -> int:
     lines, whole = render(run)
     print("\n".join(lines))
     return 0 if whole else 1
+
+
+def diagnose_command(words: Sequence[str]) -> int:
+    """Says whether a run has lost plasticity, and where."""
+    parser = Parser(
+        prog="growtrain diagnose",
+        description="Fork a run at a checkpoint, with and without a part made fresh, and say whether plasticity was lost, and where.",
+        epilog="The same command again goes on with what was interrupted.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("--at", type=parse_count, help="frames of the checkpoint (default: the newest)")
+    parser.add_argument("--frames", type=parse_count, help="of each fork (default: a tenth of what the run has played)")
+    parser.add_argument("--seeds", type=parse_count, default=3, help="forks of each arm (default: 3)")
+    parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all)")
+    parser.add_argument("--threshold", type=float, default=0.1, help="least gain that counts (default: 0.1)")
+    parser.add_argument("--learning-seeds", type=parse_count, default=5, help="of the learning test (default: 5)")
+    parser.add_argument("--learning-updates", type=parse_count, default=400, help="of the learning test (default: 400)")
+    parser.add_argument("--learning-test-only", action="store_true", help="no forks: minutes, instead of hours")
+    parser.add_argument("--output", type=Path, help="where the answer goes (default: RUN/diagnosis-<frames>)")
+    _add_stop_signal(parser)
+    namespace = parser.parse_strict(words)
+    run, stop = namespace.run, _StopSignals(namespace.stop_signal)
+
+    from growtrain.checkpoint import open_at, open_newest
+    from growtrain.diagnose import cost_lines, default_frames, diagnose
+    from growtrain.diagnosis import ARMS, Settings, next_command, render
+    from growtrain.learning_test import LearningTest
+    from growtrain.resuming import at_own_width
+
+    arms = tuple(namespace.arms.split(",")) if namespace.arms else ARMS
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
+    if "untouched" not in arms:
+        raise ConfigError("--arms lacks untouched, which the others are compared with: add it")
+    for name in ("seeds", "learning_seeds", "learning_updates"):
+        if getattr(namespace, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < namespace.threshold < 1:
+        raise ConfigError(f"--threshold {namespace.threshold:g} must lie between 0 and 1, such as 0.1")
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
+    checkpoint = at_own_width(open_newest(run) if namespace.at is None else open_at(run, namespace.at))
+    settings = Settings(
+        frames=namespace.frames if namespace.frames is not None else default_frames(checkpoint),
+        seeds=namespace.seeds,
+        arms=() if namespace.learning_test_only else arms,
+        threshold=namespace.threshold,
+        test=LearningTest(seeds=namespace.learning_seeds, updates=namespace.learning_updates),
+    )
+    output = namespace.output or run / f"diagnosis-{checkpoint.frames}"
+    print("\n".join(cost_lines(run, checkpoint, settings)), flush=True)
+    with stop:
+        diagnosis = diagnose(
+            run, checkpoint, settings, output, stop=lambda: stop.received, say=lambda line: print(line, flush=True)
+        )
+    if diagnosis is None:
+        print("stopped: the same command again goes on from here", file=sys.stderr)
+        return STOPPED
+    print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
+    return 0
+
+
+def rescue_command(words: Sequence[str]) -> int:
+    """Goes on with an agent that has stopped improving, by interventions instead of from scratch."""
+    parser = Parser(
+        prog="growtrain rescue",
+        description="Go on with a trained agent that has stopped improving, with plasticity injected, instead of training another.",
+        epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update.",
+    )
+    parser.add_argument("agent", type=Path, metavar="RUN|FILE", help="a run, or weights (.pt, .pth, .safetensors)")
+    parser.add_argument("--frames", type=parse_count, help="budget (default: half of what the run has played)")
+    parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
+    _add_stop_signal(parser)
+    add_config_flags(parser)
+    namespace = parser.parse_strict(words)
+    explicit, stop, agent = _explicit(namespace), _StopSignals(namespace.stop_signal), namespace.agent
+    if "total_frames" in explicit:
+        raise ConfigError("--total-frames: a rescue's budget is what it adds: give it as --frames")
+    if namespace.run_dir is not None and (namespace.run_dir / "config.json").exists():
+        raise ConfigError(f"--run-dir {namespace.run_dir} already holds a run: choose another directory")
+    if not agent.exists():
+        raise ConfigError(f"{agent} does not exist: name the directory of a run, or a file of weights")
+
+    from growtrain.rescue import default_frames, rescue_run, rescue_weights
+
+    if agent.is_dir():
+        from growtrain.checkpoint import open_newest
+        from growtrain.resuming import at_own_width
+
+        checkpoint = at_own_width(open_newest(agent))
+        frames = namespace.frames if namespace.frames is not None else default_frames(checkpoint)
+        config, notes = rescue_run(checkpoint, explicit, frames)
+        notes = [f"from the checkpoint of {agent} at {checkpoint.frames} frames", *notes]
+        num_actions, start = checkpoint.state["num_actions"], checkpoint
+        run_dir = namespace.run_dir or default_run_dir(config)
+    else:
+        from growtrain.collection import num_actions_of
+        from growtrain.weights import read_weights, save_initial
+
+        if namespace.frames is None:
+            raise ConfigError(
+                "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"
+            )
+        weights = read_weights(agent)
+        num_actions, start = num_actions_of(explicit.get("game", Config.game)), None
+        config, notes = rescue_weights(weights, explicit, namespace.frames, num_actions)
+        run_dir = namespace.run_dir or default_run_dir(config)
+        save_initial(weights, run_dir)
+    return _run(config, run_dir, num_actions, stop, notes, start)
 
 
 def _run(
@@ -377,6 +486,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": resume_command,
     "inspect": inspect_command,
     "sweep": sweep_command,
+    "diagnose": diagnose_command,
+    "rescue": rescue_command,
 }
 
 

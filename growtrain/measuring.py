@@ -188,7 +188,8 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
             handle.remove()
     if bank is not None and bank.fused:
         parts = outputs.pop("head.frozen.activation")  # all heads at once, or one after the other
-        parts = list(torch.split(parts[0], bank.widths, dim=1)) if len(parts) == 1 else parts
+        if isinstance(bank.activation, POINTWISE):
+            parts = list(torch.split(parts[0], bank.widths, dim=1))
         outputs |= {f"head.frozen.heads.{index}.1": [part] for index, part in enumerate(parts)}
     return features, q, {name: kept[-1] for name, kept in outputs.items()}
 
