@@ -144,8 +144,7 @@ def test_the_expensive_measures_change_nothing_either(
     for record in read_jsonl(tmp_path / "diagnostics.jsonl"):
         assert np.isfinite(record["hessian_top_eigenvalue"])
         assert record["hessian_top_eigenvalue"] != 0
-        assert record["target_fit_error"].keys() == {"head", "network"}
-        assert 0 < record["target_fit_error"]["head"] < 10
+        assert 0 < record["target_fit_error"] < 2
 
 
 def test_the_records_are_true(measured: tuple[Path, Checkpoint]) -> None:
