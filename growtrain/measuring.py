@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from growtrain import diagnostics
-from growtrain.config import Config
+from growtrain.config import Config, Intervention
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.networks.injected import POINTWISE
+from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.records import Diagnostics
 from growtrain.replay.frame_ring import FrameRing
 
@@ -28,6 +28,15 @@ STATES = 128  # Sokar et al. 2023 score neurons on 64; a rank cannot exceed it
 # Fitting with Adam, whatever the run's optimizer: a fresh Nature network then leaves 0.2 of Phoenix's noise, the middle of the scale. Its
 # head alone, on features that differ as little as those of Atari, leaves all of it even when fresh, and so is not asked.
 _FIT_UPDATES, _FIT_BATCH, _FIT_LR = 200, 32, 3e-4
+# What an intervention makes anew (or makes wider, which has no distance from what it was).
+_BORN: dict[Intervention | None, tuple[str, ...]] = {
+    "inject": ("live",),
+    "reset-head": ("live",),
+    "reset-encoder": ("encoder",),
+    "reset-all": ("encoder", "live"),
+    "widen": ("live",),
+    "net2wider": ("live",),
+}
 _STREAM = 0x6D656173  # sets these draws apart from the run's own streams, which are numbered from 0
 
 
@@ -50,12 +59,15 @@ class Measurer:
     def _parts(self) -> dict[str, nn.Module]:
         return {"encoder": self.learner.online.encoder, "live": self.learner.head.live}
 
-    def measure(self, frames: int, when: Literal["period", "before growth", "after growth"]) -> Diagnostics:
-        """A record of now; `after growth` also makes it the live head's birth. Waits for the device.
+    def measure(
+        self, frames: int, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
+    ) -> Diagnostics:
+        """A record of now; after a growth it is also the birth of what the growth made anew. Waits for the device.
 
         Args:
             frames: frames played.
             when: what the record is for.
+            kind: of the growth that it is after.
         """
         start = time.perf_counter()
         rng = np.random.default_rng(np.random.SeedSequence(self.config.entropy, spawn_key=(_STREAM, frames)))
@@ -63,8 +75,8 @@ class Measurer:
         rows = rng.choice(valid, size=min(STATES, len(valid)), replace=False)
         batch = self.ring.get(torch.from_numpy(rows))
         learner, parts = self.learner, self._parts()
-        if when == "after growth":
-            self._initial["live"] = _copy(parts["live"])
+        for name in _BORN.get(kind, ()):
+            self._initial[name] = _copy(parts[name])
         features, q, layers = _forward(learner, batch["observation"])
         hidden = [layer for name, layer in layers.items() if name.startswith("head.live.")][-1]
         # A gradient's norm depends on the size of the batch: this is the size of an update's.
@@ -152,15 +164,15 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
     Those of a fused bank are given head by head, under the names that they have in a bank that is not fused.
     """
     network, bank = learner.online, learner.head.frozen
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        outputs[name] = output
+        outputs.setdefault(name, []).append(output)
 
     handles = [
         module.register_forward_hook(functools.partial(keep, name))
         for name, module in network.named_modules()
-        if isinstance(module, POINTWISE)
+        if isinstance(module, (*POINTWISE, *CONCATENATING))
     ]
     try:
         with torch.no_grad():
@@ -170,9 +182,10 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
         for handle in handles:
             handle.remove()
     if bank is not None and bank.fused:
-        parts = torch.split(outputs.pop("head.frozen.activation"), bank.widths, dim=1)
-        outputs |= {f"head.frozen.heads.{index}.1": part for index, part in enumerate(parts)}
-    return features, q, outputs
+        parts = outputs.pop("head.frozen.activation")  # all heads at once, or one after the other
+        parts = list(torch.split(parts[0], bank.widths, dim=1)) if len(parts) == 1 else parts
+        outputs |= {f"head.frozen.heads.{index}.1": [part] for index, part in enumerate(parts)}
+    return features, q, {name: kept[-1] for name, kept in outputs.items()}
 
 
 def _copy(module: nn.Module, values: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ class Evaluation:
 
     Attributes:
         frames: training frames behind the evaluated network.
-        stage: its injections.
+        stage: in which it was.
         episode_return: mean true score.
         episode_return_std: standard deviation over the episodes.
         human_normalized_score: 0 random, 1 human.

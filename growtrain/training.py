@@ -8,6 +8,7 @@ Units: frames; seconds on a monotonic clock.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -24,11 +25,11 @@ import torch
 
 from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter, set_aside_newer
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
-from growtrain.config import FRAME_SKIP, Config, ConfigError
+from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention
 from growtrain.evaluation import evaluate
 from growtrain.growth.interventions import GrowthEvent
-from growtrain.growth.schedules import make_schedule
-from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.growth.schedules import schedule_of
+from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.measuring import Measurer
@@ -43,6 +44,7 @@ from growtrain.telemetry.sinks import RunSinks
 
 Record = Metrics | Evaluation | Diagnostics | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
+_REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
 _PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics")
 _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
 
@@ -127,7 +129,8 @@ class Run:
         collector, ring, learner, measurer: acting, memory, learning, and how plastic it is.
         phases: where the time goes.
         stage: schedule entries carried out, a growth that failed and was skipped included.
-        totals: per stage.
+        interventions: those that did not fail.
+        totals: per stage; a periodic schedule has only one.
     """
 
     def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
@@ -135,7 +138,7 @@ class Run:
         self.device = resolve_device(config.device)
         num_threads = config.num_threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(num_threads)
-        self.schedule = make_schedule(config.schedule, config.total_frames, config.learning_starts)
+        self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
         environment = make_environment(config, seed=episodes)
@@ -154,8 +157,8 @@ class Run:
         self.captured = make_captured(self.learner, self.ring) if uses_graph(config, self.device) else None
         self.measurer = Measurer(config, self.learner, self.ring)
         self.growth_generator = torch.Generator().manual_seed(growth)
-        self.stage = 0
-        self.totals = [StageTotals() for _ in range(len(self.schedule.injection_frames) + 1)]
+        self.stage = self.interventions = 0
+        self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
         self.phases = Phases()
         self.last_evaluation: Evaluation | None = None
         self._recent_returns: deque[float] = deque(maxlen=100)
@@ -195,15 +198,16 @@ class Run:
         self.stage += 1
         with self.phases("growth"):
             valid = torch.from_numpy(np.flatnonzero(self.ring.valid))
-            chosen = valid[torch.randint(len(valid), (_PROBE_SIZE,), generator=self.growth_generator)]
-            freeze_at = self.config.freeze_encoder_at
+            size = _REDO_PROBE_SIZE if self.schedule.intervention == "redo" else _PROBE_SIZE
+            chosen = valid[torch.randint(len(valid), (size,), generator=self.growth_generator)]
             try:
-                event = grow(
+                event = apply(
                     self.learner,
+                    self.schedule.intervention,
                     self.ring.get(chosen)["observation"],
-                    anchor=self.config.anchor,
+                    config=self.config,
                     generator=self.growth_generator,
-                    freeze_encoder=self.stage == freeze_at,
+                    freeze_encoder=self.stage == self.config.freeze_encoder_at,
                     frames=self.collector.frames,
                 )
             except GrowthFailed as error:
@@ -211,15 +215,19 @@ class Run:
                     raise
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
+        self.interventions += 1
+        event = dataclasses.replace(event, stage=self.schedule.stage_after(self.interventions))
         self.sinks.write("growth_events", event.to_dict())
         yield event
         if self.config.diagnostics_period:
-            yield self.diagnose("after growth")
+            yield self.diagnose("after growth", self.schedule.intervention)
 
-    def diagnose(self, when: Literal["period", "before growth", "after growth"]) -> Diagnostics:
+    def diagnose(
+        self, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
+    ) -> Diagnostics:
         """Measures the online network's plasticity, which changes nothing in the run."""
         with self.phases("diagnostics"):
-            record = self.measurer.measure(self.collector.frames, when)
+            record = self.measurer.measure(self.collector.frames, when, kind)
         self.sinks.write("diagnostics", record.to_dict())
         return record
 
@@ -230,7 +238,7 @@ class Run:
                 self.learner.q_values,
                 self.config,
                 frames=self.collector.frames,
-                stage=self.learner.head.num_injections,
+                stage=self.schedule.stage_after(self.interventions),
                 device=self.device,
             )
         self.last_evaluation = record
@@ -253,7 +261,7 @@ class Run:
             frames=frames,
             agent_steps=self.collector.agent_steps,
             updates=updates,
-            stage=self.learner.head.num_injections,
+            stage=self.schedule.stage_after(self.interventions),
             wall_seconds=now - self._wall_start,
             frames_per_second=(frames - self._frames_reported) / seconds,
             updates_per_second=(updates - self._updates_reported) / seconds,
@@ -357,13 +365,13 @@ class Run:
         del ring["frames"]
         return {
             "num_actions": self.learner.num_actions,
-            "width": self.learner.width,
             "learner": self.learner.state_dict(),
             "collector": self.collector.state_dict(),
             "ring": ring,
             "measurer": self.measurer.state_dict(),
             "growth_generator": self.growth_generator.get_state(),
             "stage": self.stage,
+            "interventions": self.interventions,
             "totals": [[total.frames, total.updates, total.seconds] for total in self.totals],
             "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
             "recent_returns": list(self._recent_returns),
@@ -383,7 +391,7 @@ class Run:
         self.ring.check_valid()
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growth_generator.set_state(state["growth_generator"])
-        self.stage = int(state["stage"])
+        self.stage, self.interventions = int(state["stage"]), int(state["interventions"])
         for total, values in zip(self.totals, state["totals"], strict=False):
             total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
@@ -421,8 +429,16 @@ class Run:
         self._resumes.append(
             {"frames": start.frames, "changes": changes, "skew": skew}
             | ({"forked_from": str(start.path)} if self._forked else {})
+            | ({"past_differs": True} if self._past_differs(start.config) else {})
         )
         state.clear()  # the networks and the transitions are in memory twice until here
+
+    def _past_differs(self, past: Config) -> bool:
+        """Whether the network has been changed already in another way than this configuration would have, so that no plan counts it."""
+        ways = [
+            (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (past, self.config)
+        ]
+        return self.interventions > 0 and ways[0] != ways[1]
 
     def _take_up(self, start: Checkpoint) -> None:
         """Brings the run's files back to the checkpoint: no record after it, nothing half-written."""
@@ -443,7 +459,7 @@ class Run:
         for name, seconds in phases.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         paused = sum(phases.get(name, 0.0) for name in _PAUSES)
-        total = self.totals[self.stage]
+        total = self.totals[self.schedule.stage_after(self.stage)]
         total.seconds += now - self._accounted - paused
         total.frames += self.collector.frames - self._frames_accounted
         total.updates += self.learner.updates - self._updates_accounted
@@ -457,6 +473,7 @@ class Run:
         plan = make_plan(self.config, self.learner.num_actions)
         wall_seconds = time.perf_counter() - self._wall_start
         evaluation, recent = self.last_evaluation, list(self._recent_returns)
+        planned = not any(resume.get("past_differs") for resume in self._resumes)
         return {
             "status": status,
             "schedule": self.config.schedule,
@@ -472,7 +489,7 @@ class Run:
                     "seconds": total.seconds,
                     "updates": total.updates,
                     "updates_per_second": total.updates / total.seconds if total.seconds else None,
-                    "flops_per_update": cost.flops_per_update,
+                    "flops_per_update": cost.flops_per_update if planned else None,
                 }
                 for total, cost in zip(self.totals, plan.stages, strict=True)
             ],

@@ -447,6 +447,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a tensor as a number": change_tensor("ring/written", lambda tensor: tensor[:0]),
     "a million injections": change_state("learner", "head", "injections", value=["frozen"] * 10**6),
     "a wide network": change_state("config", "width", value=2**31),
+    "a widened network": change_state("learner", "width", value=64),
+    "heads that are not there": change_state("learner", "head", "trainable", value=[0, 10**6]),
     "many lanes": change_state("config", "num_envs", value=2**20),
     "rows beyond the ring": change_state("ring", "filled", value=2**40),
     "words for numbers": change_state("stage", value="many"),
@@ -569,6 +571,9 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         ({"schedule": "at:400,1200"}, True, "the past cannot change"),
         ({"schedule": "at:800,900"}, True, "the past cannot change"),
         ({"schedule": "full1x"}, True, "width"),
+        ({"schedule": "at:800,960", "intervention": "net2wider"}, True, "use another intervention, or fork a run"),
+        ({"schedule": "at:800,960", "intervention": "redo"}, True, "use another intervention, or fork a run"),
+        ({"split": "conv3"}, True, "a fork keeps fc1"),
     ]
     for changes, fork, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -577,6 +582,7 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         checkpoint, {"schedule": "at:800,960", "anchor": "mirrored", "seed": 1, "lr": 1e-3}, fork=True
     )
     assert forked.schedule == "at:800,960"
+    changed_config(checkpoint, {"schedule": "at:800,960", "intervention": "reset-head"}, fork=True)
 
 
 def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -592,7 +598,10 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
     past = [[r for r in read_jsonl(where / "metrics.jsonl") if r["frames"] <= 960] for where in (run, fork)]
     assert past[0] == past[1]
     assert open_newest(run).frames == 960  # untouched
-    assert json.loads((fork / "summary.json").read_text())["resumes"][0]["forked_from"].endswith("000000000960")
+    summary = json.loads((fork / "summary.json").read_text())
+    assert summary["resumes"][0]["forked_from"].endswith("000000000960")
+    # A plan has one anchor for all stages: what the fork's updates took is not known, and not said.
+    assert [stage["flops_per_update"] for stage in summary["stages"]] == [None] * 3
     assert main(words) == 2  # never over another run
 
 

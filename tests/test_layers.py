@@ -11,16 +11,19 @@ ROOT = Path(growtrain.__file__).parent
 LAYERS = [
     ["config"],
     ["presets", "tasks", "records", "runfiles", "provenance"],
-    ["commandline", "diagnostics"],
+    ["commandline", "diagnostics", "networks.activations", "regularizers"],
     ["networks.heads", "networks.encoders", "networks.q_network", "environments", "replay", "optimizers", "telemetry"],
     ["networks.injected"],
     ["learners"],
-    ["growth.schedules", "growth.interventions"],
+    ["growth.schedules", "growth.interventions", "growth.alternatives"],
     ["growth.transaction"],
     ["collection", "measuring"],
     ["evaluation", "checkpoint", "planning", "display", "doctor"],
     ["resuming"],
     ["training"],
+    ["sweep.cells"],
+    ["sweep.ledger", "sweep.executor", "sweep.table"],
+    ["sweep.local", "sweep.ray", "sweep.driver"],
     ["__main__"],
 ]
 # Two files of one folder that may know each other: TensorBoard's tags and the like stay inside telemetry.
