@@ -84,7 +84,7 @@ class Measurer:
         trainable = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         trained = {name: parameters for name, parameters in trainable.items() if parameters}
         norms = dict(zip(trained, diagnostics.gradient_norm(loss, *trained.values()).tolist(), strict=True))
-        ranked = {"features": features, "hidden": hidden}
+        ranked = {"features": features.flatten(1), "hidden": hidden.flatten(1)}
         churn, since = self._churn(frames)
         self._previous = {"frames": frames, "observations": batch["observation"].contiguous(), "q": q}
         full = self.config.diagnostics == "full"
@@ -159,7 +159,7 @@ class Measurer:
 
 
 def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Features (B, F), action values (B, A), and the output of every activation of the online network by its module's name.
+    """Features (B, ...), action values (B, A), and the output of every activation of the online network by its module's name.
 
     Those of a fused bank are given head by head, under the names that they have in a bank that is not fused.
     """
@@ -183,7 +183,8 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
             handle.remove()
     if bank is not None and bank.fused:
         parts = outputs.pop("head.frozen.activation")  # all heads at once, or one after the other
-        parts = list(torch.split(parts[0], bank.widths, dim=1)) if len(parts) == 1 else parts
+        if isinstance(bank.activation, POINTWISE):
+            parts = list(torch.split(parts[0], bank.widths, dim=1))
         outputs |= {f"head.frozen.heads.{index}.1": [part] for index, part in enumerate(parts)}
     return features, q, {name: kept[-1] for name, kept in outputs.items()}
 
