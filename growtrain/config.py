@@ -150,10 +150,10 @@ class Config:
     eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
     log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
     diagnostics_period: int = setting(
-        250_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
+        100_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
     )
     diagnostics: DiagnosticsDepth = setting(
-        "light", "light; full adds the Hessian's top eigenvalue and fits targets: seconds each time.", identity=False
+        "light", "light; full adds the loss's sharpness and a fit of random targets: seconds each time.", identity=False
     )
     checkpoint_period: int = setting(
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
