@@ -212,6 +212,10 @@ class Config:
             self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
         for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount", "shrink_alpha"):
             self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
+        if self.activation == "fourier":
+            self._require(
+                self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
+            )
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
         self._require(

@@ -756,6 +756,8 @@ def test_wall_clocks_may_jump_and_the_time_between_two_parts_is_not_counted(
 
 def test_no_wall_clock_measures_anything() -> None:
     for path in Path(growtrain.__file__).parent.rglob("*.py"):
+        if path.match("sweep/ledger.py"):  # leases are told between processes and machines, which share no other clock
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in {("time", "time"), ("datetime", "now")}, path
