@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.config import Anchor
-from growtrain.networks.injected import InjectedHead, check_injectable, probe_features
+from growtrain.networks.heads import initialize
+from growtrain.networks.injected import Initializer, InjectedHead, check_injectable, probe_features
 
 
 class NotPreserved(RuntimeError):
@@ -64,6 +65,7 @@ def inject(
     generator: torch.Generator | None = None,
     anchor: Anchor = "frozen",
     probe: Tensor | None = None,
+    initializer: Initializer = initialize,
 ) -> GrowthEvent:
     """Injects plasticity into `network.<head>`, in place and all or nothing.
 
@@ -80,6 +82,7 @@ def inject(
         generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
         anchor: `frozen`, `zero` or `mirrored`.
         probe: features (B, F) to verify on; needed only for heads that do not begin with a linear layer.
+        initializer: draws the fresh weights, in place.
 
     Returns:
         What happened, with the largest changes measured.
@@ -93,11 +96,11 @@ def inject(
     old = _submodule(network, head)
     _check_membership(network, old, head, optimizer)
     before = count_parameters(network, trainable=True)
-    new = _grow(old, seed, anchor)
+    new = _grow(old, seed, anchor, initializer)
     new_target, target_change = None, None
     if target is not None:
         old_target = _submodule(target, head)
-        new_target = _grow(old_target, seed, anchor)
+        new_target = _grow(old_target, seed, anchor, initializer)
         both_fused = (
             new.spec()["fused"] and new_target.spec()["fused"]
         )  # each was fused only if that keeps its own bits
@@ -169,10 +172,10 @@ def _check_membership(network: nn.Module, old: nn.Module, path: str, optimizer: 
             raise ValueError(f"the optimizer does not hold {path}.{name}: pass the optimizer that trains this head")
 
 
-def _grow(old: nn.Module, seed: int, anchor: Anchor) -> InjectedHead:
+def _grow(old: nn.Module, seed: int, anchor: Anchor, initializer: Initializer) -> InjectedHead:
     """`old` with one more injection, as a new module; the same seed gives the same fresh weights for online and target."""
     injected = old if isinstance(old, InjectedHead) else InjectedHead(old)
-    return injected.grown(torch.Generator().manual_seed(seed), anchor)
+    return injected.grown(torch.Generator().manual_seed(seed), anchor, initializer)
 
 
 @torch.no_grad()

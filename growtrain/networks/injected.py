@@ -16,7 +16,7 @@ Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. th
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
@@ -34,6 +34,7 @@ _PROBE_BATCHES = (
     256,
 )  # matrix products of different sizes take different code paths, and may round differently
 _ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
+Initializer = Callable[[nn.Module, torch.Generator], None]  # fresh weights in place
 _POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
 
 
@@ -225,7 +226,9 @@ class InjectedHead(nn.Module):
         grown = self.grown(_generator(generator), anchor)
         self.frozen, self.live = grown.frozen, grown.live
 
-    def grown(self, generator: torch.Generator, anchor: Anchor) -> "InjectedHead":
+    def grown(
+        self, generator: torch.Generator, anchor: Anchor, initializer: Initializer = initialize
+    ) -> "InjectedHead":
         """A new head with one more injection; `self` keeps its tensors and can be gone back to."""
         if anchor not in ("frozen", "zero", "mirrored"):
             raise ValueError(f"anchor is {anchor!r}: choose frozen, zero or mirrored")
@@ -233,7 +236,7 @@ class InjectedHead(nn.Module):
         # The live head comes before its anchor, the order in which they are summed.
         place = len(heads) - 1 if self.anchors and self.anchors[-1] == "frozen" else len(heads)
         heads.insert(place, self.live)
-        fresh = _fresh_copy(self.live, generator)
+        fresh = _fresh_copy(self.live, generator, initializer)
         if anchor == "frozen":
             heads.append(fresh)
         else:
@@ -321,8 +324,8 @@ def check_injectable(head: nn.Module) -> None:
 
 def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
     """Random non-negative features (batch, F) for a head that begins with a linear layer; None where F cannot be known."""
-    first = next((module for module in head.modules() if isinstance(module, nn.Linear | PairedLinear)), None)
-    if first is None:
+    first = next((m for m in head.modules() if isinstance(m, nn.Linear | PairedLinear | nn.Conv2d)), None)
+    if first is None or isinstance(first, nn.Conv2d):
         return None
     drawn = torch.rand((batch, first.weight.shape[1]), generator=torch.Generator().manual_seed(0))
     return drawn.to(first.weight)
@@ -355,7 +358,7 @@ def _kind(layer: nn.Module) -> type[nn.Linear]:
     return HiddenLinear if isinstance(layer, HiddenLinear) else nn.Linear
 
 
-def _fresh_copy(head: nn.Module, generator: torch.Generator) -> nn.Module:
+def _fresh_copy(head: nn.Module, generator: torch.Generator, initializer: Initializer) -> nn.Module:
     """The same architecture with fresh weights that train; mirrored and paired layers become ordinary ones again."""
     fresh = copy.deepcopy(head)
     for name, module in list(fresh.named_modules()):
@@ -366,7 +369,7 @@ def _fresh_copy(head: nn.Module, generator: torch.Generator) -> nn.Module:
             else:
                 layer = _kind(module)(inputs, units, bias=module.bias is not None)
             fresh.set_submodule(name, layer.to(module.weight))
-    initialize(fresh, generator)
+    initializer(fresh, generator)
     return fresh.requires_grad_(True)
 
 
