@@ -32,14 +32,14 @@ import math
 import pickle
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,8 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields; raises `ConfigError`."""
+        _require_known("--size", [self.size], SIZES)
+        _require_known("--sweep", [self.sweep], get_args(Sweep))
         for name, least in (("num_tasks", LEAST_TASKS), ("num_updates", 1), ("batch_size", 1), ("num_frames", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{flag(name)} is {getattr(self, name)}: it must be at least {least}")
@@ -618,6 +620,41 @@ def _run_cells(config: ProbeConfig, missing: dict[Cell, list[str]], processes: i
                     yield trunk
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def make_cells(settings: Sequence[str], kinds: Sequence[str], num_seeds: int) -> list[Cell]:
+    """All combinations, seed by seed; raises `ConfigError` for an unknown name or no seed."""
+    _require_known("--setting", settings, SETTINGS)
+    _require_known("--targets", kinds, get_args(TargetKind))
+    if num_seeds < 1:
+        raise ConfigError(f"--seeds is {num_seeds}: it must be at least 1")
+    return [
+        Cell(setting=setting, targets=kind, seed=seed)
+        for seed in range(num_seeds)
+        for setting in settings
+        for kind in get_args(TargetKind)
+        if kind in kinds
+    ]
+
+
+def choose_arms(config: ProbeConfig, names: Sequence[str]) -> list[str]:
+    """These arms, or all without any; raises `ConfigError` for an unknown one."""
+    _require_known("--arms", names, arms(config))
+    return list(names or arms(config))
+
+
+def _require_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for value in given:
+        if value not in known:
+            raise ConfigError(f"{name}: {value!r} is unknown: choose from {', '.join(known)}")
+
+
+def one_line(records: Sequence[Record]) -> str:
+    """What an arm reached, for whoever watches."""
+    first, late = records[0], records[len(records) // 2 :]
+    mean = sum(r["error"] for r in late) / len(late)
+    name = f"{first['setting']} {first['targets']} seed {first['seed']} {first['arm']}"
+    return f"{name:56} late error {mean:.3f}  {sum(r['seconds'] for r in records):.0f} s"
 
 
 def complete(config: ProbeConfig, records: Sequence[Record]) -> dict[tuple[Cell, str], list[Record]]:

@@ -19,6 +19,8 @@ LAYERS = [
     ["growth.transaction"],
     ["collection"],
     ["evaluation", "checkpoint", "planning", "display", "doctor"],
+    ["probe"],
+    ["probe_report"],
     ["resuming"],
     ["training"],
     ["__main__"],
