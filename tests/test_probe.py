@@ -1,4 +1,4 @@
-"""The supervised plasticity probe: its tasks by definition, a shared past bit for bit, interventions that do what they say, and resuming."""
+"""The supervised plasticity probe: tasks by definition, a shared past bit for bit, interventions that do what they say, resuming."""
 
 import dataclasses
 import json
@@ -162,6 +162,7 @@ def test_what_each_intervention_touches() -> None:
 def test_initializations_differ_in_what_they_say_alone(distribution: str) -> None:
     head = make_head(256, 128, 1)
     probe.initialize_as(head, torch.Generator().manual_seed(0), scale=4.0, distribution=distribution, bias="zero")
+    head.requires_grad_(False)
     hidden, output = head[0], head[2]
     assert float(hidden.weight.square().mean().sqrt()) == pytest.approx(4 * (3 * 256) ** -0.5, rel=0.02)
     assert float(output.weight.square().mean().sqrt()) == pytest.approx(4 * (3 * 128) ** -0.5, rel=0.15)

@@ -25,7 +25,11 @@ def records(levels: dict[str, float], seeds: int = 4, tasks: int = 8) -> list[Re
         made.append(
             {
                 **dict.fromkeys(("effective_rank", "dormant_encoder", "dormant_head", "seconds"), 1.0),
-                **{"setting": "head", "targets": "random", "arm": arm, "seed": seed, "task": task},
+                "setting": "head",
+                "targets": "random",
+                "arm": arm,
+                "seed": seed,
+                "task": task,
                 "intervened": task == 4,
                 "error": late if task >= 4 else 0.1,
             }
@@ -76,8 +80,10 @@ def test_late_errors_and_incomplete_arms() -> None:
         ({WARM: 0.9, "inject-frozen": 0.7, "inject-mirrored": 0.6}, "it restores more."),
         (
             {WARM: 0.9, "inject-frozen-3x": 0.7, "inject-mirrored-3x": 0.7},
-            "inject-mirrored-3x minus inject-frozen-3x: +0.000 [-0.002, +0.002]: no difference shows; one beyond 0.002 is excluded; "
-            "inject-frozen-3x itself gains +0.200",
+            (
+                "inject-mirrored-3x minus inject-frozen-3x: +0.000 [-0.002, +0.002]: no difference shows; one beyond 0.002 is excluded; "
+                "inject-frozen-3x itself gains +0.200"
+            ),
         ),
     ],
 )
