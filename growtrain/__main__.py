@@ -399,23 +399,18 @@ def probe_command(words: Sequence[str]) -> int:
         ("seeds", "3", "seeds 0 to N - 1"),
         ("processes", "0", "workers of one thread each (0: one for each core)"),
         ("num-tasks", "20", "tasks"),
-        ("num-updates", "250", "updates on each task"),
-        ("num-frames", "512", "frames in the data set"),
+        ("num-updates", "800", "updates on each task"),
+        ("num-frames", "64", "frames in the data set"),
     ):
         parser.add_argument(
             f"--{name}", type=reader(int), default=default, metavar="N", help=f"{text} (default: {default})"
         )
     namespace = parser.parse_strict(words)
 
-    from growtrain import probe
-    from growtrain.probe_report import write_report
+    from growtrain.probe.settings import ProbeConfig, make_cells
 
-    if namespace.figures_from:
-        print(write_report(namespace.figures_from))
-        return 0
-    game = _explicit(namespace)["game"]
-    config = probe.ProbeConfig(
-        game=game,
+    config = ProbeConfig(
+        game=_explicit(namespace)["game"],
         policy=namespace.policy,
         size=namespace.size,
         sweep=namespace.sweep,
@@ -423,12 +418,19 @@ def probe_command(words: Sequence[str]) -> int:
         num_tasks=namespace.num_tasks,
         num_updates=namespace.num_updates,
     )
-    cells = probe.make_cells(namespace.setting.split(","), namespace.targets.split(","), namespace.seeds)
-    names = probe.choose_arms(config, namespace.arms.split(",") if namespace.arms else [])
-    directory = namespace.output or Path("runs") / f"probe-{game}"
+    cells = make_cells(namespace.setting.split(","), namespace.targets.split(","), namespace.seeds)
+
+    from growtrain.probe.cells import choose_arms, one_line, run
+    from growtrain.probe.report import write_report
+
+    if namespace.figures_from:
+        print(write_report(namespace.figures_from))
+        return 0
+    names = choose_arms(config, namespace.arms.split(",") if namespace.arms else [])
+    directory = namespace.output or Path("runs") / f"probe-{config.game}"
     processes = namespace.processes or len(os.sched_getaffinity(0))
-    for records in probe.run(config, cells, names, directory, processes):
-        print(probe.one_line(records), flush=True)
+    for records in run(config, cells, names, directory, processes):
+        print(one_line(records), flush=True)
     print(write_report(directory))
     return 0
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from growtrain import probe_report
-from growtrain.probe import FRESH, WARM, ProbeConfig, Record, arms
-from growtrain.probe_report import DEFAULT_INIT, Difference, comparisons, effects, paired, report, verdicts
+from growtrain.probe import report as probe_report
+from growtrain.probe.arms import FRESH, WARM, arms
+from growtrain.probe.cells import Record
+from growtrain.probe.report import DEFAULT_INIT, Difference, comparisons, effects, paired, report, verdicts
+from growtrain.probe.settings import ProbeConfig
 
 CONFIG = ProbeConfig(num_tasks=8)
 ABOUT = {"device": "cpu", "versions": {"torch": "2"}}

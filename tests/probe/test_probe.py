@@ -11,11 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from growtrain import probe
 from growtrain.__main__ import main
+from growtrain.config import ConfigError
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import InjectedHead
-from growtrain.probe import FRESH, SETTINGS, WARM, Cell, ProbeConfig, Record, arms, complete, learn_arm, learn_trunk
+from growtrain.probe import arms as probe_arms
+from growtrain.probe import cells as probe_cells
+from growtrain.probe import tasks as probe_tasks
+from growtrain.probe.arms import FRESH, WARM, Arm, arms
+from growtrain.probe.cells import Data, Record, complete, learn_arm, learn_trunk
+from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig
 from growtrain.runfiles import run_lock
 from growtrain.telemetry.sinks import read_jsonl
 
@@ -24,8 +29,8 @@ CELL = Cell(setting="encoder", targets="value", seed=1)
 INJECTIONS = [name for name in arms(CONFIG) if name.startswith("inject")]
 
 
-def data(config: ProbeConfig = CONFIG, cell: Cell = CELL) -> probe.Data:
-    return probe.play(config, cell.seed).frames, probe.make_targets(config, cell)
+def data(config: ProbeConfig = CONFIG, cell: Cell = CELL) -> Data:
+    return probe_tasks.play(config, cell.seed).frames, probe_tasks.make_targets(config, cell)
 
 
 def learned(record: Record) -> dict[str, Any]:
@@ -40,55 +45,59 @@ def test_value_targets_are_discounted_sums_of_drifting_rewards() -> None:
     steps, lanes, tasks = 40, 2, 4
     ended = np.zeros((steps, lanes), dtype=np.bool_)
     ended[11, 0] = ended[12, 0] = ended[39, 1] = True
-    values = probe.value_targets(tasks, ended, np.random.default_rng(3))
+    values = probe_tasks.value_targets(tasks, ended, np.random.default_rng(3))
     rng = np.random.default_rng(3)
     rewards = rng.standard_normal((steps, lanes))
-    first, last = probe.HORIZONS
+    first, last = probe_tasks.HORIZONS
     for k in range(tasks):
         if k:
             fresh = rng.standard_normal((steps, lanes))
-            rewards = probe.CORRELATION * rewards + math.sqrt(1 - probe.CORRELATION**2) * fresh
+            rewards = probe_tasks.CORRELATION * rewards + math.sqrt(1 - probe_tasks.CORRELATION**2) * fresh
         discount = 1 - 1 / (first * (last / first) ** (k / (tasks - 1)))
         for t in range(steps):
             for lane in range(lanes):
                 end = next((s for s in range(t, steps) if ended[s, lane]), steps - 1)
-                expected = sum(discount ** (s - t) * (probe.MEAN_REWARD + rewards[s, lane]) for s in range(t, end + 1))
+                expected = sum(
+                    discount ** (s - t) * (probe_tasks.MEAN_REWARD + rewards[s, lane]) for s in range(t, end + 1)
+                )
                 assert values[k, t, lane] == pytest.approx(expected)
 
 
 def test_value_targets_correlate_and_grow() -> None:
-    values = probe.value_targets(20, np.zeros((4000, 8), dtype=np.bool_), np.random.default_rng(0)).reshape(20, -1)
+    values = probe_tasks.value_targets(20, np.zeros((4000, 8), dtype=np.bool_), np.random.default_rng(0)).reshape(
+        20, -1
+    )
     scales = values.std(1)
     assert scales[0] == pytest.approx(1, abs=0.02)
     assert (np.diff(scales) > 0).all()
     neighbours = [np.corrcoef(values[k], values[k + 1])[0, 1] for k in range(19)]
-    assert np.mean(neighbours) == pytest.approx(probe.CORRELATION, abs=0.05)
+    assert np.mean(neighbours) == pytest.approx(probe_tasks.CORRELATION, abs=0.05)
     assert abs(np.corrcoef(values[0], values[10])[0, 1]) < 0.05
 
 
 def test_frames_are_real_distinct_and_the_same_for_a_seed() -> None:
-    frames, kept, ended = (getattr(probe.play(CONFIG, 1), name) for name in ("frames", "kept", "ended"))
+    frames, kept, ended = (getattr(probe_tasks.play(CONFIG, 1), name) for name in ("frames", "kept", "ended"))
     assert frames.shape == (48, 4, 42, 42)
     assert len(np.unique(frames.reshape(48, -1), axis=0)) == 48
     assert frames.std() > 10
     assert (np.diff(kept) > 0).all()
     assert kept.max() < ended.size
-    probe.play.cache_clear()
-    assert np.array_equal(probe.play(CONFIG, 1).frames, frames)
-    assert not np.array_equal(probe.play(CONFIG, 2).frames, frames)
+    probe_tasks.play.cache_clear()
+    assert np.array_equal(probe_tasks.play(CONFIG, 1).frames, frames)
+    assert not np.array_equal(probe_tasks.play(CONFIG, 2).frames, frames)
 
 
 def test_small_frames_are_means_of_blocks() -> None:
     frames = np.random.default_rng(0).integers(256, size=(1, 4, 84, 84), dtype=np.uint8)
-    small = probe._resize(frames, 42)
+    small = probe_tasks._resize(frames, 42)
     assert small[0, 2, 5, 40] == round(float(frames[0, 2, 10:12, 80:82].mean()))
-    assert np.array_equal(probe._resize(frames, 84), frames)
+    assert np.array_equal(probe_tasks._resize(frames, 84), frames)
 
 
 def test_error_is_one_for_the_mean_and_zero_for_the_target() -> None:
     target = torch.tensor([1.0, 2.0, 6.0])
-    assert probe.error(nn.Flatten(), torch.full((3, 1), 3.0), target) == pytest.approx(1)
-    assert probe.error(nn.Flatten(), target[:, None], target) == 0
+    assert probe_arms.error(nn.Flatten(), torch.full((3, 1), 3.0), target) == pytest.approx(1)
+    assert probe_arms.error(nn.Flatten(), target[:, None], target) == 0
 
 
 # Arms
@@ -96,8 +105,8 @@ def test_error_is_one_for_the_mean_and_zero_for_the_target() -> None:
 
 def test_arms_share_the_trunk_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """An arm that does nothing where it leaves the trunk goes on as the trunk does; and so does a second trunk."""
-    table = arms(CONFIG) | {"nothing": probe.Arm((3,), probe._nothing)}
-    monkeypatch.setattr(probe, "arms", lambda config: table)
+    table = arms(CONFIG) | {"nothing": Arm((3,), probe_arms._nothing)}
+    monkeypatch.setattr(probe_cells, "arms", lambda config: table)
     trunk, forks = learn_trunk(CONFIG, CELL, data(), ["nothing", "reset-head"])
     assert set(forks) == {3, 4}
     again, _ = learn_trunk(CONFIG, CELL, data(), [])
@@ -122,8 +131,8 @@ def test_an_injection_changes_no_prediction(name: str) -> None:
 def test_three_injections_and_the_whole_network() -> None:
     _, forks = learn_trunk(CONFIG, CELL, data(), ["inject-zero-3x", "inject-whole"])
     for name, path, count in (("inject-zero-3x", "0.head", 3), ("inject-whole", "0", 1)):
-        learner = probe.pickle.loads(forks[arms(CONFIG)[name].times[0]])
-        probe._learn_tasks(CONFIG, CELL, data(), name, learner, range(arms(CONFIG)[name].times[0], 8))
+        learner = probe_cells.pickle.loads(forks[arms(CONFIG)[name].times[0]])
+        probe_cells._learn_tasks(CONFIG, CELL, data(), name, learner, range(arms(CONFIG)[name].times[0], 8))
         head = learner.network.get_submodule(path)
         assert isinstance(head, InjectedHead)
         assert head.num_injections == count
@@ -136,11 +145,11 @@ def test_what_each_intervention_touches() -> None:
     frames = torch.rand(4, 4, 42, 42)
     weights = {}
     for name in ("reset-encoder", "reset-head", FRESH, "fresh-optimizer", "shrink-perturb", "inject-freeze-encoder"):
-        learner = probe.make_learner(CONFIG, SETTINGS["encoder"], torch.Generator().manual_seed(0))
-        probe.learn(learner, frames, torch.randn(4), torch.zeros(2, 4, dtype=torch.int64))
+        learner = probe_arms.make_learner(CONFIG, SETTINGS["encoder"], torch.Generator().manual_seed(0))
+        probe_arms.learn(learner, frames, torch.randn(4), torch.zeros(2, 4, dtype=torch.int64))
         before = {part: learner.network.get_submodule(f"0.{part}.0").weight.clone() for part in ("encoder", "head")}
         arms(CONFIG)[name].intervene(learner, torch.Generator().manual_seed(1), frames)
-        encoder, head = probe.live_parts(learner.network)
+        encoder, head = probe_arms.live_parts(learner.network)
         parts = {"encoder": encoder.get_submodule("0").weight, "head": head[0].weight}
         weights[name] = parts
         kept = {part for part, weight in parts.items() if torch.equal(weight, before[part])}
@@ -158,10 +167,10 @@ def test_what_each_intervention_touches() -> None:
     assert torch.equal(weights["reset-encoder"]["encoder"], weights[FRESH]["encoder"])
 
 
-@pytest.mark.parametrize("distribution", probe.DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", probe_arms.DISTRIBUTIONS)
 def test_initializations_differ_in_what_they_say_alone(distribution: str) -> None:
     head = make_head(256, 128, 1)
-    probe.initialize_as(head, torch.Generator().manual_seed(0), scale=4.0, distribution=distribution, bias="zero")
+    probe_arms.initialize_as(head, torch.Generator().manual_seed(0), scale=4.0, distribution=distribution, bias="zero")
     head.requires_grad_(False)
     hidden, output = head[0], head[2]
     assert float(hidden.weight.square().mean().sqrt()) == pytest.approx(4 * (3 * 256) ** -0.5, rel=0.02)
@@ -176,7 +185,7 @@ def test_initializations_differ_in_what_they_say_alone(distribution: str) -> Non
 def test_the_default_initialization_is_the_trainers() -> None:
     ours, theirs = make_head(32, 16, 1), make_head(32, 16, 1)
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    probe.initialize_as(ours, generators[0], scale=1.0, distribution="uniform", bias="default")
+    probe_arms.initialize_as(ours, generators[0], scale=1.0, distribution="uniform", bias="default")
     initialize(theirs, generators[1])
     assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
     config = dataclasses.replace(CONFIG, sweep="init")
@@ -189,7 +198,7 @@ def test_the_default_initialization_is_the_trainers() -> None:
 
 
 def run(directory: Path, names: list[str], config: ProbeConfig = CONFIG, processes: int = 1) -> list[list[Record]]:
-    return list(probe.run(config, [CELL], names, directory, processes))
+    return list(probe_cells.run(config, [CELL], names, directory, processes))
 
 
 def test_run_again_and_only_what_is_missing_is_run(tmp_path: Path) -> None:
@@ -220,9 +229,9 @@ def test_records_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
 
 def test_a_directory_holds_one_configuration_and_one_writer(tmp_path: Path) -> None:
     run(tmp_path, [WARM])
-    with pytest.raises(probe.ConfigError, match="--num-updates 3"):
+    with pytest.raises(ConfigError, match="--num-updates 3"):
         run(tmp_path, [WARM], dataclasses.replace(CONFIG, num_updates=4))
-    with run_lock(tmp_path), pytest.raises(probe.ConfigError, match="in use"):
+    with run_lock(tmp_path), pytest.raises(ConfigError, match="in use"):
         run(tmp_path, [WARM])
 
 
@@ -267,7 +276,7 @@ def test_wrong_flags_get_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if words[0] == "--num-frames":
-        monkeypatch.setattr(probe.np, "unique", lambda *_, **__: (None, np.arange(9)))
+        monkeypatch.setattr(probe_tasks.np, "unique", lambda *_, **__: (None, np.arange(9)))
         words = []
     assert main([*TINY, *words]) == 2
     captured = capsys.readouterr()

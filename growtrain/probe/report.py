@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtrain.config import ConfigError
-from growtrain.probe import FRESH, SETTINGS, WARM, Cell, ProbeConfig, Record, arms, complete, read_config
+from growtrain.probe.arms import FRESH, WARM, arms
+from growtrain.probe.cells import Record, complete, read_config
+from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig
 from growtrain.telemetry.sinks import read_jsonl
 
 if TYPE_CHECKING:
