@@ -18,7 +18,7 @@ from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import Initializer, InjectedHead
 from growtrain.networks.q_network import QNetwork
 from growtrain.optimizers import CenteredRMSProp
-from growtrain.probe.settings import SIZES, ProbeConfig, Setting
+from growtrain.probe.settings import ProbeConfig, Setting
 
 WARM, FRESH = "warm", "reset-all-every"  # the trunk, and the arm whose network is fresh in every task
 SHRINK = 0.8  # share of the old weights after shrink-perturb (SR-SPR, D'Oro et al. 2023)
@@ -50,13 +50,7 @@ class Arm:
 
 def make_learner(config: ProbeConfig, setting: Setting, generator: torch.Generator) -> Learner:
     """A fresh network with its optimizer."""
-    encoder: nn.Module
-    if config.size == "nature":
-        encoder = NatureEncoder()
-        num_features = encoder.num_features
-    else:
-        encoder, num_features = _small_encoder(), 32 * 3 * 3
-    network = QNetwork(encoder, make_head(num_features, SIZES[config.size].width, 1))
+    network = _nature_network() if config.size == "nature" else _small_network()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack this overload
     initialize(network, generator)
     groups = [
@@ -67,14 +61,21 @@ def make_learner(config: ProbeConfig, setting: Setting, generator: torch.Generat
     return Learner(nn.Sequential(network), torch.optim.Adam(groups, fused=True) if adam else CenteredRMSProp(groups))
 
 
-def _small_encoder() -> nn.Sequential:
-    """Three convolutions: (B, 4, 42, 42) -> (B, 288)."""
+def _nature_network() -> QNetwork:
+    """The trainer's: (B, 4, 84, 84) -> (B, 1), a head of one hidden layer."""
+    encoder = NatureEncoder()
+    return QNetwork(encoder, make_head(encoder.num_features, 512, 1))
+
+
+def _small_network() -> QNetwork:
+    """Small convolutions and a head of two hidden layers: (B, 4, 42, 42) -> (B, 1)."""
     layers: list[nn.Module] = []
-    channels = 4
+    channels, side = 4, 42
     for out_channels, kernel, stride in ((16, 6, 3), (32, 4, 2), (32, 3, 1)):
         layers += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU(inplace=True)]
-        channels = out_channels
-    return nn.Sequential(*layers, nn.Flatten())
+        channels, side = out_channels, (side - kernel) // stride + 1
+    head = make_head(channels * side**2, 256, 256)
+    return QNetwork(nn.Sequential(*layers, nn.Flatten()), nn.Sequential(*head, nn.ReLU(), nn.Linear(256, 1)))
 
 
 def learn(learner: Learner, frames: Tensor, target: Tensor, batches: Tensor) -> None:
@@ -104,7 +105,7 @@ def diagnose(network: nn.Sequential, frames: Tensor) -> dict[str, float]:
     """Proxies of plasticity of the encoder's features (N, F) and the live head."""
     encoder, head = live_parts(network)
     features = encoder(frames)
-    hidden = head[:2](features)
+    hidden = head[:-1](features)
     channels = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
     return {
         "effective_rank": float(effective_rank(features)),

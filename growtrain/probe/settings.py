@@ -33,20 +33,7 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """A network and the frames it sees.
-
-    Attributes:
-        side: of the square frames; 42 are means of 2 x 2 pixels.
-        width: hidden units of the head.
-    """
-
-    side: int
-    width: int
-
-
-SIZES: dict[str, Size] = {"small": Size(side=42, width=256), "nature": Size(side=84, width=512)}
+SIDES = {"small": 42, "nature": 84}  # of the square frames of each size; 42 are means of 2 x 2 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +43,7 @@ class ProbeConfig:
     Attributes:
         game: Atari game, in snake_case.
         policy: directory of the run whose newest checkpoint plays; empty: random play.
-        size: a name in `SIZES`.
+        size: a name in `SIDES`; decides the network, too.
         sweep: `none`: the interventions; `init`: the initialisation of an injected head.
         num_frames: frames in the data set.
         num_tasks: K.
@@ -75,7 +62,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields; raises `ConfigError`."""
-        require_known("--size", [self.size], SIZES)
+        require_known("--size", [self.size], SIDES)
         require_known("--sweep", [self.sweep], get_args(Sweep))
         for name, least in (("num_tasks", LEAST_TASKS), ("num_updates", 1), ("batch_size", 1), ("num_frames", 2)):
             if getattr(self, name) < least:

@@ -38,7 +38,7 @@ from growtrain.checkpoint import load_learner
 from growtrain.collection import epsilon_greedy
 from growtrain.config import ConfigError
 from growtrain.environments.atari import FRAME_SHAPE, AtariEnvironment
-from growtrain.probe.settings import SIZES, Cell, ProbeConfig
+from growtrain.probe.settings import SIDES, Cell, ProbeConfig
 
 NUM_LANES = 8
 SPACING = 16  # agent steps between the frames taken from a lane: neighbours differ visibly
@@ -93,7 +93,7 @@ def play(config: ProbeConfig, seed: int) -> Play:
             ended[t] = step.started
     finally:
         environment.close(raise_if_closed=False)
-    frames = _resize(np.concatenate(stacks), SIZES[config.size].side)
+    frames = _resize(np.concatenate(stacks), SIDES[config.size])
     _, distinct = np.unique(frames.reshape(len(frames), -1), axis=0, return_index=True)
     if len(distinct) < config.num_frames:
         raise ConfigError(

@@ -52,7 +52,7 @@ def test_paired_interval_is_scipys(seeds: int) -> None:
     expected = scipy.stats.ttest_rel(list(x.values()), list(y.values())).confidence_interval()
     assert found is not None
     assert found.mean == pytest.approx(np.mean(list(x.values())) - np.mean(list(y.values())))
-    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=0.02 if seeds > 31 else 1e-3)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=0.05 if seeds > 31 else 1e-3)
 
 
 def test_no_interval_below_three_seeds() -> None:
@@ -84,7 +84,7 @@ def test_late_errors_and_incomplete_arms() -> None:
             {WARM: 0.9, "inject-frozen-3x": 0.7, "inject-mirrored-3x": 0.7},
             (
                 "inject-mirrored-3x minus inject-frozen-3x: +0.000 [-0.002, +0.002]: no difference shows; one beyond 0.002 is excluded; "
-                "inject-frozen-3x itself gains +0.200"
+                "inject-frozen-3x itself gains 0.200"
             ),
         ),
     ],
@@ -128,7 +128,8 @@ def test_effects_of_the_initialization_are_means_over_the_other_properties() -> 
         ("bias", "zero-bias"),
     }
     text = report(config, made, ABOUT)
-    assert "The scale matters: scale=4 +0.1" in text
+    assert "The scale matters: scale=0.25 -0." in text
+    assert "; scale=4 +0.1" in text
     assert DEFAULT_INIT in text
 
 
