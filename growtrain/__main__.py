@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.commandline import Parser, add_config_flags, explicit_settings, reader
 from growtrain.config import Config, ConfigError, parse_count
 from growtrain.growth.schedules import schedule_of
 from growtrain.presets import resolve
@@ -478,6 +478,72 @@ def doctor_command(words: Sequence[str]) -> int:
     return 0
 
 
+def probe_command(words: Sequence[str]) -> int:
+    """Measures which interventions give plasticity back, on supervised tasks made of the game's frames."""
+    parser = Parser(
+        prog="growtrain probe",
+        description="Measure how much plasticity each intervention gives back: one network learns task after task on a game's frames. "
+        "Only what the directory lacks is run.",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="records, table and figure (default: runs/probe-<game>)"
+    )
+    parser.add_argument(
+        "--figures-from", type=Path, metavar="DIR", help="run nothing; make table and figure of DIR again"
+    )
+    parser.add_argument("--game", default="up_n_down", help="whose frames (default: up_n_down, the paper's)")
+    parser.add_argument(
+        "--policy", default="", metavar="RUN", help="a run whose newest checkpoint plays (default: by chance)"
+    )
+    parser.add_argument(
+        "--size", default="small", help="small: 42 x 42 frames; nature: the Nature network (default: small)"
+    )
+    parser.add_argument(
+        "--sweep", default="none", help="none: all interventions; init: initialisations of an injected head"
+    )
+    parser.add_argument("--setting", default="encoder,head", help="where a warm start loses (default: encoder,head)")
+    parser.add_argument("--targets", default="random,value", help="kinds of targets (default: random,value)")
+    parser.add_argument("--arms", default="", help="some arms, comma-separated (default: all)")
+    for name, default, text in (
+        ("seeds", "3", "seeds 0 to N - 1"),
+        ("processes", "0", "workers of one thread each (0: one for each core)"),
+        ("num-tasks", "20", "tasks"),
+        ("num-updates", "800", "updates on each task"),
+        ("num-frames", "64", "frames in the data set"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=reader(int), default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    namespace = parser.parse_strict(words)
+
+    from growtrain.probe.settings import ProbeConfig, make_cells
+
+    config = ProbeConfig(
+        game=_explicit(namespace)["game"],
+        policy=namespace.policy,
+        size=namespace.size,
+        sweep=namespace.sweep,
+        num_frames=namespace.num_frames,
+        num_tasks=namespace.num_tasks,
+        num_updates=namespace.num_updates,
+    )
+    cells = make_cells(namespace.setting.split(","), namespace.targets.split(","), namespace.seeds)
+
+    from growtrain.probe.cells import choose_arms, one_line, run
+    from growtrain.probe.report import write_report
+
+    if namespace.figures_from:
+        print(write_report(namespace.figures_from))
+        return 0
+    names = choose_arms(config, namespace.arms.split(",") if namespace.arms else [])
+    directory = namespace.output or Path("runs") / f"probe-{config.game}"
+    processes = namespace.processes or len(os.sched_getaffinity(0))
+    for records in run(config, cells, names, directory, processes):
+        print(one_line(records), flush=True)
+    print(write_report(directory))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor_command,
     "train": train_command,
@@ -485,6 +551,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate_command,
     "resume": resume_command,
     "inspect": inspect_command,
+    "probe": probe_command,
     "sweep": sweep_command,
     "diagnose": diagnose_command,
     "rescue": rescue_command,

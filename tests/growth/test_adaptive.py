@@ -1,6 +1,7 @@
 """The adaptive schedule: its rule by hand, and a real run that decides, grows, and resumes as if it had never stopped."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +116,18 @@ def compare(*arguments: Any) -> dict[str, list[list[float]]]:
     return {"current": [[1.0]], "inject": [[0.5]]} if seed.spawn_key[-1] >= 600 else errors
 
 
+def reached(seen: list[int], frames: int) -> bool:
+    return seen[-1] >= frames
+
+
 def test_a_run_decides_grows_and_resumes_as_if_it_had_never_stopped(quick: None, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for run_dir in (whole, parts):
         start = None
         for stop_at in [400, 1_000, 10**9] if run_dir == parts else [10**9]:
-            frames = 0
-
-            def should_stop(limit: int = stop_at) -> bool:
-                return frames >= limit
-
-            for record in train(tiny(), run_dir, should_stop=should_stop, start=start):
-                frames = record.frames
+            seen = [0]
+            for record in train(tiny(), run_dir, should_stop=functools.partial(reached, seen, stop_at), start=start):
+                seen.append(record.frames)
             start = open_newest(run_dir)
     decisions = [
         [{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(run_dir / "decisions.jsonl")]
