@@ -132,14 +132,16 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
     flat, discount = start.copy(), np.ones(start.size)
     running = np.ones(start.size, dtype=np.bool_)
     returns = np.zeros(start.size)
-    for _ in range(test.n_steps):
+    for step in range(test.n_steps):
+        if step:
+            following = flat - flat % ring.rows + (flat % ring.rows + 1) % ring.rows
+            running &= ring.valid[following]
+            flat = np.where(running, following, flat)
         batch = ring.gather(torch.from_numpy(flat).to(ring.device))
         returns += np.where(running, discount * batch.reward[:, 0].cpu().numpy(), 0.0)
         terminated = batch.terminated[:, 0].cpu().numpy()
         discount = np.where(running, np.where(terminated, 0.0, discount * learner.config.discount), discount)
-        following = flat - flat % ring.rows + (flat % ring.rows + 1) % ring.rows
-        running &= ~terminated & ring.valid[following]
-        flat = np.where(running, following, flat)
+        running &= ~terminated
     last, first = (ring.gather(torch.from_numpy(rows).to(ring.device)) for rows in (flat, start))
     best = _values(learner.online, last.frames[:, 1:]).argmax(1, keepdim=True)
     bootstrap = _values(learner.target, last.frames[:, 1:]).gather(1, best)[:, 0]
