@@ -21,10 +21,11 @@ LAYERS = [
     ["evaluation", "checkpoint", "planning", "display", "doctor"],
     ["resuming"],
     ["training"],
+    ["analysis"],
     ["__main__"],
 ]
 # Two files of one folder that may know each other: TensorBoard's tags and the like stay inside telemetry.
-WITHIN = {"telemetry", "environments", "replay", "learners"}
+WITHIN = {"telemetry", "environments", "replay", "learners", "analysis"}
 
 
 def layer_of(module: str) -> int:

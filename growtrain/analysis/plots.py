@@ -1,0 +1,318 @@
+"""Figures as SVG text, drawn directly: no dependency, the page's own fonts, sharp on a screen and in print.
+
+Arms differ in colour (Okabe and Ito's palette, safe for colour-blind readers), in dashes and in markers.
+
+Units: panels are laid out in SVG user units of 1/96 inch at full width.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from growtrain.analysis.aggregate import FloatArray
+from growtrain.analysis.pages import visible
+
+WIDTH = 1060
+_PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 3")
+_MARKERS = ("circle", "square", "diamond", "triangle")
+_GREY, _GRID = "#555555", "#e3e3e3"
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 26, 44
+_MAX_LABEL = 42
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm is drawn."""
+
+    color: str
+    dash: str
+    marker: str
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """A style for each name; the first seven differ in colour, and all neighbours in dash and marker."""
+    return {
+        name: Style(_PALETTE[i % len(_PALETTE)], _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a panel; `low` and `high` make a band, `thin` marks one run among several, `ends_in_failure` a cross at its end."""
+
+    x: FloatArray
+    y: FloatArray
+    style: Style
+    low: FloatArray | None = None
+    high: FloatArray | None = None
+    thin: bool = False
+    ends_in_failure: bool = False
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes with lines.
+
+    Attributes:
+        title, x_label, y_label: texts.
+        lines: thin ones are drawn below the others.
+        events: (x, style) of vertical marks.
+        levels: (y, name) of horizontal reference lines; drawn where the data's range comes near.
+        message: shown instead of lines.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: list[Line] = field(default_factory=list)
+    events: list[tuple[float, Style]] = field(default_factory=list)
+    levels: list[tuple[float, str]] = field(default_factory=list)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an interval panel."""
+
+    value: float
+    low: float | None
+    high: float | None
+    style: Style
+
+
+def curves(
+    panels: Sequence[Panel], legend: dict[str, Style], columns: int, height: int = 230, shared_y: bool = False
+) -> str:
+    """Panels side by side, `columns` in a row, below a legend; `shared_y` gives all the same range."""
+    legend_height = 26 if legend else 0
+    width = WIDTH / columns
+    rows = math.ceil(len(panels) / columns)
+    common = (
+        _range([line for p in panels for line in p.lines], [p for p in panels if p.lines], "y") if shared_y else None
+    )
+    body = _legend(legend, has_events=any(panel.events for panel in panels))
+    for index, panel in enumerate(panels):
+        x, y = index % columns * width, legend_height + index // columns * height
+        body.append(f'<g transform="translate({x:.1f} {y:.1f})">')
+        body += _panel(panel, width, height, common)
+        body.append("</g>")
+    return _svg(legend_height + rows * height, body)
+
+
+def intervals(titles: Sequence[str], rows: dict[str, list[Row | None]], marks: Sequence[float | None]) -> str:
+    """Dots with intervals: one panel for each title, one line for each name; `marks` are vertical reference lines of the panels."""
+    label_width, line_height, top = 170, 26, 26
+    width = (WIDTH - label_width) / len(titles)
+    height = top + line_height * len(rows) + 30
+    body = [
+        _text(label_width - 14, top + line_height * (i + 0.5) + 4, name, anchor="end") for i, name in enumerate(rows)
+    ]
+    for column, (title, mark) in enumerate(zip(titles, marks, strict=True)):
+        cells = [(i, row) for i, cell in enumerate(rows.values()) if (row := cell[column]) is not None]
+        ends = [v for _, r in cells for v in (r.value, r.low, r.high) if v is not None and math.isfinite(v)]
+        low, high = _padded([*ends, *([mark] if mark is not None else [])])
+        left, inner = label_width + column * width, width - 26
+
+        def place(
+            value: float, left: float = left, inner: float = inner, low: float = low, high: float = high
+        ) -> float:
+            return left + (min(max(value, low), high) - low) / (high - low) * inner
+
+        bottom = top + line_height * len(rows)
+        body.append(_text(left, 14, title, bold=True))
+        for tick in _ticks(low, high, 4):
+            body.append(_rule(place(tick), top, place(tick), bottom, _GRID))
+            body.append(_text(place(tick), bottom + 15, short(tick), anchor="middle", color=_GREY, size=11))
+        if mark is not None:
+            body.append(_rule(place(mark), top, place(mark), bottom, _GREY, dash="3 3"))
+        for i, row in cells:
+            y = top + line_height * (i + 0.5)
+            if row.low is not None and row.high is not None:
+                body.append(_rule(place(row.low), y, place(row.high), y, row.style.color, width=5, opacity=0.35))
+            if math.isfinite(row.value):
+                body.append(_marker(place(row.value), y, row.style, 5))
+    return _svg(height, body)
+
+
+def short(value: float) -> str:
+    """A number short enough for an axis: 1.5M, 2.4P, 0.05."""
+    for scale, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.4g}" if abs(value) > 1e-12 else "0"
+
+
+def _panel(panel: Panel, width: float, height: float, common: tuple[float, float] | None) -> list[str]:
+    body = [_text(_LEFT, 14, panel.title, bold=True)]
+    left, right, top, bottom = _LEFT, width - _RIGHT, _TOP, height - _BOTTOM
+    body.append(_text((left + right) / 2, height - 10, panel.x_label, anchor="middle", color=_GREY))
+    if panel.y_label:
+        middle = (top + bottom) / 2
+        body.append(
+            f'<g transform="translate(13 {middle:.1f}) rotate(-90)">'
+            + _text(0, 0, panel.y_label, anchor="middle", color=_GREY)
+            + "</g>"
+        )
+    if panel.message or not panel.lines:
+        body.append(
+            _text((left + right) / 2, (top + bottom) / 2, panel.message or "no data", anchor="middle", color=_GREY)
+        )
+        return body
+    x_low, x_high = _range(panel.lines, [panel], "x")
+    y_low, y_high = common or _range(panel.lines, [panel], "y")
+
+    def at_x(value: FloatArray | float) -> FloatArray:
+        return left + (np.asarray(value, float) - x_low) / (x_high - x_low) * (right - left)
+
+    def at_y(value: FloatArray | float) -> FloatArray:
+        return bottom - (np.clip(value, y_low, y_high) - y_low) / (y_high - y_low) * (bottom - top)
+
+    for tick in _ticks(y_low, y_high, 5):
+        y = float(at_y(tick))
+        body.append(_rule(left, y, right, y, _GRID))
+        body.append(_text(left - 6, y + 4, short(tick), anchor="end", color=_GREY, size=11))
+    for tick in _ticks(x_low, x_high, 5):
+        x = float(at_x(tick))
+        body.append(_rule(x, bottom, x, bottom + 4, _GREY))
+        body.append(_text(x, bottom + 16, short(tick), anchor="middle", color=_GREY, size=11))
+    body.append(_rule(left, bottom, right, bottom, _GREY))
+    for level, name in panel.levels:
+        if y_low <= level <= y_high:
+            y = float(at_y(level))
+            body.append(_rule(left, y, right, y, _GREY, dash="1 3"))
+            body.append(_text(right, y - 4, name, anchor="end", color=_GREY, size=11))
+    for x_event, style in panel.events:
+        x = float(at_x(x_event))
+        body.append(_rule(x, top, x, bottom, style.color, dash="1.5 3", opacity=0.8))
+        body.append(_marker(x, bottom - 5, Style(style.color, "", "triangle"), 4.5))
+    for line in sorted(panel.lines, key=lambda line: not line.thin):
+        body += _draw(line, at_x, at_y)
+    return body
+
+
+def _draw(line: Line, at_x, at_y) -> list[str]:  # type: ignore[no-untyped-def]
+    body = []
+    if not len(line.x):
+        return body
+    x, y = at_x(line.x), at_y(line.y)
+    if line.low is not None and line.high is not None:
+        around = np.concatenate([np.stack([x, at_y(line.high)], 1), np.stack([x, at_y(line.low)], 1)[::-1]])
+        body.append(f'<polygon points="{_points(around)}" fill="{line.style.color}" opacity="0.15"/>')
+    if line.steps:
+        x, y = np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
+    width, opacity = (1.0, 0.4) if line.thin else (2.2, 1.0)
+    dash = f' stroke-dasharray="{line.style.dash}"' if line.style.dash and not line.thin else ""
+    body.append(
+        f'<polyline points="{_points(np.stack([x, y], 1))}" fill="none" stroke="{line.style.color}" stroke-width="{width}" '
+        f'opacity="{opacity}" stroke-linejoin="round"{dash}/>'
+    )
+    if line.ends_in_failure:
+        a, b = float(x[-1]), float(y[-1])
+        for sign in (1, -1):
+            body.append(_rule(a - 4, b - 4 * sign, a + 4, b + 4 * sign, line.style.color, width=2))
+    if not line.thin and not line.steps:
+        body += [_marker(float(x[i]), float(y[i]), line.style, 3.4) for i in _spread(len(x))]
+    return body
+
+
+def _spread(count: int, wanted: int = 6) -> list[int]:
+    return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)}) if count else []
+
+
+def _legend(legend: dict[str, Style], has_events: bool) -> list[str]:
+    body, x = [], float(_LEFT)
+    for name, style in legend.items():
+        dash = f' stroke-dasharray="{style.dash}"' if style.dash else ""
+        body.append(f'<line x1="{x}" y1="12" x2="{x + 34}" y2="12" stroke="{style.color}" stroke-width="2.2"{dash}/>')
+        body.append(_marker(x + 17, 12, style, 3.8))
+        body.append(_text(x + 40, 16, name))
+        x += 62 + 6.6 * min(len(name), _MAX_LABEL)
+    if has_events:
+        body.append(_marker(x + 6, 12, Style(_GREY, "", "triangle"), 4.5))
+        body.append(_text(x + 16, 16, "injection"))
+    return body
+
+
+def _marker(x: float, y: float, style: Style, r: float) -> str:
+    look = f'fill="{style.color}" stroke="#ffffff" stroke-width="1"'
+    if style.marker == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {look}/>'
+    shapes = {
+        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        "diamond": [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
+        "triangle": [(0, -1.2), (1.15, 0.95), (-1.15, 0.95)],
+    }
+    corners = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in shapes[style.marker])
+    return f'<polygon points="{corners}" {look}/>'
+
+
+def _range(lines: Sequence[Line], panels: Sequence[Panel], axis: str) -> tuple[float, float]:
+    """What the lines span; of a band only as much as doubles the lines' own span."""
+    values = np.concatenate([getattr(line, axis) for line in lines])
+    values = values[np.isfinite(values)]
+    if axis == "x":
+        extra = [x for panel in panels for x, _ in panel.events]
+        low, high = min(0.0, *values, *extra), max([*values, *extra], default=1.0)
+        return (low, high) if high > low else (low, low + 1)
+    bands = [b for line in lines for b in (line.low, line.high) if b is not None]
+    banded = np.concatenate([values, *bands])
+    span = max(float(np.ptp(values)), 1e-9) if len(values) else 1.0
+    low, high = float(np.min(banded)), float(np.max(banded))
+    low, high = max(low, float(np.min(values)) - span), min(high, float(np.max(values)) + span)
+    near = [level for panel in panels for level, _ in panel.levels if low - span / 2 <= level <= high + span / 2]
+    return _padded([low, high, *near])
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
+    return low - pad, high + pad
+
+
+def _ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers within the range, about as many as wanted."""
+    raw = (high - low) / wanted
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * scale for s in (1, 2, 2.5, 5, 10) if s * scale >= raw)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _points(points: FloatArray) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points if math.isfinite(x) and math.isfinite(y))
+
+
+def _rule(
+    x1: float, y1: float, x2: float, y2: float, color: str, *, width: float = 1, dash: str = "", opacity: float = 1
+) -> str:
+    style = (f' stroke-dasharray="{dash}"' if dash else "") + (f' opacity="{opacity}"' if opacity != 1 else "")
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" stroke-width="{width}"{style}/>'
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", color: str = "#111111", size: int = 12, bold: bool = False
+) -> str:
+    shown = visible(text)
+    shown = shown if len(shown) <= _MAX_LABEL else shown[: _MAX_LABEL - 1] + "…"
+    weight = ' font-weight="600"' if bold else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{color}"{weight}>'
+        f"{html.escape(shown)}</text>"
+    )
+
+
+def _svg(height: float, body: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        'font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif">\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
+    )
