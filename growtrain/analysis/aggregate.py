@@ -190,7 +190,7 @@ def _resample(game: FloatArray, draws: int, rng: np.random.Generator) -> FloatAr
 
 
 def _scored(game: FloatArray) -> NDArray[np.bool_]:
-    return ~np.isnan(game).reshape(-1, game.shape[-1]).any(axis=0)
+    return ~np.isnan(game).any(axis=tuple(range(game.ndim - 1)))
 
 
 def _per_game(scores: Scores) -> FloatArray:

@@ -200,6 +200,7 @@ class Comparison:
     Attributes:
         arm, reference: labels.
         games: where both have a score at equal frames.
+        elsewhere: games that either of the two was run on without a score of both.
         short: cells with fewer runs than an interval needs, as text.
         points: by axis; an axis is missing where it cannot be compared.
         costs: ratio of hours and of FLOPs for the same frames.
@@ -210,6 +211,7 @@ class Comparison:
     arm: str
     reference: str
     games: list[str]
+    elsewhere: list[str]
     short: list[str]
     points: dict[Axis, Point]
     costs: dict[Axis, Estimate]
@@ -229,6 +231,7 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
         for a in pair
     }
     games = [game for game in study.scored_games if game in at and all(counts[a, game] for a in pair)]
+    elsewhere = [game for game in study.games if game not in games and any(study.cell(a, game) for a in pair)]
     short = [
         f"{counts[a, game]} run{'s' if counts[a, game] > 1 else ''} of {a} on {game}"
         for game in games
@@ -247,7 +250,7 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
     no_times = _no_times(study, reference, at, games)
     times = [] if no_times else _times(study, pair, at, games, tuple(points), rng)
     machines = sorted({_machine(e.run) for a in pair for game in games for e in study.cell(a, game)})
-    return Comparison(arm, reference, games, short, points, costs, times, no_times, machines)
+    return Comparison(arm, reference, games, elsewhere, short, points, costs, times, no_times, machines)
 
 
 def _point(
@@ -287,8 +290,10 @@ def _no_times(study: Study, reference: str, at: dict[str, float], games: Sequenc
     for game in games:
         for entry in study.cell(reference, game):
             end = score_at(entry, "frames", at[game])
-            if end <= max(REFERENCE_SCORES[game][0], entry.curve.score[0] if len(entry.curve.score) else -np.inf):
-                return f"{reference} did not clearly learn on {game}: seed {entry.run.seed} ends no better than a random policy, or than it began"
+            begin = entry.curve.score[0] if len(entry.curve.score) else -np.inf
+            if end <= max(REFERENCE_SCORES[game][0], begin):
+                how = f"seed {entry.run.seed} ends no better than a random policy, or than it began"
+                return f"{reference} did not clearly learn on {game}: {how}"
     return "" if games else "no game has a score of both"
 
 
@@ -300,8 +305,7 @@ def _times(
     axes: Sequence[Axis],
     rng: np.random.Generator,
 ) -> list[TimeToScore]:
-    arm, reference = pair
-    ends = {g: np.nanmean([score_at(e, "frames", at[g]) for e in study.cell(reference, g)]) for g in games}
+    ends = {g: np.nanmean([score_at(e, "frames", at[g]) for e in study.cell(pair[1], g)]) for g in games}
     found = []
     for level in LEVELS:
         goals = {g: REFERENCE_SCORES[g][0] + level * (ends[g] - REFERENCE_SCORES[g][0]) for g in games}
@@ -359,13 +363,12 @@ def verdict(comparison: Comparison) -> str:
     where = ", ".join(sorted({format_count(frames) for frames in point.at.values()})) + " frames"
     scope = f"{point.difference.runs} runs, {len(comparison.games)} game{'s' if len(comparison.games) > 1 else ''}"
     means = f"IQM {interval_text(point.arm)} against {interval_text(point.reference)}"
-    if point.difference.reason:
+    if point.difference.low is None or point.difference.high is None:
         why = "; ".join(comparison.short[:3]) or point.difference.reason
         return (
             f"Cannot tell whether {arm} keeps up with {reference}: {why}, and an interval needs {MIN_RUNS}. "
             f"So far, at {where}: {means}, human-normalised ({scope})."
         )
-    assert point.difference.low is not None and point.difference.high is not None
     if point.difference.low > 0:
         outcome = f"{arm} scores higher than {reference}"
     elif point.difference.high < 0:

@@ -155,8 +155,10 @@ td { min-width: 3.2em; } th { border-bottom: 1.5px solid #555; font-weight: 600;
 .number { text-align: right; }
 figure { margin: 1rem 0 1.4rem; break-inside: avoid; } svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .84rem; color: #444; max-width: 110ch; margin-top: .2rem; }
-pre { font-size: .78rem; line-height: 1.45; background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { font-size: .78rem; line-height: 1.45; background: #f6f6f6; padding: .8rem 1rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print { body { margin: 0; padding: 0; max-width: none; font-size: 11px; } nav { display: none; } .table { overflow: visible; }
-  tr { break-inside: avoid; } thead { display: table-header-group; } p.strong, pre { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
+  tr { break-inside: avoid; } thead { display: table-header-group; }
+  p.strong, pre { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
 """

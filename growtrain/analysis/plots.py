@@ -22,6 +22,7 @@ _MARKERS = ("circle", "square", "diamond", "triangle")
 _GREY, _GRID = "#555555", "#e3e3e3"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 26, 44
 _MAX_LABEL = 42
+_LINE = 26
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a panel; `low` and `high` make a band, `thin` marks one run among several, `ends_in_failure` a cross at its end."""
+    """A line of a panel; `low` and `high` make a band, `thin` is one run among several, `broken` puts a cross at its end."""
 
     x: FloatArray
     y: FloatArray
@@ -51,8 +52,8 @@ class Line:
     low: FloatArray | None = None
     high: FloatArray | None = None
     thin: bool = False
-    ends_in_failure: bool = False
-    steps: bool = False
+    broken: bool = False
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,39 +106,38 @@ def curves(
     return _svg(legend_height + rows * height, body)
 
 
-def intervals(titles: Sequence[str], rows: dict[str, list[Row | None]], marks: Sequence[float | None]) -> str:
-    """Dots with intervals: one panel for each title, one line for each name; `marks` are vertical reference lines of the panels."""
-    label_width, line_height, top = 170, 26, 26
+def intervals(titles: Sequence[str], rows: dict[str, list[Row]]) -> str:
+    """Dots with intervals: a panel for each title, a line for each name with a `Row` for each panel."""
+    label_width = 24 + 6.6 * max(min(len(name), _MAX_LABEL) for name in rows)
     width = (WIDTH - label_width) / len(titles)
-    height = top + line_height * len(rows) + 30
-    body = [
-        _text(label_width - 14, top + line_height * (i + 0.5) + 4, name, anchor="end") for i, name in enumerate(rows)
-    ]
-    for column, (title, mark) in enumerate(zip(titles, marks, strict=True)):
-        cells = [(i, row) for i, cell in enumerate(rows.values()) if (row := cell[column]) is not None]
-        ends = [v for _, r in cells for v in (r.value, r.low, r.high) if v is not None and math.isfinite(v)]
-        low, high = _padded([*ends, *([mark] if mark is not None else [])])
-        left, inner = label_width + column * width, width - 26
+    centers = [_TOP + _LINE * (i + 0.5) for i in range(len(rows))]
+    body = [_text(label_width - 14, y + 4, name, anchor="end") for y, name in zip(centers, rows, strict=True)]
+    for column, title in enumerate(titles):
+        cells = [row[column] for row in rows.values()]
+        body.append(f'<g transform="translate({label_width + column * width:.1f} 0)">')
+        body += [_text(0, 14, title, bold=True), *_interval_panel(cells, centers, width - 28)]
+        body.append("</g>")
+    return _svg(_TOP + _LINE * len(rows) + 30, body)
 
-        def place(
-            value: float, left: float = left, inner: float = inner, low: float = low, high: float = high
-        ) -> float:
-            return left + (min(max(value, low), high) - low) / (high - low) * inner
 
-        bottom = top + line_height * len(rows)
-        body.append(_text(left, 14, title, bold=True))
-        for tick in _ticks(low, high, 4):
-            body.append(_rule(place(tick), top, place(tick), bottom, _GRID))
-            body.append(_text(place(tick), bottom + 15, short(tick), anchor="middle", color=_GREY, size=11))
-        if mark is not None:
-            body.append(_rule(place(mark), top, place(mark), bottom, _GREY, dash="3 3"))
-        for i, row in cells:
-            y = top + line_height * (i + 0.5)
-            if row.low is not None and row.high is not None:
-                body.append(_rule(place(row.low), y, place(row.high), y, row.style.color, width=5, opacity=0.35))
-            if math.isfinite(row.value):
-                body.append(_marker(place(row.value), y, row.style, 5))
-    return _svg(height, body)
+def _interval_panel(cells: Sequence[Row], centers: Sequence[float], width: float) -> list[str]:
+    ends = [v for row in cells for v in (row.value, row.low, row.high) if v is not None and math.isfinite(v)]
+    low, high = _padded(ends)
+    bottom = centers[-1] + _LINE / 2
+
+    def at(value: float) -> float:
+        return (min(max(value, low), high) - low) / (high - low) * width
+
+    body = []
+    for tick in _ticks(low, high, 4):
+        body.append(_rule(at(tick), _TOP, at(tick), bottom, _GRID))
+        body.append(_text(at(tick), bottom + 15, short(tick), anchor="middle", color=_GREY, size=11))
+    for row, y in zip(cells, centers, strict=True):
+        if row.low is not None and row.high is not None:
+            body.append(_rule(at(row.low), y, at(row.high), y, row.style.color, width=5, opacity=0.35))
+        if math.isfinite(row.value):
+            body.append(_marker(at(row.value), y, row.style, 5))
+    return body
 
 
 def short(value: float) -> str:
@@ -204,19 +204,17 @@ def _draw(line: Line, at_x, at_y) -> list[str]:  # type: ignore[no-untyped-def]
     if line.low is not None and line.high is not None:
         around = np.concatenate([np.stack([x, at_y(line.high)], 1), np.stack([x, at_y(line.low)], 1)[::-1]])
         body.append(f'<polygon points="{_points(around)}" fill="{line.style.color}" opacity="0.15"/>')
-    if line.steps:
-        x, y = np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
     width, opacity = (1.0, 0.4) if line.thin else (2.2, 1.0)
     dash = f' stroke-dasharray="{line.style.dash}"' if line.style.dash and not line.thin else ""
     body.append(
         f'<polyline points="{_points(np.stack([x, y], 1))}" fill="none" stroke="{line.style.color}" stroke-width="{width}" '
         f'opacity="{opacity}" stroke-linejoin="round"{dash}/>'
     )
-    if line.ends_in_failure:
+    if line.broken:
         a, b = float(x[-1]), float(y[-1])
         for sign in (1, -1):
             body.append(_rule(a - 4, b - 4 * sign, a + 4, b + 4 * sign, line.style.color, width=2))
-    if not line.thin and not line.steps:
+    if line.marked and not line.thin:
         body += [_marker(float(x[i]), float(y[i]), line.style, 3.4) for i in _spread(len(x))]
     return body
 

@@ -97,12 +97,18 @@ class Run:
     def stage_costs(self) -> list[float]:
         """FLOPs of an update in each stage, from the summary; empty while there is none. They depend on arm and game alone."""
         stages = self.summary.get("stages")
-        costs = (
-            [number(s, "flops_per_update", float("nan")) for s in stages if isinstance(s, dict)]
-            if isinstance(stages, list)
-            else []
-        )
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            return []
+        costs = [number(stage, "flops_per_update", float("nan")) for stage in stages]
         return [] if np.isnan(costs).any() else costs
+
+    @property
+    def total_flops(self) -> float:
+        """FLOPs of all its updates by its summary; NaN while there is none."""
+        stages, costs = self.summary.get("stages"), self.stage_costs
+        if not isinstance(stages, list) or not costs:
+            return float("nan")
+        return sum(number(stage, "updates", 0) * cost for stage, cost in zip(stages, costs, strict=True))
 
 
 @dataclass(frozen=True)
