@@ -153,7 +153,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = list(compare(first.state, second.state, "state"))
     if not torch.equal(replay(first), replay(second)):
         found.append("frames of the replay")
-    for stem in ("metrics", "growth_events", "evaluations"):
+    for stem in ("metrics", "growth_events", "evaluations", "diagnostics"):
         records = [dict(enumerate(read_jsonl(run / f"{stem}.jsonl"))) for run in (one, other)]
         found += compare(records[0], records[1], stem)
     return found[:20]

@@ -43,7 +43,8 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
 
     Returns:
         JSON-serialisable: `date` (UTC), `command`, `git_commit`, `git_modified` (tracked files differ from it), `cpu`, `cores` (that this
-        process may use), `threads` (torch's), `load_average` (1 minute, when called), `memory_bytes`, `gpu`, `cuda`, `platform`,
+        process may use), `threads` (torch's), `load_average` (of the minute before), `busy_cores` (that others use, over half a second in
+        which this process sleeps), `memory_bytes`, `gpu`, `cuda`, `platform`,
         `environment` (thread settings, null if unset) and `versions`.
     """
     return {
@@ -55,6 +56,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
+        "busy_cores": psutil.cpu_percent(0.5) / 100 * psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cuda": torch.version.cuda if device == "cuda" else None,
@@ -81,11 +83,16 @@ def machine_lines(machine: dict[str, Any]) -> str:
     settings = ", ".join(f"{k}={v}" for k, v in machine["environment"].items() if v is not None) or "none set"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     gpu = f"{machine['gpu']} (CUDA {machine['cuda']}), " if machine["gpu"] else ""
+    busy = (
+        f"{machine['busy_cores']:.1f} cores in use"
+        if "busy_cores" in machine
+        else f"load average {machine['load_average']:.1f}"
+    )
     modified = " with local modifications" if machine["git_modified"] else ""
     return (
         f"- Command: `{machine['command']}`\n"
         f"- Machine: {gpu}{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
-        f"{machine['threads']} threads; {settings}; load average {machine['load_average']:.1f} at the start\n"
+        f"{machine['threads']} threads; {settings}; {busy} at the start\n"
         f"- Versions: {versions}; commit {(machine['git_commit'] or 'unknown')[:12]}{modified}; {machine['date']}\n"
     )
 

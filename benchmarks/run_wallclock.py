@@ -39,6 +39,7 @@ from wallclock_report import figure, markdown
 from growtrain.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.config import FRAME_SKIP, Anchor, Config, ConfigError, parse_count
 from growtrain.growth.schedules import make_schedule
+from growtrain.learners import double_dqn
 from growtrain.planning import make_plan
 from growtrain.presets import resolve
 from growtrain.tasks import canonical_game
@@ -106,7 +107,7 @@ def measure(options: argparse.Namespace) -> None:
     device = resolve_device(config.device)
     torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     jobs = make_jobs(options, explicit)
-    reserve = 1.2 * options.validate_seconds * len(_validated_arms(options, jobs))
+    reserve = 1.2 * options.validate_seconds * options.validate_repeats * len(_validated_arms(options, jobs))
     raw: dict[str, Any] = {
         "game": config.game,
         "total_frames": config.total_frames,
@@ -315,20 +316,23 @@ def validate(
     options: argparse.Namespace, explicit: dict[str, Any], jobs: Sequence[Job], raw: dict[str, Any], scratch: Path
 ) -> None:
     """Complete short runs by `growtrain.training.train`, to be compared with their projections."""
+    # A short run has too few updates to compile its optimizer's step; the run that is projected compiles it, and so do the cells.
+    double_dqn.MIN_UPDATES_TO_COMPILE = 0
     raw["not_validated"] = (
         "complete runs have the fast stack's loop" if options.validate else "turned off with --no-validate"
     )
-    for arm in _validated_arms(options, jobs):
+    for arm in _validated_arms(options, jobs) * options.validate_repeats:
         place = next(i for i, a in enumerate(raw["arms"]) if a["name"] == arm.name and a["stack"] == "fast")
         stack = raw["stacks"]["fast"]
         config = _short_run(arm, stack, raw["arms"][place], options.validate_seconds)
         _say(f"validation: {arm.name}, {config.total_frames} frames")
         start = time.perf_counter()
-        (scratch / f"startup-{place}").mkdir()
-        with Run(config, scratch / f"startup-{place}").recording():
+        number = len(raw["validation"])
+        (scratch / f"startup-{number}").mkdir()
+        with Run(config, scratch / f"startup-{number}").recording():
             pass
         startup = time.perf_counter() - start
-        run_dir, start = scratch / f"validation-{place}", time.perf_counter()
+        run_dir, start = scratch / f"validation-{number}", time.perf_counter()
         for _ in train(config, run_dir):
             pass
         raw["validation"].append(
@@ -386,6 +390,7 @@ def _parser() -> Parser:
     parser.add_argument("--cell-capacity", type=parse_count, default=50_000, help="transitions it holds")
     parser.add_argument("--validate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--validate-all", action="store_true", help="all arms, not just the first and the baseline")
+    parser.add_argument("--validate-repeats", type=int, default=1, help="complete runs of each arm, in turn")
     parser.add_argument("--validate-seconds", type=float, default=60.0, help="length of each complete run")
     parser.add_argument("--output", type=Path, help="files without suffix (default: results/wallclock-<device>)")
     parser.add_argument("--figures-from", type=Path, metavar="JSON", help="measure nothing, make the files again")

@@ -92,14 +92,9 @@ def cell_config(config: Config, fill: int, capacity: int) -> Config:
 
 
 def build(run: Run, config: Config, stage: int) -> Cell:
-    """A learner grown to `stage` by the run itself; pauses, first step and a checkpoint are timed."""
-    learner = DoubleDQN(
-        config,
-        run.learner.num_actions,
-        width=config.width,
-        device=run.device,
-        generator=torch.Generator().manual_seed(0),
-    )
+    """A learner grown to `stage` by the run itself; compilation, pauses, first step and a checkpoint are timed."""
+    compile_seconds = timed_compilation(run, config)
+    learner = make_learner(run, config)
     captured = make_captured(learner, run.ring) if uses_graph(config, run.device) else None
     cell = Cell(config=config, stage=0, learner=learner, captured=captured)
     enter(run, cell)
@@ -115,6 +110,7 @@ def build(run: Run, config: Config, stage: int) -> Cell:
     first.append(play(run))
     cell.stage = run.stage
     cell.record = {
+        "compile_seconds": compile_seconds,
         "growth_seconds": growth_seconds,
         "first_step_seconds": [window["seconds"] / window["steps"] for window in first],
         "evaluations": [],
@@ -124,6 +120,25 @@ def build(run: Run, config: Config, stage: int) -> Cell:
         "busy": {"available": False, "reason": f"the run computes on {run.device.type}, which CUDA does not profile"},
     }
     return cell
+
+
+def make_learner(run: Run, config: Config) -> DoubleDQN:
+    """A fresh learner of an arm's first stage."""
+    generator = torch.Generator().manual_seed(0)
+    return DoubleDQN(config, run.learner.num_actions, width=config.width, device=run.device, generator=generator)
+
+
+def timed_compilation(run: Run, config: Config) -> float:
+    """What the first update of an arm takes beyond its second, on a throw-away learner: later ones in this process find it compiled."""
+    learner, seconds = make_learner(run, config), []
+    batches = run.replay.sample(config.batch_size).view(1, config.batch_size)
+    for _ in range(2):
+        _wait_for_device(run)
+        start = time.perf_counter()
+        learner.update(batches)
+        _wait_for_device(run)
+        seconds.append(time.perf_counter() - start)
+    return max(0.0, seconds[0] - seconds[1])
 
 
 def enter(run: Run, cell: Cell) -> None:

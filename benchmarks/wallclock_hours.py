@@ -173,7 +173,7 @@ def costs_of(stack: Raw, arm: Raw, repeat: int | None = None) -> Costs:
         checkpoint_seconds=[cell["checkpoint_seconds"] for cell in cells],
         seconds_per_transition=max(0.0, filled["seconds"] - empty["seconds"]) / new if new > 0 else 0.0,
         record_seconds=median(stack["record_seconds"]),
-        startup_seconds=stack["startup_seconds"] + _excess(cells[0]),
+        startup_seconds=stack["startup_seconds"] + cells[0]["compile_seconds"] + _excess(cells[0]),
     )
 
 
@@ -309,12 +309,12 @@ def sweeps(raw: Raw) -> list[Raw]:
 
 
 def validated(raw: Raw, validation: Raw) -> Raw:
-    """A complete run beside its projection, with the projection's error."""
+    """A complete run beside its projection, with the projection's error; it ran in a process that had compiled its updates before."""
     arm = raw["arms"][validation["arm"]]
     stack = raw["stacks"][arm["stack"]]
-    projection = project(
-        Work(**validation["work"]), costs_of(stack | {"startup_seconds": validation["startup_seconds"]}, arm)
-    )
+    first = stack["cells"][arm["cells"][0]]
+    startup = validation["startup_seconds"] - first["compile_seconds"]
+    projection = project(Work(**validation["work"]), costs_of(stack | {"startup_seconds": startup}, arm))
     error = projection.total / validation["wall_seconds"] - 1
     return {
         "name": arm["name"],

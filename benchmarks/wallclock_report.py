@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BUSY_LOAD = 0.5  # load average at the start from which the timings are said to be disturbed
+BUSY_CORES = 0.2  # used by others at the start, from which the timings are said to be disturbed
 PHASES = ("act", "learn", "environment")
 
 
@@ -64,9 +64,9 @@ def _setting_lines(raw: Raw) -> str:
             f"- {name}: {stack['num_envs']} environments, execution {stack['execution']}; a replay of {stack['replay_capacity']} "
             f"transitions shared by all cells, {stack['filled']} in it before the first window"
         )
-    if machine["load_average"] > BUSY_LOAD:
+    if machine.get("busy_cores", 0.0) > BUSY_CORES:
         lines.append(
-            f"- **The machine was busy** (load average {machine['load_average']:.1f}): the timings are disturbed."
+            f"- **The machine was busy** ({machine['busy_cores']:.1f} cores in use): the timings are disturbed."
         )
     if raw["stopped_early"]:
         lines.append("- Time ran out before all repeats were done.")

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growtrain import diagnostics as diagnostics
     from growtrain.config import Config as Config
     from growtrain.growth.interventions import GrowthEvent as GrowthEvent
     from growtrain.growth.interventions import inject as inject
@@ -16,13 +17,15 @@ _PUBLIC = {
     "inject": "growtrain.growth.interventions",
     "train": "growtrain.training",
 }
-__all__ = ["Config", "GrowthEvent", "InjectedHead", "inject", "train"]
+__all__ = ["Config", "GrowthEvent", "InjectedHead", "diagnostics", "inject", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports the public names when they are first used, so that `--help` and wrong flags answer at once."""
     import importlib
 
+    if name == "diagnostics":
+        return importlib.import_module("growtrain.diagnostics")
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

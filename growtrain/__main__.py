@@ -3,13 +3,15 @@
 Exit codes: 0 done; 2 bad input (one line that names the remedy); 75 stopped by a signal with a checkpoint written; 1 anything else.
 """
 
+import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import time
 import warnings
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -17,14 +19,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from growtrain.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.config import Config, ConfigError
-from growtrain.growth.schedules import make_schedule
+from growtrain.growth.schedules import schedule_of
 from growtrain.presets import resolve
 from growtrain.tasks import canonical_game
 
 if TYPE_CHECKING:
     from growtrain.checkpoint import Checkpoint
+    from growtrain.sweep.executor import AbstractExecutor
 
 STOPPED = 75
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 # Before torch is imported: a thread that waits for the others spins for some 50 microseconds and then sleeps. OpenMP's default spins
 # far longer, which costs a factor of ten as soon as another process wants the core; sleeping at once (PASSIVE) costs a tenth on a quiet
@@ -48,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"growtrain: {error}: free some space, or choose another directory with --run-dir", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("growtrain: stopped at once; the checkpoints made before are whole", file=sys.stderr)
@@ -180,6 +189,7 @@ def _run(
         stage_frames=[stage.frames for stage in plan.stages],
         stage_costs=[stage.flops / stage.frames for stage in plan.stages],
         run_name=str(run_dir),
+        plan=schedule_of(config).describe(),
     )
     try:
         with stop, display:
@@ -236,6 +246,118 @@ def evaluate_command(words: Sequence[str]) -> int:
     return 0
 
 
+def sweep_command(words: Sequence[str]) -> int:
+    """Trains every game with every schedule and every seed, each once, and goes on where it was interrupted."""
+    parser = Parser(
+        prog="growtrain sweep",
+        description="Train every game with every schedule and seed. The same command again runs only what is missing.",
+        epilog="Every training flag but --game, --schedule, --seed and --run-dir is passed to every run.",
+    )
+    parser.add_argument("--dir", type=Path, help="the sweep's directory, as sweeps/NAME: its ledger and its runs")
+    parser.add_argument("--games", metavar="G,G", help="atari57, or a list")
+    parser.add_argument("--schedules", metavar="S,S", default="fixed,grow3x,full3x", help="(default: %(default)s)")
+    parser.add_argument(
+        "--seeds", metavar="N", default="3", help="how many, or a list with a comma (default: %(default)s)"
+    )
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="local processes, or Ray tasks")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="runs at a time (local: one for each GPU, or 1; Ray: as many as fit)",
+    )
+    parser.add_argument("--cores-per-worker", type=_positive, metavar="N", help="(local: an equal share; Ray: 1)")
+    parser.add_argument("--gpus-per-worker", type=_share, metavar="X", help="Ray alone (default: 1 where there is any)")
+    parser.add_argument("--max-attempts", type=_positive, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--retry-failed", action="store_true", help="give failed runs all their attempts again")
+    parser.add_argument("--print-commands", action="store_true", help="run nothing; print one line for each run")
+    parser.add_argument("--status", type=Path, metavar="DIR", help="run nothing; print the state of this sweep")
+    _add_stop_signal(parser)
+    add_config_flags(parser)
+    namespace = parser.parse_strict(words)
+    stop = _StopSignals(namespace.stop_signal)
+
+    import sqlite3
+
+    from growtrain.sweep.cells import expand, sweep_words
+    from growtrain.sweep.driver import Driver
+    from growtrain.sweep.ledger import Ledger
+    from growtrain.sweep.table import open_table, render
+
+    if namespace.status is not None:
+        with Ledger(namespace.status) as ledger:
+            print("\n".join(render(ledger.cells(), ledger.directory, ledger.is_stale)))
+        return 0
+    for name in ("dir", "games"):
+        if getattr(namespace, name) is None:
+            raise ConfigError(
+                f"--{name} is missing: a sweep is --dir sweeps/NAME --games G,G --schedules S,S --seeds N"
+            )
+    settings = explicit_settings(namespace)
+    cells = expand(namespace.games, namespace.schedules, namespace.seeds, settings)
+    if namespace.print_commands:
+        options = ["--max-attempts", str(namespace.max_attempts)]
+        options += ["--stop-signal", namespace.stop_signal] if namespace.stop_signal else []
+        for cell in cells:
+            words = sweep_words(cell, namespace.dir.resolve(), settings)
+            print(shlex.join([sys.executable, "-m", "growtrain", *words, *options]))
+        return 0
+    executor = _executor(namespace, settings.get("device", "auto"))
+    try:
+        with Ledger(namespace.dir, create=True) as ledger, open_table(ledger.directory, sys.stdout) as table, stop:
+            driver = Driver(ledger, ledger.submit(cells), executor, table, max_attempts=namespace.max_attempts)
+            code = driver.run(lambda: stop.received, retry_failed=namespace.retry_failed)
+    except sqlite3.Error as error:
+        print(f"growtrain: {ledger.path}: {error}: the runs were stopped; the same command goes on", file=sys.stderr)
+        return 1
+    if code == 1:
+        print(
+            f"growtrain: some runs failed, and why is in growtrain sweep --status {namespace.dir}; "
+            "the same command with --retry-failed tries them again",
+            file=sys.stderr,
+        )
+    return code
+
+
+def _executor(namespace: Namespace, device: str) -> "AbstractExecutor":
+    """The executor asked for; raises `ConfigError` where it cannot be had."""
+    workers, cores = namespace.workers, namespace.cores_per_worker
+    if namespace.executor == "ray":
+        try:
+            from growtrain.sweep.ray import RayExecutor, connect
+        except ImportError as error:
+            raise ConfigError(f"--executor ray: {error}: pip install 'growtrain[ray]'") from error
+        gpus = 0.0 if device == "cpu" else namespace.gpus_per_worker
+        connect()
+        return RayExecutor(workers=workers, cpus=cores or 1, gpus=gpus)
+
+    from growtrain.sweep.local import LocalExecutor, make_slots, visible_gpus
+
+    names = [] if device == "cpu" else visible_gpus()
+    if device == "cuda" and not names:
+        raise ConfigError(
+            "--device cuda: no GPU is here; use --device cpu or auto, or --executor ray with a cluster that has one"
+        )
+    return LocalExecutor(make_slots(workers, cores, sorted(os.sched_getaffinity(0)), names))
+
+
+def _positive(text: str) -> int:
+    count = int(text) if text.isdecimal() else 0
+    if count <= 0:
+        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return count
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number above 0 (none: --device cpu)")
+    return share
+
+
 def report_command(words: Sequence[str]) -> int:
     """Compares runs: one HTML page and its Markdown twin."""
     parser = Parser(
@@ -270,6 +392,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate_command,
     "resume": resume_command,
     "inspect": inspect_command,
+    "sweep": sweep_command,
     "report": report_command,
 }
 
@@ -280,7 +403,7 @@ def _configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[s
     namespace = parser.parse_strict(words)
     explicit = _explicit(namespace)
     config, notes = resolve(explicit.get("preset", "paper"), explicit)
-    make_schedule(config.schedule, config.total_frames, config.learning_starts)
+    schedule_of(config)
     return config, notes, namespace.run_dir
 
 

@@ -30,15 +30,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from growtrain.config import FRAME_SKIP, Config, ConfigError
-from growtrain.growth.schedules import make_schedule
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.growth.schedules import schedule_of
+from growtrain.learners.double_dqn import DoubleDQN, make_parts
 from growtrain.provenance import describe_machine
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frame_ring import FrameRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
 
-SCHEMA = 2
+SCHEMA = 3
 _MAX_MANIFEST_BYTES = 1 << 28
 _FILES = ("state.json", "state.safetensors")
 _DAMAGED = ".damaged-"
@@ -231,7 +231,7 @@ def load_learner(run_dir: Path, device: torch.device) -> tuple[DoubleDQN, Config
     """
     checkpoint = open_newest(run_dir)
     state, config = checkpoint.state, checkpoint.config
-    learner = DoubleDQN(config, state["num_actions"], width=state["width"], device=device, generator=torch.Generator())
+    learner = DoubleDQN(config, state["num_actions"], width=config.width, device=device, generator=torch.Generator())
     try:
         learner.load_state_dict(state["learner"])
     except (ValueError, KeyError, TypeError) as error:
@@ -298,27 +298,30 @@ def _open(path: Path) -> Checkpoint:
 
 def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
     """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor, or a counter is not one."""
-    online, ring = state["learner"]["online"], state["ring"]
-    schedule = make_schedule(config.schedule, config.total_frames, config.learning_starts)
+    learner, ring, stage, totals = state["learner"], state["ring"], state["stage"], state["totals"]
+    schedule = schedule_of(config)
+    interventions, injections = len(schedule.injection_frames), len(learner["head"]["injections"])
+    if not (isinstance(stage, int) and injections <= stage <= interventions and len(totals) == schedule.num_stages):
+        raise ValueError(
+            f"stage {stage}, its {injections} injections and {len(totals)} totals are not those of a schedule with "
+            f"{interventions} interventions in {schedule.num_stages} stages"
+        )
+    width, first = learner["width"], config.width * schedule.width_multiplier
+    if not (isinstance(width, int) and first <= width <= first + stage * config.width):
+        raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
+    with torch.device("meta"):  # the shapes of a network, without its memory
+        parts = dict(zip(("encoder", "head.live"), make_parts(config, state["num_actions"], width), strict=True))
     sizes = {
-        "width": (state["width"], online["head.live.0.weight"].shape[0]),
-        "width of the schedule": (state["width"], config.width * schedule.width_multiplier),
-        "channels": (max(1, round(32 * config.encoder_width)), online["encoder.layers.0.weight"].shape[0]),
-        "actions": (state["num_actions"], online["head.live.2.weight"].shape[0])
-        if config.normalization != "layer"
-        else (state["num_actions"], online["head.live.3.weight"].shape[0]),
-        "num_envs": (config.num_envs, ring["written"].shape[0]),
+        f"{part}.{name}": (tuple(tensor.shape), tuple(learner["online"][f"{part}.{name}"].shape))
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    } | {
+        "num_envs": ((config.num_envs,), tuple(ring["written"].shape)),
         "filled rows": (ring["filled"], ring["transitions"].shape[1]),
     }
     for name, (said, found) in sizes.items():
         if said != found:
             raise ValueError(f"{name}: {said} by the configuration, {found} by the tensors")
-    stage, totals = state["stage"], state["totals"]
-    num_stages = len(schedule.injection_frames) + 1
-    if not (
-        isinstance(stage, int) and len(state["learner"]["head"]["injections"]) <= stage < num_stages == len(totals)
-    ):
-        raise ValueError(f"stage {stage} and its injections are not those of a schedule with {num_stages} stages")
     counters = [state["wall_seconds"], *(number for total in totals for number in total)]
     if not all(isinstance(number, int | float) for number in counters) or not isinstance(state["resumes"], list):
         raise ValueError("a counter is not a number")

@@ -15,14 +15,31 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
 
+Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
+Intervention = Literal[
+    "inject",
+    "reset-head",
+    "reset-encoder",
+    "reset-all",
+    "shrink-perturb",
+    "widen",
+    "net2wider",
+    "redo",
+    "fresh-optimizer",
+]
+Split = Literal["fc1", "conv3", "conv2", "conv1"]
+TrainableHeads = Literal["newest", "all"]
 Normalization = Literal["none", "layer", "spectral"]
+Regularizer = Literal["none", "l2", "l2-init", "parseval"]
+WeightProjection = Literal["none", "nap"]
 OptimizerName = Literal["centered_rmsprop", "adam"]
 OutputBias = Literal["shared", "per_action"]
 Execution = Literal["auto", "eager", "graph"]
 Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["paper", "modern"]
 OnGrowthFailure = Literal["stop", "continue"]
+DiagnosticsDepth = Literal["light", "full"]
 
 
 class ConfigError(ValueError):
@@ -41,7 +58,9 @@ class Config:
     # What is run
     game: str = setting("phoenix", "Atari 2600 game, in any spelling.")
     schedule: str = setting(
-        "grow3x", "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions)."
+        "grow3x",
+        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions); to compare with: reset, "
+        "shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period).",
     )
     preset: PresetName = setting("paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.")
     seed: int = setting(0, "Seed of everything random; any integer (normalised through numpy's SeedSequence).")
@@ -58,16 +77,35 @@ class Config:
     # Network
     width: int = setting(512, "Hidden units of the small network's head; full1x and full3x take 2x and 4x this.")
     encoder_width: float = setting(1.0, "Factor on the channels of the three convolutions.")
+    split: Split = setting(
+        "fc1", "First layer of the head; what lies before it is the encoder (conv1: all of the network is the head)."
+    )
     normalization: Normalization = setting("none", "Normalisation of the penultimate layer.")
+    activation: Activation = setting(
+        "relu", "Of the hidden layers: relu, crelu (twice the outputs), or fourier (sine and cosine of half the units)."
+    )
     output_bias: OutputBias = setting(
         "shared", "One bias for all actions (van Hasselt et al. 2016, tuned DDQN) or one for each."
     )
 
     # Growth
+    intervention: Intervention = setting(
+        "inject", "What happens at the times of grow1x, grow3x or at:...; the other schedules have their own."
+    )
     anchor: Anchor = setting(
         "frozen", "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less."
     )
+    trainable_heads: TrainableHeads = setting(
+        "newest", "Which heads train after an injection: the newest, or all but the anchors (the paper's ablation)."
+    )
     freeze_encoder_at: int = setting(0, "Injection from which the encoder stops learning (0: never).")
+    shrink_alpha: float = setting(
+        0.8, "Share of the old weights after shrink-perturb, the rest is fresh (SR-SPR, D'Oro et al. 2023)."
+    )
+    redo_period: int = setting(0, "Interval of the redo schedule (0: a 200th of the budget, at least 4k).", "frames")
+    redo_tau: float = setting(
+        0.025, "Score up to which redo recycles a unit (Sokar et al. 2023: 0.025 at replay ratio 1/4, else 0.1)."
+    )
     on_growth_failure: OnGrowthFailure = setting(
         "stop", "After a rolled-back growth: stop, or continue ungrown.", identity=False
     )
@@ -82,6 +120,13 @@ class Config:
     discount: float = setting(0.99, "Discount per agent step.")
     target_period: int = setting(120_000, "Interval between copies of the online network into the target.", "frames")
     max_grad_norm: float = setting(0.0, "Global gradient-norm clip (0: none).")
+    regularizer: Regularizer = setting(
+        "none", "Penalty in the loss: l2, l2-init (distance from the initial weights), or parseval (orthogonal layers)."
+    )
+    regularizer_strength: float = setting(1e-4, "Factor on the penalty (0: none).")
+    weight_projection: WeightProjection = setting(
+        "none", "nap: every hidden layer is normalised, and its weights go back to their initial norm after an update."
+    )
     replay_capacity: int = setting(1_000_000, "Replay capacity.", "transitions")
     learning_starts: int = setting(200_000, "Frames played at random before the first update.", "frames")
     epsilon_start: float = setting(1.0, "Exploration epsilon until learning starts.")
@@ -95,6 +140,12 @@ class Config:
     eval_frames: int = setting(500_000, "Length of an evaluation.", "frames", identity=False)
     eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
     log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
+    diagnostics_period: int = setting(
+        250_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
+    )
+    diagnostics: DiagnosticsDepth = setting(
+        "light", "light; full adds the Hessian's top eigenvalue and fits targets: seconds each time.", identity=False
+    )
     checkpoint_period: int = setting(
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
     )
@@ -138,14 +189,30 @@ class Config:
             "eval_period",
             "eval_frames",
             "checkpoint_period",
+            "redo_period",
+            "redo_tau",
+            "diagnostics_period",
         ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("num_threads", "freeze_encoder_at", "max_grad_norm", "reward_clip"):
             self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
-        for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount"):
+        for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount", "shrink_alpha"):
             self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
+        self._require(
+            0 <= self.regularizer_strength < float("inf"), "regularizer_strength", "must be finite and not negative"
+        )
+        self._require(
+            self.weight_projection == "none" or self.normalization == "layer",
+            "weight_projection",
+            "rescales layers that are normalised: add --normalization layer",
+        )
+        self._require(
+            self.anchor != "mirrored" or self.activation == "relu",
+            "anchor",
+            f"needs --activation relu, not {self.activation}: use --anchor zero or --anchor frozen",
+        )
         self._require(self.max_episode_frames >= FRAME_SKIP, "max_episode_frames", f"must be at least {FRAME_SKIP}")
         self._require(
             self.learning_starts < self.total_frames,
@@ -162,6 +229,11 @@ class Config:
             "replay_capacity",
             "must hold at least one batch and one transition of every environment",
         )
+        self._require(
+            not (self.freeze_encoder_at and self.split == "conv1"),
+            "freeze_encoder_at",
+            "has no encoder to freeze with --split conv1: leave one of them out",
+        )
         if self.eval_period:
             self._require(
                 self.eval_frames > 0, "eval_frames", "must be positive, or turn evaluation off with --eval-period 0"
@@ -170,6 +242,11 @@ class Config:
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {getattr(self, name)}: it {remedy}")
+
+    @property
+    def keeps_initial_weights(self) -> bool:
+        """Whether learning needs the weights that what trains had at its start."""
+        return self.regularizer == "l2-init" or self.weight_projection == "nap"
 
     @property
     def entropy(self) -> int:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growtrain.config import format_count
-from growtrain.records import Evaluation, Metrics
+from growtrain.records import Diagnostics, Evaluation, Metrics
 
 if TYPE_CHECKING:  # torch comes with it, and a display needs none
     from growtrain.growth.interventions import GrowthEvent
@@ -34,13 +34,15 @@ _PANEL_WIDTH: Final = 100  # at most, in columns
 class AbstractDisplay(ABC):
     """Shows a run from `__enter__` to `__exit__`; no method fails because of the stream."""
 
-    def show(self, record: "Metrics | Evaluation | GrowthEvent") -> None:
-        """Any of the records that `train` yields."""
+    def show(self, record: "Metrics | Evaluation | Diagnostics | GrowthEvent") -> None:
+        """Any of the records that `train` yields; diagnostics are for the files."""
         match record:
             case Metrics():
                 self.record(record)
             case Evaluation():
                 self.evaluation(record)
+            case Diagnostics():
+                pass
             case _:
                 self.growth(record)
 
@@ -77,6 +79,7 @@ def open_display(
     stage_frames: Sequence[int],
     stage_costs: Sequence[float],
     run_name: str = "",
+    plan: str = "",
     stream: TextIO | None = None,
 ) -> AbstractDisplay:
     """The display that suits the stream: live on a UTF-8 terminal, plain lines for pipes, files, `NO_COLOR` and dumb terminals.
@@ -88,19 +91,25 @@ def open_display(
         stage_frames: length of each stage in frames; their sum is the budget.
         stage_costs: time per frame of each stage, in any unit.
         run_name: the run directory, if it should be shown.
+        plan: what happens when, in words; by default injections where stages begin.
         stream: where to; None is standard output.
 
     Raises:
         ValueError: the stages and costs do not match, or are not positive.
     """
     progress = Progress(stage_frames, stage_costs)
-    title = [_printable(part) for part in (game, schedule, device, run_name) if part]
+    title = [printable(part) for part in (game, schedule, device, run_name) if part]
     safe = SafeStream(sys.stdout if stream is None else stream)
-    utf8 = safe.encoding.lower().replace("-", "").startswith("utf8")
-    dumb = os.environ.get("TERM", "dumb") in ("dumb", "unknown") and os.name != "nt"
-    if safe.isatty() and utf8 and not dumb and not os.environ.get("NO_COLOR"):
+    if suits_live(safe):
         return LiveDisplay(Console(file=cast(IO[str], safe), force_terminal=True), title, progress)
-    return PlainDisplay(safe, title, progress)
+    return PlainDisplay(safe, title, progress, plan)
+
+
+def suits_live(stream: "SafeStream") -> bool:
+    """Whether what is redrawn in place can be shown: on a UTF-8 terminal that is not dumb, without `NO_COLOR`."""
+    utf8 = stream.encoding.lower().replace("-", "").startswith("utf8")
+    dumb = os.environ.get("TERM", "dumb") in ("dumb", "unknown") and os.name != "nt"
+    return stream.isatty() and utf8 and not dumb and not os.environ.get("NO_COLOR")
 
 
 def eta_seconds(
@@ -178,14 +187,15 @@ class Progress:
 class PlainDisplay(AbstractDisplay):
     """One short ASCII line per message; the first word says of what kind it is."""
 
-    def __init__(self, stream: "SafeStream", title: Sequence[str], progress: Progress) -> None:
+    def __init__(self, stream: "SafeStream", title: Sequence[str], progress: Progress, plan: str) -> None:
         self._stream = stream
         self._title = title
         self._progress = progress
+        self._plan = plan
 
     def note(self, text: str) -> None:
         """`note ...`."""
-        self._line("note", _printable(text))
+        self._line("note", printable(text))
 
     def record(self, metrics: Metrics) -> None:
         """`train ...`."""
@@ -198,10 +208,10 @@ class PlainDisplay(AbstractDisplay):
             f"eps {metrics.epsilon:.3f}",
             f"{metrics.frames_per_second:>5.0f} frames/s",
             f"{metrics.updates_per_second:>4.0f} updates/s",
-            f"eta {_duration(progress.seconds_to(progress.total_frames)):>6}",
+            f"eta {format_duration(progress.seconds_to(progress.total_frames)):>6}",
         ]
         if progress.next_injection is not None:
-            parts.append(f"next in {_duration(progress.seconds_to(progress.next_injection))}")
+            parts.append(f"next in {format_duration(progress.seconds_to(progress.next_injection))}")
         self._line("train", *parts)
 
     def evaluation(self, evaluation: Evaluation) -> None:
@@ -211,7 +221,7 @@ class PlainDisplay(AbstractDisplay):
             self._place(evaluation.frames, evaluation.stage),
             f"score {_score(evaluation.episode_return):>8}",
             f"human-normalized {_small(evaluation.human_normalized_score)}",
-            f"{evaluation.episodes} episodes in {_duration(evaluation.wall_seconds)}",
+            f"{evaluation.episodes} episodes in {format_duration(evaluation.wall_seconds)}",
         )
 
     def growth(self, event: "GrowthEvent") -> None:
@@ -220,7 +230,7 @@ class PlainDisplay(AbstractDisplay):
 
     def __enter__(self) -> Self:
         edges = ", ".join(map(format_count, self._progress.edges))
-        plan = f"injections at {edges}" if edges else "no injections"
+        plan = self._plan or (f"injections at {edges}" if edges else "no injections")
         self._line("run", *self._title, f"{format_count(self._progress.total_frames)} frames, {plan}")
         return self
 
@@ -254,7 +264,7 @@ class LiveDisplay(AbstractDisplay):
 
     def note(self, text: str) -> None:
         """A line above the panel."""
-        self._message("note", _printable(text), "yellow")
+        self._message("note", printable(text), "yellow")
 
     def record(self, metrics: Metrics) -> None:
         """Redraws the panel."""
@@ -312,8 +322,8 @@ class LiveDisplay(AbstractDisplay):
         for style, ratio in (("dim", 2), ("bold", 5), ("dim", 3), ("bold", 2)):
             table.add_column(style=style, ratio=ratio, no_wrap=True, overflow="ellipsis")
         for fact in (
-            ("stage", self._stage(), "time left", _duration(left)),
-            ("score", score, "elapsed", _duration(elapsed)),
+            ("stage", self._stage(), "time left", format_duration(left)),
+            ("score", score, "elapsed", format_duration(elapsed)),
             ("evaluation", evaluated, "human-normalized", human),
             ("frames/s", f"{metrics.frames_per_second:.0f}", "updates/s", f"{metrics.updates_per_second:.0f}"),
             ("loss", _small(metrics.loss), "epsilon", f"{metrics.epsilon:.3f}"),
@@ -326,7 +336,7 @@ class LiveDisplay(AbstractDisplay):
         edge = self._progress.next_injection
         if edge is None:
             return text
-        return f"{text}, next at {format_count(edge)} in {_duration(self._left(edge))}"
+        return f"{text}, next at {format_count(edge)} in {format_duration(self._left(edge))}"
 
     def _left(self, frames: int) -> float | None:
         seconds = self._progress.seconds_to(frames)
@@ -421,7 +431,7 @@ def _small(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """At most six characters: `45s`, `12m05s`, `9h34m`, `3d04h`."""
     if seconds is None:
         return "-"
@@ -435,6 +445,6 @@ def _duration(seconds: float | None) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` on one line, without control characters (a run name may hold newlines or terminal escapes)."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -31,11 +31,11 @@ from growtrain.collection import make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.interventions import count_parameters
-from growtrain.growth.schedules import make_schedule
-from growtrain.growth.transaction import grow
-from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.networks.encoders import NatureEncoder
-from growtrain.networks.heads import make_head
+from growtrain.growth.schedules import schedule_of
+from growtrain.growth.transaction import apply
+from growtrain.learners.double_dqn import DoubleDQN, make_parts
+from growtrain.measuring import STATES
+from growtrain.networks.activations import outputs_per_unit
 from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
 
 PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
@@ -65,23 +65,33 @@ class NetworkShape:
     """The sizes of the encoder and of one head, from which everything else follows.
 
     Attributes:
-        convolutions, hidden, output: multiply-adds per observation of each convolution, from the input up, and of the head's two layers.
+        convolutions: multiply-adds per observation of each convolution of the encoder, from the input up.
+        head_convolutions, hidden, output: the same of the convolutions that are in the head, and of its two linear layers.
+        encoder_gram, head_gram: multiply-adds of W W^T of the layers of each but the output, if `parseval` needs them.
         encoder_parameters, head_parameters: numbers of parameters.
         encoder_activations, head_activations: floats per observation that a forward pass keeps for its backward pass.
     """
 
     convolutions: tuple[int, ...]
+    head_convolutions: tuple[int, ...]
     hidden: int
     output: int
+    encoder_gram: int
+    head_gram: int
     encoder_parameters: int
     head_parameters: int
     encoder_activations: int
     head_activations: int
 
+    @property
+    def head(self) -> int:
+        """Multiply-adds per observation of one head."""
+        return sum(self.head_convolutions) + self.hidden + self.output
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateFlops:
-    """The FLOPs of one update by what they are for; `live` is the head that trains, `frozen` all the others together."""
+    """The FLOPs of one update by what they are for; `live` are the heads that train, `frozen` all the others together."""
 
     encoder_forward: int
     encoder_weight_gradients: int
@@ -91,6 +101,7 @@ class UpdateFlops:
     live_input_gradients: int
     frozen_forward: int
     frozen_input_gradients: int
+    regularizer: int
 
     @property
     def total(self) -> int:
@@ -107,7 +118,7 @@ class StageCost:
         start_frame, end_frame: its frames, the end excluded.
         updates, policy_steps: gradient steps, and agent steps for which the network is asked (it is not while epsilon is 1).
         evaluation_frames: frames of the evaluations made in it.
-        live_width, frozen_width: hidden units of the live head, and of all frozen heads together.
+        live_width, frozen_width: hidden units of the heads that train, and of the others, together.
         parameters_total, parameters_trainable: of the online network.
         flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
     """
@@ -185,58 +196,79 @@ class Plan:
 def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
     """Reads the sizes off the layers of an encoder and a head `width` wide, built without memory."""
     with torch.device("meta"):
-        encoder = NatureEncoder(config.encoder_width)
-        kinds = {"normalization": config.normalization, "output_bias": config.output_bias}
-        head = make_head(encoder.num_features, width, num_actions, **kinds)  # type: ignore[arg-type]  # literals
-    convolutions, activations, side = [], STACK_SIZE * math.prod(FRAME_SHAPE), FRAME_SHAPE[0]
-    for layer in encoder.modules():
-        if isinstance(layer, nn.Conv2d):
-            side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
-            convolutions.append(layer.weight.numel() * side * side)
-            activations += 2 * layer.out_channels * side * side  # before and after the ReLU
-    hidden, output = (layer.weight.numel() for layer in head if isinstance(layer, nn.Linear))
+        encoder, head = make_parts(config, num_actions, width)
+    side = FRAME_SHAPE[0]
+    hidden, output = (layer.weight for layer in head if isinstance(layer, nn.Linear))
+    # Before and after normalisation and activation.
+    kept_per_unit = 1 + (config.weight_projection == "nap") + outputs_per_unit(config.activation)
+    convolutions: tuple[list[int], list[int]] = ([], [])  # of the encoder, of the head
+    grams = [0, len(hidden) * hidden.numel()]
+    activations = [STACK_SIZE * math.prod(FRAME_SHAPE), kept_per_unit * len(hidden) + num_actions]
+    for part, module in enumerate((encoder, head)):
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
+                convolutions[part].append(layer.weight.numel() * side * side)
+                grams[part] += layer.out_channels * layer.weight.numel()
+                activations[part] += kept_per_unit * layer.out_channels * side * side
+    parseval = config.regularizer == "parseval" and config.regularizer_strength > 0
     return NetworkShape(
-        convolutions=tuple(convolutions),
-        hidden=hidden,
-        output=output,
+        convolutions=tuple(convolutions[0]),
+        head_convolutions=tuple(convolutions[1]),
+        hidden=hidden.numel(),
+        output=output.numel(),
+        encoder_gram=parseval * grams[0],
+        head_gram=parseval * grams[1],
         encoder_parameters=count_parameters(encoder),
         head_parameters=count_parameters(head),
-        encoder_activations=activations,
-        head_activations=2 * width + num_actions,
+        encoder_activations=activations[0],
+        head_activations=activations[1],
     )
 
 
-def update_flops(shape: NetworkShape, batch_size: int, num_frozen: int, encoder_trains: bool) -> UpdateFlops:
-    """The FLOPs of one Double-DQN update with `num_frozen` frozen heads beside the live one.
+def update_flops(
+    shape: NetworkShape, batch_size: int, num_frozen: int, encoder_trains: bool, num_live: int = 1
+) -> UpdateFlops:
+    """The FLOPs of one Double-DQN update with `num_frozen` heads that do not train beside the `num_live` that do.
 
-    From the first target copy after the encoder froze, on the default execution: online and target then share what is frozen.
+    From the first target copy after the encoder froze, on the default execution: online and target then share what is frozen, the other
+    heads only if none of them trains.
     """
-    flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.hidden + shape.output
-    frozen_passes = PASSES if encoder_trains else SHARED_PASSES
+    flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.head
+    encoder_trains = encoder_trains and encoder > 0
+    first = (*shape.head_convolutions, shape.hidden)[0]  # of a head's layers, what lies below it is the encoder
+    encoder_passes = PASSES if encoder_trains else SHARED_PASSES
+    frozen_passes = PASSES if encoder_trains or num_live > 1 else SHARED_PASSES
     return UpdateFlops(
-        encoder_forward=flops * frozen_passes * encoder,
+        encoder_forward=flops * encoder_passes * encoder,
         encoder_weight_gradients=flops * encoder_trains * encoder,
         encoder_input_gradients=flops * encoder_trains * sum(shape.convolutions[1:]),
-        live_forward=flops * PASSES * head,
-        live_weight_gradients=flops * head,
-        live_input_gradients=flops * (shape.output + encoder_trains * shape.hidden),
+        live_forward=flops * PASSES * num_live * head,
+        live_weight_gradients=flops * num_live * head,
+        live_input_gradients=flops * num_live * (head - first + encoder_trains * first),
         frozen_forward=flops * frozen_passes * num_frozen * head,
         frozen_input_gradients=flops * encoder_trains * num_frozen * head,
+        regularizer=2
+        * 3
+        * (encoder_trains * shape.encoder_gram + num_live * shape.head_gram),  # a product, two for its gradient
     )
 
 
 def make_plan(config: Config, num_actions: int) -> Plan:
     """The costs of a run of `config` on a game with `num_actions` actions; raises `ConfigError` for an impossible schedule."""
-    schedule = make_schedule(config.schedule, config.total_frames, config.learning_starts)
-    width = config.width * schedule.width_multiplier
-    shape = network_shape(config, num_actions, width)
+    schedule = schedule_of(config)
     at_random = config.learning_starts // FRAME_SKIP if config.epsilon_start >= 1 else 0
     stages, end = [], 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
         start, end = end, end + frames
         first, last = start // FRAME_SKIP, end // FRAME_SKIP
-        num_frozen = stage * FROZEN_HEADS_PER_INJECTION[config.anchor]
+        width = config.width * (schedule.width_multiplier + (stage if schedule.widens else 0))
+        shape = network_shape(config, num_actions, width)
+        injections = stage if schedule.intervention == "inject" else 0
+        num_live = 1 + (injections if config.trainable_heads == "all" else 0)
+        num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
         encoder_trains = not 0 < config.freeze_encoder_at <= stage
+        flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live)
         cost = StageCost(
             stage=stage,
             start_frame=start,
@@ -244,30 +276,34 @@ def make_plan(config: Config, num_actions: int) -> Plan:
             updates=updates_due(config, last) - updates_due(config, first),
             policy_steps=max(last, at_random) - max(first, at_random),
             evaluation_frames=_evaluations(config, start, end) * config.eval_frames,
-            live_width=width,
-            frozen_width=num_frozen * width,
-            parameters_total=shape.encoder_parameters + (1 + num_frozen) * shape.head_parameters,
-            parameters_trainable=encoder_trains * shape.encoder_parameters + shape.head_parameters,
-            flops_per_update=update_flops(shape, config.batch_size, num_frozen, encoder_trains).total,
-            flops_per_action=2 * (sum(shape.convolutions) + (1 + num_frozen) * (shape.hidden + shape.output)),
+            live_width=num_live * width,
+            frozen_width=(num_heads - num_live) * width,
+            parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters,
+            parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
+            flops_per_update=flops.total,
+            flops_per_action=2 * (sum(shape.convolutions) + num_heads * shape.head),
         )
         stages.append(cost)
-    memory = _memory(config, shape, stages)
-    parameters = 2 * (
-        stages[-1].parameters_total + stages[0].parameters_trainable
-    )  # online, target, two optimizer slots
-    checkpoint = 4 * parameters + math.ceil(COMPRESSED_REPLAY * memory.replay)
+    memory = _memory(config, shape, num_heads, stages)
+    trainable = max(stage.parameters_trainable for stage in stages)
+    parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
+    parameters += config.keeps_initial_weights * trainable
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
+    if config.diagnostics_period:
+        parameters += trainable  # the initial ones
+        lines += config.total_frames // config.diagnostics_period + 2 * (len(stages) - 1)
+    checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
 
 def full_width(config: Config) -> Config:
     """The baseline to compare with: the width that growth ends with, from the start. A run that never grows is its own."""
-    injections = make_schedule(config.schedule, config.total_frames, config.learning_starts).injection_frames
-    if not injections:
+    schedule = schedule_of(config)
+    if not schedule.injection_frames or not (schedule.widens or schedule.intervention == "inject"):
         return config
-    return dataclasses.replace(config, schedule="fixed", width=config.width * (1 + len(injections)))
+    width = config.width * (1 + len(schedule.injection_frames))
+    return dataclasses.replace(config, schedule="fixed", intervention="inject", width=width)
 
 
 def _evaluations(config: Config, start: int, end: int) -> int:
@@ -286,17 +322,30 @@ def _updates_at_once(config: Config) -> int:
     return math.ceil(config.num_envs * config.replay_ratio)
 
 
-def _memory(config: Config, shape: NetworkShape, stages: list[StageCost]) -> Memory:
+def _measured_bytes(config: Config) -> int:
+    """The states that diagnostics keep from one record to the next."""
+    return STATES * STACK_SIZE * math.prod(FRAME_SHAPE) if config.diagnostics_period else 0
+
+
+def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[StageCost]) -> Memory:
+    """Of the last stage, whose network has `num_heads` heads of this shape."""
     last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
-    num_heads = 1 + last.frozen_width // last.live_width
-    activations = 4 * batch_size * (shape.encoder_activations + num_heads * shape.head_activations)
+    trainable = max(stage.parameters_trainable for stage in stages)
+    at_once = 2 * batch_size  # activations and their gradients
+    if config.diagnostics_period:
+        at_once = max(at_once, STATES)
+    activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
     drawn = _updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
     return Memory(
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
         replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
+        # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.
         networks=4
-        * (2 * 2 * last.parameters_total + 4 * stages[0].parameters_trainable),  # gradient, two slots, a temporary
-        batch=drawn + 2 * activations,  # and their gradients
+        * (
+            2 * 2 * last.parameters_total
+            + (4 + config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable
+        ),
+        batch=drawn + activations + 2 * _measured_bytes(config),
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )
 
@@ -455,7 +504,8 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
     for stage in range(len(plan.stages)):
         if stage:
             probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
-            grow(learner, probe, anchor=config.anchor, generator=generator, freeze_encoder=freeze)
+            intervention = schedule_of(config).intervention
+            apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
         blocks, calls = _block_seconds(lambda: learner.update(batches), device, 0.8 * seconds)
         act_blocks, _ = _block_seconds(lambda: learner.q_values(observation.to(device)), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)
@@ -516,6 +566,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     gpu, evaluation = memory.needed("cuda"), f"{plan.evaluation_flops / 1e15:.3g} PFLOP"
     share = f"{plan.flops / baseline.flops:.0%} of full width ({full.live_width} hidden units)"
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    schedule = schedule_of(plan.config)
+    lines += [] if schedule.intervention == "inject" else ["", f"does     {schedule.describe()}"]
     lines += f"""
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {_gb(memory.needed("cpu")["host"])} on a CPU; {_gb(gpu["host"])} host and {_gb(gpu["GPU"])} device on a GPU

@@ -44,6 +44,7 @@ _SCALED_MINIMA = {
     "eval_period": 25_000,
     "eval_frames": 10_000,
     "log_period": 2_000,
+    "diagnostics_period": 25_000,
     "checkpoint_period": 25_000,
 }
 

@@ -5,7 +5,7 @@ Units: frames are emulator frames; times are seconds on a monotonic clock.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Evaluation:
 
     Attributes:
         frames: training frames behind the evaluated network.
-        stage: its injections.
+        stage: in which it was.
         episode_return: mean true score.
         episode_return_std: standard deviation over the episodes.
         human_normalized_score: 0 random, 1 human.
@@ -69,6 +69,53 @@ class Evaluation:
     unfinished: int = 0
     eval_frames: int
     wall_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """One line of `diagnostics.jsonl`: measures of plasticity (`growtrain.diagnostics`) of the online network on states of its replay.
+
+    Layers are named as modules: `encoder.layers.1`, `head.live.1`, `head.frozen.heads.0.1`. The first frozen head is the oldest.
+
+    Attributes:
+        frames, updates, stage: counters at the time of the record.
+        when: `period`; or `before growth` and `after growth`, two records of the same states around one intervention.
+        states: how many states were drawn, without replacement.
+        dormant_fraction: of each layer's units, by layer.
+        srank, effective_rank, stable_rank: of `features` (the encoder's output) and `hidden` (the live head's hidden layer).
+        weight_norm: of `encoder` and `live` (the live head).
+        distance_from_initialization: of `encoder`, since the start of the run, and `live`, since the live head's birth; None where that
+            was not seen because diagnostics were off.
+        gradient_norm: of the loss on a batch of an update's size, with respect to `encoder` and `live`; None of an encoder that is frozen.
+        policy_churn: share of the states of the previous record whose greedy action is another one now; None in the first.
+        policy_churn_frames: frames since the previous record.
+        hessian_top_eigenvalue: of the loss on the same batch as the gradient; None unless `--diagnostics full`.
+        target_fit_error: what the `head` (on its features) and the `network` leave of fresh random targets after a fixed number of updates;
+            None unless `--diagnostics full`.
+        seconds: what measuring took.
+    """
+
+    frames: int
+    updates: int
+    stage: int
+    when: Literal["period", "before growth", "after growth"]
+    states: int
+    dormant_fraction: dict[str, float]
+    srank: dict[str, int]
+    effective_rank: dict[str, float]
+    stable_rank: dict[str, float]
+    weight_norm: dict[str, float]
+    distance_from_initialization: dict[str, float | None]
+    gradient_norm: dict[str, float | None]
+    policy_churn: float | None
+    policy_churn_frames: int | None
+    hessian_top_eigenvalue: float | None
+    target_fit_error: dict[str, float] | None
+    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""

@@ -13,12 +13,17 @@ from typing import Any
 
 from growtrain.checkpoint import Checkpoint, examine
 from growtrain.config import Config, ConfigError, flag, format_count
-from growtrain.growth.schedules import make_schedule
+from growtrain.growth.schedules import schedule_of
 from growtrain.runfiles import cut_back, read_plain
 
 # Settings of what is learned that a fork may change: they act on what comes, and fit the state that is there.
 _FORKABLE = {
     "schedule",
+    "intervention",
+    "trainable_heads",
+    "shrink_alpha",
+    "redo_period",
+    "redo_tau",
     "total_frames",
     "seed",
     "anchor",
@@ -32,6 +37,7 @@ _FORKABLE = {
     "discount",
     "target_period",
     "max_grad_norm",
+    "regularizer_strength",
     "epsilon_start",
     "epsilon_end",
     "epsilon_decay_frames",
@@ -88,7 +94,7 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
         )
-    old, new = (make_schedule(c.schedule, c.total_frames, c.learning_starts) for c in (checkpoint.config, config))
+    old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:
         raise ConfigError(
             f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
@@ -102,6 +108,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: name the injections "
             f"done ({past or 'none'}) and later ones, as in --schedule at:{past + ',' if past else ''}{checkpoint.frames}"
         )
+    learner, what = checkpoint.state["learner"], f"--intervention {new.intervention}"
+    if learner["head"]["injections"] and (new.widens or new.intervention == "redo"):
+        raise ConfigError(
+            f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
+        )
+    if learner["encoder_frozen"] and new.intervention in ("reset-encoder", "reset-all"):
+        raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
 
 
 def render(run_dir: Path) -> tuple[list[str], bool]:
@@ -138,7 +151,7 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
         ),
         (
             f"network     {len(learner['head']['injections'])} injections ({', '.join(learner['head']['injections']) or 'none'}), width "
-            f"{state['width']}, {format_count(online)} parameters, encoder {'frozen' if learner['encoder_frozen'] else 'learning'}, "
+            f"{learner['width']}, {format_count(online)} parameters, encoder {'frozen' if learner['encoder_frozen'] else 'learning'}, "
             f"optimizer slots of {len(learner['optimizer'])} tensors"
         ),
         f"stages      {stages}",

@@ -8,6 +8,7 @@ Units: frames; seconds on a monotonic clock.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -17,32 +18,34 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter, set_aside_newer
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
-from growtrain.config import FRAME_SKIP, Config, ConfigError
+from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention
 from growtrain.evaluation import evaluate
 from growtrain.growth.interventions import GrowthEvent
-from growtrain.growth.schedules import make_schedule
-from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.growth.schedules import schedule_of
+from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.measuring import Measurer
 from growtrain.planning import make_plan
 from growtrain.provenance import describe, describe_machine, differences
-from growtrain.records import Evaluation, Metrics
+from growtrain.records import Diagnostics, Evaluation, Metrics
 from growtrain.replay.frame_ring import FrameRing, frame_replay
 from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file, write_json
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
 
-Record = Metrics | Evaluation | GrowthEvent
+Record = Metrics | Evaluation | Diagnostics | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
-_PAUSES = ("growth", "evaluation", "checkpoint")
+_REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
+_PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics")
 _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
 
 
@@ -58,7 +61,7 @@ def train(
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
-        `Metrics`, `Evaluation` and `GrowthEvent`, after they have been written.
+        `Metrics`, `Evaluation`, `Diagnostics` and `GrowthEvent`, after they have been written.
 
     Raises:
         ConfigError: the configuration cannot be run, or another process runs in this directory.
@@ -79,6 +82,8 @@ def train(
                 run.learner.copy_target()
             if run.crossed(config.eval_period):
                 yield run.evaluate()
+            if run.crossed(config.diagnostics_period):
+                yield run.diagnose("period")
             if run.crossed(config.log_period):
                 yield run.report()
             if run.checkpoint_due():
@@ -109,7 +114,7 @@ def make_captured(learner: DoubleDQN, ring: FrameRing) -> CapturedUpdate:
 
 @dataclass
 class StageTotals:
-    """What one stage has taken: frames, updates, and seconds of training (growth, evaluation and checkpoints excluded)."""
+    """What one stage has taken: frames, updates, and seconds of training (growth, evaluation, diagnostics and checkpoints excluded)."""
 
     frames: int = 0
     updates: int = 0
@@ -121,10 +126,11 @@ class Run:
 
     Attributes:
         config, run_dir, device, schedule: what is run, where, when it grows.
-        collector, ring, learner: acting, memory, learning.
+        collector, ring, learner, measurer: acting, memory, learning, and how plastic it is.
         phases: where the time goes.
         stage: schedule entries carried out, a growth that failed and was skipped included.
-        totals: per stage.
+        interventions: those that did not fail.
+        totals: per stage; a periodic schedule has only one.
     """
 
     def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
@@ -132,7 +138,7 @@ class Run:
         self.device = resolve_device(config.device)
         num_threads = config.num_threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(num_threads)
-        self.schedule = make_schedule(config.schedule, config.total_frames, config.learning_starts)
+        self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
         environment = make_environment(config, seed=episodes)
@@ -149,9 +155,10 @@ class Run:
             generator=torch.Generator().manual_seed(weights),
         )
         self.captured = make_captured(self.learner, self.ring) if uses_graph(config, self.device) else None
+        self.measurer = Measurer(config, self.learner, self.ring)
         self.growth_generator = torch.Generator().manual_seed(growth)
-        self.stage = 0
-        self.totals = [StageTotals() for _ in range(len(self.schedule.injection_frames) + 1)]
+        self.stage = self.interventions = 0
+        self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
         self.phases = Phases()
         self.last_evaluation: Evaluation | None = None
         self._recent_returns: deque[float] = deque(maxlen=100)
@@ -183,21 +190,24 @@ class Run:
         else:
             self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
-    def grow(self) -> Iterator[GrowthEvent]:
+    def grow(self) -> Iterator[Record]:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
+        if self.config.diagnostics_period:
+            yield self.diagnose("before growth")
         self._account()
         self.stage += 1
         with self.phases("growth"):
             valid = torch.from_numpy(np.flatnonzero(self.ring.valid))
-            chosen = valid[torch.randint(len(valid), (_PROBE_SIZE,), generator=self.growth_generator)]
-            freeze_at = self.config.freeze_encoder_at
+            size = _REDO_PROBE_SIZE if self.schedule.intervention == "redo" else _PROBE_SIZE
+            chosen = valid[torch.randint(len(valid), (size,), generator=self.growth_generator)]
             try:
-                event = grow(
+                event = apply(
                     self.learner,
+                    self.schedule.intervention,
                     self.ring.get(chosen)["observation"],
-                    anchor=self.config.anchor,
+                    config=self.config,
                     generator=self.growth_generator,
-                    freeze_encoder=self.stage == freeze_at,
+                    freeze_encoder=self.stage == self.config.freeze_encoder_at,
                     frames=self.collector.frames,
                 )
             except GrowthFailed as error:
@@ -205,8 +215,21 @@ class Run:
                     raise
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
+        self.interventions += 1
+        event = dataclasses.replace(event, stage=self.schedule.stage_after(self.interventions))
         self.sinks.write("growth_events", event.to_dict())
         yield event
+        if self.config.diagnostics_period:
+            yield self.diagnose("after growth", self.schedule.intervention)
+
+    def diagnose(
+        self, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
+    ) -> Diagnostics:
+        """Measures the online network's plasticity, which changes nothing in the run."""
+        with self.phases("diagnostics"):
+            record = self.measurer.measure(self.collector.frames, when, kind)
+        self.sinks.write("diagnostics", record.to_dict())
+        return record
 
     def evaluate(self) -> Evaluation:
         """Evaluates the online network."""
@@ -215,7 +238,7 @@ class Run:
                 self.learner.q_values,
                 self.config,
                 frames=self.collector.frames,
-                stage=self.learner.head.num_injections,
+                stage=self.schedule.stage_after(self.interventions),
                 device=self.device,
             )
         self.last_evaluation = record
@@ -238,7 +261,7 @@ class Run:
             frames=frames,
             agent_steps=self.collector.agent_steps,
             updates=updates,
-            stage=self.learner.head.num_injections,
+            stage=self.schedule.stage_after(self.interventions),
             wall_seconds=now - self._wall_start,
             frames_per_second=(frames - self._frames_reported) / seconds,
             updates_per_second=(updates - self._updates_reported) / seconds,
@@ -272,9 +295,8 @@ class Run:
         with self.phases("checkpoint"):
             self._account()
             self.learner.require_finite()
-            for path in self.run_dir.glob("*.jsonl"):
-                sync_file(path)  # the records before a checkpoint outlive a power cut if it does
             try:
+                self._sync_records()
                 self._writer.save(self.state_dict(), self.ring, self.config, frames=frames, device=self.device)
             except CheckpointFailed as error:
                 self._failed_checkpoints += 1
@@ -285,6 +307,17 @@ class Run:
                 warnings.warn(f"{error}; the ones before are kept, the next attempt is in {wait} frames", stacklevel=1)
             else:
                 self._failed_checkpoints, self._retry_at = 0, math.inf
+
+    def _sync_records(self) -> None:
+        """Waits until the disk has all records: those before a checkpoint outlive a power cut if it does."""
+        try:
+            self.sinks.flush()
+            for path in self.run_dir.glob("*.jsonl"):
+                sync_file(path)
+        except OSError as error:
+            raise CheckpointFailed(
+                f"checkpoint at {self.collector.frames} frames was not written, nor the records before it: {error}"
+            ) from error
 
     def finish(self) -> Iterator[Record]:
         """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on."""
@@ -305,7 +338,7 @@ class Run:
         if self._start is not None:
             self._take_up(self._start)
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
-        self.sinks = RunSinks(self.run_dir)
+        self.sinks = RunSinks(self.run_dir, self.collector.frames if self._start is not None else None)
         monitor = open_monitor(self.device)
         monitor.start()
         status = "failed"
@@ -321,7 +354,10 @@ class Run:
             monitor.stop()
             self.sinks.close()
             self.collector.environment.close(raise_if_closed=False)
-            write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+            try:
+                write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+            except OSError as error:  # a full disk must not hide how the run ended
+                warnings.warn(f"summary.json was not written: {error}", stacklevel=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""
@@ -329,12 +365,13 @@ class Run:
         del ring["frames"]
         return {
             "num_actions": self.learner.num_actions,
-            "width": self.learner.width,
             "learner": self.learner.state_dict(),
             "collector": self.collector.state_dict(),
             "ring": ring,
+            "measurer": self.measurer.state_dict(),
             "growth_generator": self.growth_generator.get_state(),
             "stage": self.stage,
+            "interventions": self.interventions,
             "totals": [[total.frames, total.updates, total.seconds] for total in self.totals],
             "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
             "recent_returns": list(self._recent_returns),
@@ -352,8 +389,9 @@ class Run:
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
         self.ring.check_valid()
+        self.measurer.load_state_dict(state.get("measurer", {}))
         self.growth_generator.set_state(state["growth_generator"])
-        self.stage = int(state["stage"])
+        self.stage, self.interventions = int(state["stage"]), int(state["interventions"])
         for total, values in zip(self.totals, state["totals"], strict=False):
             total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
@@ -391,8 +429,16 @@ class Run:
         self._resumes.append(
             {"frames": start.frames, "changes": changes, "skew": skew}
             | ({"forked_from": str(start.path)} if self._forked else {})
+            | ({"past_differs": True} if self._past_differs(start.config) else {})
         )
         state.clear()  # the networks and the transitions are in memory twice until here
+
+    def _past_differs(self, past: Config) -> bool:
+        """Whether the network has been changed already in another way than this configuration would have, so that no plan counts it."""
+        ways = [
+            (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (past, self.config)
+        ]
+        return self.interventions > 0 and ways[0] != ways[1]
 
     def _take_up(self, start: Checkpoint) -> None:
         """Brings the run's files back to the checkpoint: no record after it, nothing half-written."""
@@ -413,7 +459,7 @@ class Run:
         for name, seconds in phases.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         paused = sum(phases.get(name, 0.0) for name in _PAUSES)
-        total = self.totals[self.stage]
+        total = self.totals[self.schedule.stage_after(self.stage)]
         total.seconds += now - self._accounted - paused
         total.frames += self.collector.frames - self._frames_accounted
         total.updates += self.learner.updates - self._updates_accounted
@@ -427,6 +473,7 @@ class Run:
         plan = make_plan(self.config, self.learner.num_actions)
         wall_seconds = time.perf_counter() - self._wall_start
         evaluation, recent = self.last_evaluation, list(self._recent_returns)
+        planned = not any(resume.get("past_differs") for resume in self._resumes)
         return {
             "status": status,
             "schedule": self.config.schedule,
@@ -442,7 +489,7 @@ class Run:
                     "seconds": total.seconds,
                     "updates": total.updates,
                     "updates_per_second": total.updates / total.seconds if total.seconds else None,
-                    "flops_per_update": cost.flops_per_update,
+                    "flops_per_update": cost.flops_per_update if planned else None,
                 }
                 for total, cost in zip(self.totals, plan.stages, strict=True)
             ],

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from growtrain.checkpoint import Checkpoint, CheckpointWriter, open_newest
+from growtrain.checkpoint import Checkpoint, CheckpointWriter, load_learner, open_newest
 from growtrain.config import Config
+from growtrain.optimizers import can_compile
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frame_ring import FrameRing
 from growtrain.replay.segments import Segment
@@ -98,13 +99,13 @@ def replay_of(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the three files of records."""
+    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the four files of records."""
     first, second = open_newest(one), open_newest(other)
     totals = [[total[:2] for total in checkpoint.state.pop("totals")] for checkpoint in (first, second)]
     assert totals[0] == totals[1]
     assert_same(without_times(first.state), without_times(second.state))
     assert torch.equal(replay_of(first), replay_of(second))
-    for stem in ("metrics", "growth_events", "evaluations"):
+    for stem in ("metrics", "growth_events", "evaluations", "diagnostics"):
         records = [without_times({"all": read_jsonl(run / f"{stem}.jsonl")})["all"] for run in (one, other)]
         assert [without_times(r) for r in records[0]] == [without_times(r) for r in records[1]], stem
         assert records[0] or stem == "evaluations", stem
@@ -125,6 +126,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         },
         (1_072,),
     ),
+    "l2-init": ({"regularizer": "l2-init", "activation": "crelu", "freeze_encoder_at": 2}, (560, 912)),
+    "nap": (
+        {"weight_projection": "nap", "normalization": "layer", "activation": "fourier", "anchor": "zero"},
+        (1_072,),
+    ),
 }
 
 
@@ -140,6 +146,49 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert [resume["frames"] for resume in summary["resumes"]] == np.cumsum(parts).tolist()
     assert summary["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", can_compile)
+    monkeypatch.setattr("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE", 0)
+    config = tiny()
+    run_in_parts(config, tmp_path / "whole")
+    run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "widened": {"schedule": "at:480,800", "intervention": "net2wider", "optimizer": "adam"},
+    "recycled": {"schedule": "redo", "redo_period": 320, "redo_tau": 0.3},
+    "all heads": {"schedule": "at:480,800", "trainable_heads": "all", "anchor": "frozen"},
+    "split": {"schedule": "at:480,800", "split": "conv3", "anchor": "mirrored", "freeze_encoder_at": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_whose_network_or_stages_are_others_are_resumed_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    """Stopped between two interventions and after them."""
+    config = tiny(**({"total_frames": 1_280, "learning_starts": 160, "log_period": 320} | KINDS[kind]))
+    run_in_parts(config, tmp_path / "whole")
+    run_in_parts(config, tmp_path / "parts", 704, 256)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    events = read_jsonl(tmp_path / "parts" / "growth_events.jsonl")
+    last = read_jsonl(tmp_path / "parts" / "metrics.jsonl")[-1]["stage"]
+    if config.schedule == "redo":
+        assert sum(event["recycled_units"] for event in events) > 0
+        assert (len(events), last) == (3, 0)
+    else:
+        assert [event["stage"] for event in events] == [1, 2]
+        assert last == 2
+    learner, _, frames = load_learner(tmp_path / "parts", torch.device("cpu"))
+    assert (frames, learner.width) == (config.total_frames, 32 * (3 if "widened" in kind else 1))
 
 
 def make_ring(seed: int = 0, capacity: int = 3_000, num_lanes: int = 2) -> FrameRing:

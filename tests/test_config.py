@@ -48,6 +48,11 @@ def test_what_is_not_a_count(text: str) -> None:
         ("normalization", "batch"),
         ("max_episode_frames", 1),
         ("optimizer_decay", 1.0),
+        ("activation", "swish"),
+        ("regularizer", "l3"),
+        ("regularizer_strength", -1e-4),
+        ("regularizer_strength", float("inf")),
+        ("weight_projection", "nap"),  # without normalised layers there is nothing to project
     ],
 )
 def test_bad_values_name_the_flag_and_the_remedy_in_one_line(setting: str, value: object) -> None:
@@ -56,6 +61,14 @@ def test_bad_values_name_the_flag_and_the_remedy_in_one_line(setting: str, value
     message = str(raised.value)
     assert "--" + setting.replace("_", "-") in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_an_anchor_that_pairs_units_is_refused_where_units_have_two_outputs(activation: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"--anchor is mirrored: it needs --activation relu, not {activation}: use --anchor zero"
+    ):
+        Config(anchor="mirrored", activation=activation)  # type: ignore[arg-type]
 
 
 def test_json_round_trip_and_fingerprint() -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zlib
@@ -221,10 +222,10 @@ def test_a_signal_that_cannot_be_caught_is_refused(capsys: pytest.CaptureFixture
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB of its own."""
+    """A file system of 32 MB of its own."""
     directory = tmp_path / "disk"
     directory.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(directory)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(directory)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
     yield directory
@@ -265,6 +266,36 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert ("are free" if estimated else "No space left") in said[0]
     assert "next attempt is in 60 frames" in said[0]
     assert_same_end(whole, run_dir)
+
+
+def test_records_written_while_the_disk_is_full_are_not_lost(
+    small_disk: Path, whole: Path, no_spare: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorBoard's writer thread dies of the full disk, and would report that to pytest.
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    run_dir = small_disk / "run"
+    config, ballast = tiny(checkpoint_period=480), None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for record in train(config, run_dir):
+            if record.frames == 600 and ballast is None:
+                ballast = fill(small_disk, leave=0)
+            if record.frames == 1_000 and ballast is not None and ballast.exists():
+                assert not (run_dir / "growth_events.jsonl").read_bytes()  # the growth at 800 frames has no room
+                ballast.unlink()
+    assert "nor the records before it" in str(caught[0].message)
+    (event,), (expected,) = (read_jsonl(directory / "growth_events.jsonl") for directory in (run_dir, whole))
+    assert event["frames"] == expected["frames"] == 800
+    assert_same_end(whole, run_dir)
+
+
+@pytest.mark.filterwarnings("always")  # said on stderr, not raised
+def test_no_space_for_the_first_file_is_one_line(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(small_disk, leave=0)
+    assert main(command("train", run_dir=small_disk / "run", **FLAGS)[3:]) == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "warning" not in text]
+    assert "No space left" in line
+    assert "--run-dir" in line
 
 
 @pytest.mark.filterwarnings("always")  # said on stderr, not raised
@@ -416,6 +447,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a tensor as a number": change_tensor("ring/written", lambda tensor: tensor[:0]),
     "a million injections": change_state("learner", "head", "injections", value=["frozen"] * 10**6),
     "a wide network": change_state("config", "width", value=2**31),
+    "a widened network": change_state("learner", "width", value=64),
+    "heads that are not there": change_state("learner", "head", "trainable", value=[0, 10**6]),
     "many lanes": change_state("config", "num_envs", value=2**20),
     "rows beyond the ring": change_state("ring", "filled", value=2**40),
     "words for numbers": change_state("stage", value="many"),
@@ -538,6 +571,9 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         ({"schedule": "at:400,1200"}, True, "the past cannot change"),
         ({"schedule": "at:800,900"}, True, "the past cannot change"),
         ({"schedule": "full1x"}, True, "width"),
+        ({"schedule": "at:800,960", "intervention": "net2wider"}, True, "use another intervention, or fork a run"),
+        ({"schedule": "at:800,960", "intervention": "redo"}, True, "use another intervention, or fork a run"),
+        ({"split": "conv3"}, True, "a fork keeps fc1"),
     ]
     for changes, fork, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -546,6 +582,7 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         checkpoint, {"schedule": "at:800,960", "anchor": "mirrored", "seed": 1, "lr": 1e-3}, fork=True
     )
     assert forked.schedule == "at:800,960"
+    changed_config(checkpoint, {"schedule": "at:800,960", "intervention": "reset-head"}, fork=True)
 
 
 def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -561,7 +598,10 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
     past = [[r for r in read_jsonl(where / "metrics.jsonl") if r["frames"] <= 960] for where in (run, fork)]
     assert past[0] == past[1]
     assert open_newest(run).frames == 960  # untouched
-    assert json.loads((fork / "summary.json").read_text())["resumes"][0]["forked_from"].endswith("000000000960")
+    summary = json.loads((fork / "summary.json").read_text())
+    assert summary["resumes"][0]["forked_from"].endswith("000000000960")
+    # A plan has one anchor for all stages: what the fork's updates took is not known, and not said.
+    assert [stage["flops_per_update"] for stage in summary["stages"]] == [None] * 3
     assert main(words) == 2  # never over another run
 
 

@@ -33,6 +33,8 @@ TINY = [
         (["--lr", "fast"], "--lr"),
         (["--lr"], "--lr"),
         (["--anchor", "rope"], "mirrored"),
+        (["--anchor", "mirrored", "--activation", "crelu"], "--anchor zero"),
+        (["--weight-projection", "nap"], "--normalization layer"),
         (["--num-envs", "0"], "--num-envs"),
         (["--learning-starts", "300M"], "--learning-starts"),
         (["--device", "tpu"], "--device"),
@@ -40,6 +42,8 @@ TINY = [
         (["evaluate", "/nowhere"], "/nowhere"),
         (["--preset", "future"], "paper"),
         (["--life-loss-terminal", "maybe"], "yes or no"),
+        (["--schedule", "reset", "--intervention", "redo"], "leave it out"),
+        (["--schedule", "widen3x", "--normalization", "layer"], "--intervention widen"),
     ],
 )
 def test_wrong_input_gets_one_helpful_line(
@@ -67,7 +71,8 @@ def test_the_contracts_flags_and_commands_are_there(capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     contract = (
         "game schedule total-frames seed device num-envs width learning-starts checkpoint-period preset run-dir anchor "
-        "freeze-encoder-at lr replay-ratio batch-size encoder-width normalization execution"
+        "freeze-encoder-at intervention split trainable-heads lr replay-ratio batch-size encoder-width normalization execution "
+        "activation regularizer regularizer-strength weight-projection"
     )
     for name in contract.split():
         assert f"--{name} " in text
@@ -99,6 +104,15 @@ def test_plan_prints_before_anything_runs(
     assert "6.519M" in out  # parameters of the last stage
     assert "7.07 GB" in out  # replay
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_periodic_intervention_as_a_user_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--total-frames", "2k", "--schedule", "redo", "--redo-period", "500", "--redo-tau", "0.3"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "redo 3 times from 500 to 1.5k" in out.splitlines()[0]
+    assert out.count("redo  max |dQ| online") == 3
+    assert "stage 0/0" in out.splitlines()[-1]
 
 
 def test_run_names_are_safe_for_files() -> None:

@@ -15,7 +15,8 @@ from growtrain import planning
 from growtrain.collection import updates_due
 from growtrain.config import Config, ConfigError
 from growtrain.growth.interventions import count_parameters
-from growtrain.growth.transaction import grow
+from growtrain.growth.schedules import schedule_of
+from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning import (
     check_memory,
@@ -54,10 +55,16 @@ def counted() -> FlopCounterMode:
         {"width": 33, "encoder_width": 0.5, "freeze_encoder_at": 1, "output_bias": "per_action"},
         {"width": 20, "encoder_width": 0.3, "freeze_encoder_at": 2, "normalization": "layer"},
         {"width": 16, "encoder_width": 0.25, "normalization": "spectral", "optimizer": "adam"},
+        {"width": 20, "encoder_width": 0.3, "activation": "crelu", "regularizer": "l2", "freeze_encoder_at": 2},
+        {"width": 21, "encoder_width": 0.2, "activation": "fourier", "regularizer": "l2-init"},
+        {"width": 20, "encoder_width": 0.3, "regularizer": "parseval", "freeze_encoder_at": 2},
+        {"width": 16, "encoder_width": 0.25, "normalization": "layer", "weight_projection": "nap"},
     ],
-    ids=["trained", "frozen-at-1", "frozen-at-2-layer-norm", "spectral-adam"],
+    ids=["trained", "frozen-at-1", "frozen-at-2-layer-norm", "spectral-adam", "crelu", "fourier", "parseval", "nap"],
 )
 def test_flops_and_parameters_are_the_real_learners(anchor, settings):
+    if anchor == "mirrored" and settings.get("activation"):
+        pytest.skip("refused by Config")
     config = Config(anchor=anchor, batch_size=3, **settings)
     plan, generator = make_plan(config, 5), torch.Generator().manual_seed(0)
     learner = DoubleDQN(config, 5, width=config.width, device=CPU, generator=generator)
@@ -76,6 +83,56 @@ def test_flops_and_parameters_are_the_real_learners(anchor, settings):
         assert action.get_total_flops() == cost.flops_per_action
         assert count_parameters(learner.online) == cost.parameters_total
         assert count_parameters(learner.online, trainable=True) == cost.parameters_trainable
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainable_heads": "all", "encoder_width": 0.3},
+        {"trainable_heads": "all", "anchor": "zero", "freeze_encoder_at": 1},
+        {"split": "conv3", "encoder_width": 0.5},
+        {"split": "conv2", "anchor": "mirrored", "freeze_encoder_at": 2},
+        {"split": "conv1", "anchor": "zero"},
+        {"split": "conv1", "trainable_heads": "all"},
+        {"schedule": "widen3x"},
+        {"schedule": "at:0.1,0.5", "intervention": "widen", "normalization": "layer", "freeze_encoder_at": 1},
+        {"schedule": "reset", "freeze_encoder_at": 1},
+        {"schedule": "redo"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_flops_and_parameters_of_other_interventions_and_splits(settings):
+    config = Config(**({"batch_size": 3, "width": 16, "encoder_width": 0.25} | settings))
+    plan, generator = make_plan(config, 5), torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, 5, width=config.width, device=CPU, generator=generator)
+    batches = synthetic_batches(config, 5, 1, generator)
+    for cost in plan.stages:
+        if cost.stage:
+            freeze = cost.stage == config.freeze_encoder_at
+            kind, probe = schedule_of(config).intervention, batches["observation"][0]
+            apply(learner, kind, probe, config=config, generator=generator, freeze_encoder=freeze)
+        if cost.stage or config.split == "conv1":
+            learner.copy_target()
+        with counted() as update:
+            learner.update(batches)
+        with counted() as action:
+            learner.q_values(batches["observation"][0, :1])
+        assert update.get_total_flops() == cost.flops_per_update
+        assert action.get_total_flops() == cost.flops_per_action
+        assert count_parameters(learner.online) == cost.parameters_total
+        assert count_parameters(learner.online, trainable=True) == cost.parameters_trainable
+
+
+def test_what_never_grows_is_its_own_baseline_and_the_plan_says_what_happens():
+    reset = paper(schedule="reset")
+    assert full_width(reset) is reset
+    assert full_width(paper(intervention="fresh-optimizer")).schedule == "grow3x"
+    wide = full_width(paper(schedule="grow1x", intervention="widen"))
+    assert (wide.width, wide.schedule, wide.intervention) == (1024, "fixed", "inject")
+    assert full_width(paper(schedule="widen3x")).width == 2048
+    assert "does     net2wider at 25M, 50M, 100M" in render(make_plan(paper(schedule="widen3x"), 6))
+    assert "does     redo 199 times from 1M to 199M" in render(make_plan(paper(schedule="redo"), 6))
+    assert "does" not in render(make_plan(paper(), 6))
 
 
 def test_flops_of_the_nature_network_by_hand():
@@ -138,13 +195,15 @@ def test_memory_of_the_replay_is_what_it_allocates():
     assert make_plan(paper(), 6).memory.replay == pytest.approx(7.07e9, rel=1e-2)
 
 
-def test_networks_are_counted_with_gradients_and_slots():
-    config = Config(width=64, encoder_width=0.5)
+@pytest.mark.parametrize("settings", [{}, {"regularizer": "l2-init", "activation": "crelu"}])
+def test_networks_are_counted_with_gradients_and_slots(settings):
+    config = Config(width=64, encoder_width=0.5, **settings)
     learner = DoubleDQN(config, 4, width=64, device=CPU, generator=torch.Generator().manual_seed(0))
     learner.update(synthetic_batches(config, 4, 1, torch.Generator().manual_seed(0)))
     tensors = [*learner.online.parameters(), *learner.target.parameters()]
     tensors += [p.grad for p in learner.online.parameters()]
     tensors += [slot for slots in learner.optimizer.state.values() for slot in slots.values()]
+    tensors += learner.initial.values()
     held = sum(tensor.nbytes for tensor in tensors)
     planned = make_plan(dataclasses.replace(config, schedule="fixed"), 4).memory.networks
     assert held <= planned <= 2 * held
@@ -241,7 +300,7 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
 def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):
     grown = []
     monkeypatch.setattr(
-        planning, "grow", lambda learner, *a, **k: grown.append((grow(learner, *a, **k), k["freeze_encoder"]))
+        planning, "apply", lambda learner, *a, **k: grown.append((apply(learner, *a, **k), k["freeze_encoder"]))
     )
     config = paper(width=16, encoder_width=0.1, batch_size=2, num_envs=2, freeze_encoder_at=2, game="pong")
     speed = measure_speed(config, 6, CPU, seconds=0.2)

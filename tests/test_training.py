@@ -86,6 +86,38 @@ def test_a_grown_run_leaves_what_the_design_says(grown: tuple[Path, list[Record]
     assert list((run_dir / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("schedule", "kind", "width"),
+    [
+        ("reset", "reset-head", 1),
+        ("shrink-perturb", "shrink-perturb", 1),
+        ("widen3x", "net2wider", 4),
+        ("redo", "redo", 1),
+    ],
+)
+def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width: int, tmp_path: Path) -> None:
+    config = tiny(
+        schedule=schedule, total_frames=2_400, learning_starts=200, redo_period=600, redo_tau=0.2, eval_period=0
+    )
+    list(train(config, tmp_path))
+    events = read_jsonl(tmp_path / "growth_events.jsonl")
+    assert [e["frames"] for e in events] == ([608, 1200, 1808] if kind == "redo" else [304, 608, 1200])
+    assert [e["stage"] for e in events] == ([0, 0, 0] if kind == "redo" else [1, 2, 3])  # redo has one stage
+    assert {e["kind"] for e in events} == {kind}
+    changes = [(e["max_abs_q_change_online"], e["max_abs_q_change_target"]) for e in events]
+    if kind == "net2wider":
+        assert all(max(change) < 1e-4 for change in changes)
+        assert all(e["parameters_trainable"] > e["parameters_trainable_before"] for e in events)
+    else:
+        assert all(online > 0 for online, _ in changes)
+        assert all((target > 0) == (kind != "redo") for _, target in changes)
+        assert all(e["parameters_trainable"] == e["parameters_trainable_before"] for e in events)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [s["frames"] for s in summary["stages"]] == ([2400] if kind == "redo" else [304, 304, 592, 1200])
+    assert summary["updates"] == (2400 - 200) // 16
+    assert load_learner(tmp_path, torch.device("cpu"))[0].width == 32 * width
+
+
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
     learner, config, frames = load_learner(grown[0], torch.device("cpu"))
     assert (config, frames) == (tiny(), 6400)

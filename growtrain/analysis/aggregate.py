@@ -29,12 +29,12 @@ _CHUNK = 2_000_000  # resampled values held at a time
 
 def mean(scores: Scores) -> FloatArray:
     """Mean over games of the mean over runs."""
-    return np.mean(_per_game(scores), axis=-1)
+    return np.asarray(np.mean(_per_game(scores), axis=-1))
 
 
 def median(scores: Scores) -> FloatArray:
     """Median over games of the mean over runs: what the Atari literature reports."""
-    return np.median(_per_game(scores), axis=-1)
+    return np.asarray(np.median(_per_game(scores), axis=-1))
 
 
 def iqm(scores: Scores) -> FloatArray:
@@ -43,7 +43,7 @@ def iqm(scores: Scores) -> FloatArray:
     order = np.argsort(values, axis=-1)
     upper = np.cumsum(weights[order], axis=-1)
     inner = np.clip(np.minimum(upper, 0.75) - np.maximum(upper - weights[order], 0.25), 0.0, None)
-    return np.sum(np.take_along_axis(values, order, axis=-1) * inner, axis=-1) / np.sum(inner, axis=-1)
+    return np.asarray(np.sum(np.take_along_axis(values, order, axis=-1) * inner, axis=-1) / np.sum(inner, axis=-1))
 
 
 def optimality_gap(scores: Scores, gamma: float = 1.0) -> FloatArray:
@@ -57,7 +57,7 @@ def probability_of_improvement(scores: Scores, reference: Scores) -> FloatArray:
         np.mean((x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :]), axis=(-2, -1))
         for x, y in zip(scores, reference, strict=True)
     ]
-    return np.mean(np.stack(wins, axis=-1), axis=-1)
+    return np.asarray(np.mean(np.stack(wins, axis=-1), axis=-1))
 
 
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> FloatArray:
@@ -190,7 +190,7 @@ def _resample(game: FloatArray, draws: int, rng: np.random.Generator) -> FloatAr
 
 
 def _scored(game: FloatArray) -> NDArray[np.bool_]:
-    return ~np.isnan(game).any(axis=tuple(range(game.ndim - 1)))
+    return np.asarray(~np.isnan(game).any(axis=tuple(range(game.ndim - 1))))
 
 
 def _per_game(scores: Scores) -> FloatArray:
@@ -206,4 +206,4 @@ def _pooled(scores: Scores) -> tuple[FloatArray, FloatArray]:
 def _geometric_mean_ratio(x: Scores, y: Scores, center: Callable[..., FloatArray]) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = [np.log(center(a, axis=-1) / center(b, axis=-1)) for a, b in zip(x, y, strict=True)]
-        return np.exp(np.mean(np.stack(logs, axis=-1), axis=-1))
+        return np.asarray(np.exp(np.mean(np.stack(logs, axis=-1), axis=-1)))

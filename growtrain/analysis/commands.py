@@ -10,8 +10,10 @@ from growtrain.presets import resolve
 
 def command_of(settings: dict[str, Any]) -> list[str]:
     """The words of a command line that gives a run's settings, without those that its preset and budget imply."""
-    known = {name: settings[name] for name in Config.__dataclass_fields__ if name in settings}
-    explicit = {name: known[name] for name in ("preset", "game", "schedule", "total_frames", "seed") if name in known}
+    known: dict[str, Any] = {name: settings[name] for name in Config.__dataclass_fields__ if name in settings}
+    explicit: dict[str, Any] = {
+        name: known[name] for name in ("preset", "game", "schedule", "total_frames", "seed") if name in known
+    }
     try:
         while True:
             implied, _ = resolve(explicit.get("preset", "paper"), explicit)

@@ -37,6 +37,7 @@ AXES: tuple[Axis, ...] = ("frames", "hours", "flops")
 LEVELS = (0.5, 0.9)  # of the way from a random policy to the reference's score
 HEALTHY = ("done", "running")
 _ORDER = ("full3x", "full1x", "grow3x", "grow1x", "adaptive", "fixed")
+_GROWING = ("grow", "at:", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,11 @@ def make_study(runs: Sequence[Run]) -> Study:
     """Sorts runs into arms and games."""
     labels = _labels(runs)
     costs = {(label, run.game): run.stage_costs for label, run in zip(labels, runs, strict=True) if run.stage_costs}
-    curves = [training_curve(run, costs.get((label, run.game), ())) for label, run in zip(labels, runs, strict=True)]
+    curves = [
+        # What an update takes depends on arm and game alone, so a run without a summary has it from another.
+        training_curve(run, run.stage_costs if run.summary or run.resumes else costs.get((label, run.game), ()))
+        for label, run in zip(labels, runs, strict=True)
+    ]
     best: dict[tuple[str, str, int], Run] = {}
     for label, run in zip(labels, runs, strict=True):
         key = (label, run.game, run.seed)
@@ -115,12 +120,17 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def reference_of(study: Study, arm: str) -> str | None:
-    """The arm to compare with: of a growing one its full width, else the widest fixed network, else the first; None for that one."""
+    """The arm to compare with, None for the first: of a growing network its full width, of an alternative to growth the growing one."""
     if arm == study.arms[0]:
         return None
     schedule = study.schedules[arm]
-    wanted = () if schedule.startswith("full") else (schedule.replace("grow", "full"), "full3x", "full1x", "fixed")
-    for candidate in (name for name in wanted if name != schedule):
+    if schedule.startswith(("full", "fixed")):
+        return study.arms[0]
+    growing = schedule.startswith(_GROWING)
+    wanted = (
+        (schedule.replace("grow", "full"), "full3x", "full1x", "fixed") if growing else ("grow3x", "grow1x", "fixed")
+    )
+    for candidate in wanted:
         same = [a for a in study.arms if study.schedules[a] == candidate]
         if same:
             settings = arm.removeprefix(schedule)
@@ -305,7 +315,7 @@ def _times(
     axes: Sequence[Axis],
     rng: np.random.Generator,
 ) -> list[TimeToScore]:
-    ends = {g: np.nanmean([score_at(e, "frames", at[g]) for e in study.cell(pair[1], g)]) for g in games}
+    ends = {g: float(np.nanmean([score_at(e, "frames", at[g]) for e in study.cell(pair[1], g)])) for g in games}
     found = []
     for level in LEVELS:
         goals = {g: REFERENCE_SCORES[g][0] + level * (ends[g] - REFERENCE_SCORES[g][0]) for g in games}
@@ -351,7 +361,7 @@ def value_text(value: float, digits: int = 3) -> str:
         return "never"
     if abs(value) < 1e-12:
         return "0"
-    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}"
 
 
 def verdict(comparison: Comparison) -> str:

@@ -19,7 +19,7 @@ from growtrain.analysis.aggregate import (
     performance_profile,
     value_at,
 )
-from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, normalized, score_at
+from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, limits, normalized, score_at
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
 from growtrain.config import format_count
@@ -57,34 +57,40 @@ def curves_figure(
         message = "" if lines else "unknown until a run has ended"
         panels.append(plots.Panel(f"IQM against {TITLES[axis]}", label, y_label, lines, message=message))
     caption = (
-        "Interquartile mean over all runs of all games, growing in frames, wall-clock and FLOPs of updates. Bands are 95 % intervals, "
-        "where every game has three seeds. A curve ends where the first of its runs does."
+        "Interquartile mean over all runs of all games, growing in frames, wall-clock and FLOPs of updates. Bands are 95 % "
+        "intervals, where every game has three seeds. A curve ends where the first of its runs does."
     )
     svg = plots.curves(panels, {arm: look[arm] for arm in arms}, 3, height=270, shared_y=True)
     return Figure("aggregate-curves", svg, caption)
 
 
-def profile_figure(
-    study: Study, arms: Sequence[str], games: Sequence[str], at: dict[str, float], rng: np.random.Generator, scope: str
-) -> Figure:
-    """Performance profiles of some arms."""
+def profiles_figure(study: Study, arms: Sequence[str], games: Sequence[str], rng: np.random.Generator) -> Figure:
+    """Performance profiles of some arms over games, at equal frames and at equal wall-clock."""
     look = plots.styles(study.arms)
-    scores = {arm: arm_scores(study, arm, "frames", at, games) for arm in arms}
-    values = np.concatenate([game for arm in arms for game in scores[arm]])
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    margin = max(0.05 * (high - low), 1e-3)
-    grid = np.linspace(min(0.0, low - margin), high + margin, 201)
-    lines = []
-    for arm in arms:
-        found = estimate(lambda s: performance_profile(s, grid), scores[arm], rng=rng, draws=_DRAWS)
-        lines.append(plots.Line(grid, found.value, look[arm], found.low, found.high, marked=False))
-    panel = plots.Panel("Performance profiles", "human-normalised score t", "share of runs above t", lines)
-    caption = f"{scope}: the share of runs above each score. Whoever is above everywhere is better everywhere."
-    return Figure("profiles", plots.curves([panel], {arm: look[arm] for arm in arms}, 1, height=250), caption)
+    panels = []
+    for axis in AXES[:2]:
+        at = limits(study, study.arms, axis)
+        scores = {arm: arm_scores(study, arm, axis, at, games) for arm in arms}
+        values = np.concatenate([game for arm in arms for game in scores[arm]])
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        margin = max(0.05 * (high - low), 1e-3)
+        grid = np.linspace(min(0.0, low - margin), high + margin, 201)
+        lines = []
+        for arm in arms:
+            found = estimate(lambda s, grid=grid: performance_profile(s, grid), scores[arm], rng=rng, draws=_DRAWS)
+            if found.value.shape:
+                lines.append(plots.Line(grid, found.value, look[arm], found.low, found.high, marked=False))
+        title, label = f"Performance profiles at equal {TITLES[axis]}", "human-normalised score t"
+        panels.append(plots.Panel(title, label, "share of runs above t" if axis == "frames" else "", lines))
+    caption = (
+        "The share of runs above each score, at the greatest frames, and wall-clock, that every run of all arms has reached. "
+        "An arm that is above another everywhere is better everywhere."
+    )
+    return Figure("profiles", plots.curves(panels, {arm: look[arm] for arm in arms}, 2, height=250), caption)
 
 
 def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: np.random.Generator) -> Figure:
-    """Scores on one game: every seed, the means, injections, and where runs broke off."""
+    """Scores on one game: every seed, the means, interventions, and where runs broke off."""
     look = plots.styles(study.arms)
     cells = {arm: study.cell(arm, game) for arm in study.arms if study.cell(arm, game)}
     levels = list(zip(REFERENCE_SCORES.get(game, ()), ("random", "human"), strict=False))
@@ -100,13 +106,13 @@ def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: 
                 lines.append(plots.Line(x, entry.curve.score, look[arm], thin=True, broken=broken))
             whole = [at_frames(e.curve, at[game]) for e in scored(study, arm, game, at) if _is_known(e.curve, axis)]
             lines += _band([[(_x(curve, axis) * unit, curve.score) for curve in whole]], mean, look[arm], rng)
-            events += [(x * unit, look[arm]) for x in _injections(drawn, axis)]
+            events += [(x * unit, look[arm]) for x in _interventions(drawn, axis)]
         message = "" if lines else "no score yet" if axis == "frames" else "unknown until a run has ended"
         title, y_label = (game, "score") if axis == "frames" else (f"against {TITLES[axis]}", "")
         panels.append(plots.Panel(title, label, y_label, lines, events, levels, message))
     caption = (
-        f"{game}: thick lines are means over the seeds that have a score at {format_count(at.get(game, 0))} frames, thin lines single seeds; "
-        "a cross is where a run failed or was interrupted; triangles are injections, at the mean over seeds."
+        f"{game}: thick lines are means over the seeds that have a score at {format_count(at.get(game, 0))} frames, thin lines "
+        "single seeds; a cross is where a run failed or was interrupted; triangles are interventions."
     )
     legend = {arm: look[arm] for arm in cells}
     return Figure(file_name("game", index, game), plots.curves(panels, legend, 3, height=260, shared_y=True), caption)
@@ -120,7 +126,7 @@ def diagnostics_figure(study: Study, index: int, game: str) -> Figure | None:
     panels = []
     for name in sorted(found - _NO_DIAGNOSTIC):
         lines = [plots.Line(*series(e.run, name), look[arm], marked=False) for arm, cell in cells.items() for e in cell]
-        events = [(x, look[arm]) for arm, cell in cells.items() for x in _injections(cell, "frames")]
+        events = [(x, look[arm]) for arm, cell in cells.items() for x in _interventions(cell, "frames")]
         panels.append(plots.Panel(name, "frames", "", [line for line in lines if len(line.x)], events))
     if not panels:
         return None
@@ -187,8 +193,8 @@ def _unit(axis: Axis, curves: Sequence[Curve]) -> tuple[float, str]:
     return next((unit, label) for least, unit, label in _TIME_UNITS if longest >= least)
 
 
-def _injections(cell: Sequence[Entry], axis: Axis) -> list[float]:
-    """Where each injection of a cell's runs lies on an axis, the mean over the runs that had it."""
+def _interventions(cell: Sequence[Entry], axis: Axis) -> list[float]:
+    """Where each intervention of a cell's runs lies on an axis, the mean over the runs that had it."""
     times: list[list[float]] = []
     for entry in cell:
         curve = entry.curve

@@ -33,11 +33,16 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first `left` columns are aligned to the left, the others to the right."""
+    """A table; columns whose cells all begin like a number are aligned to the right."""
 
     header: list[str]
     rows: list[list[str]]
-    left: int = 1
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column whether it is aligned to the right."""
+        columns = zip(*self.rows, strict=True)
+        return [all(re.match(r"-?\d|-?$", cell) for cell in column) for column in columns] or [False] * len(self.header)
 
 
 @dataclass(frozen=True)
@@ -98,21 +103,23 @@ def _html_block(block: Block) -> str:
             return f'<p class="strong">{_html(text)}</p>' if strong else f"<p>{_html(text)}</p>"
         case Items(texts):
             return "<ul>" + "".join(f"<li>{_html(text)}</li>\n" for text in texts) + "</ul>"
-        case Table(header, rows, left):
-            return _html_table(header, rows, left)
+        case Table():
+            return _html_table(block)
         case Figure(_, svg, caption):
             return f"<figure>\n{svg}<figcaption>{_html(caption)}</figcaption>\n</figure>"
         case Listing(lines):
             return "<pre>" + "\n".join(_html(line) for line in lines) + "</pre>"
 
 
-def _html_table(header: list[str], rows: list[list[str]], left: int) -> str:
+def _html_table(table: Table) -> str:
+    styles = [' class="number"' if numeric else "" for numeric in table.numeric]
+
     def cells(tag: str, texts: list[str]) -> str:
-        aligned = [("" if i < left else ' class="number"', text) for i, text in enumerate(texts)]
+        aligned = zip(styles, texts, strict=True)
         return "<tr>" + "".join(f"<{tag}{style}>{_html(text)}</{tag}>" for style, text in aligned) + "</tr>"
 
-    body = "\n".join(cells("td", row) for row in rows)
-    return f'<div class="table"><table>\n<thead>{cells("th", header)}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    body = "\n".join(cells("td", row) for row in table.rows)
+    return f'<div class="table"><table>\n<thead>{cells("th", table.header)}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _markdown(text: str) -> str:
@@ -128,8 +135,8 @@ def _markdown_block(block: Block, figures: str) -> str:
             return f"**{_markdown(text)}**" if strong else _markdown(text)
         case Items(texts):
             return "\n".join(f"- {_markdown(text)}" for text in texts)
-        case Table(header, rows, left):
-            rule = ["---" if i < left else "---:" for i in range(len(header))]
+        case Table(header, rows):
+            rule = ["---:" if numeric else "---" for numeric in block.numeric]
             lines = [[_markdown(text) for text in header], rule, *([_markdown(text) for text in row] for row in rows)]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Figure(name, _, caption):

@@ -7,10 +7,11 @@ Units: panels are laid out in SVG user units of 1/96 inch at full width.
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from growtrain.analysis.aggregate import FloatArray
 from growtrain.analysis.pages import visible
@@ -19,9 +20,11 @@ WIDTH = 1060
 _PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 3")
 _MARKERS = ("circle", "square", "diamond", "triangle")
+_Scale = Callable[[ArrayLike], FloatArray]
 _GREY, _GRID = "#555555", "#e3e3e3"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 26, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 22, 26, 44
 _MAX_LABEL = 42
+_CHARACTER = 7.0  # a character's width at the most, nearly
 _LINE = 26
 
 
@@ -91,13 +94,12 @@ def curves(
     panels: Sequence[Panel], legend: dict[str, Style], columns: int, height: int = 230, shared_y: bool = False
 ) -> str:
     """Panels side by side, `columns` in a row, below a legend; `shared_y` gives all the same range."""
-    legend_height = 26 if legend else 0
     width = WIDTH / columns
     rows = math.ceil(len(panels) / columns)
     common = (
         _range([line for p in panels for line in p.lines], [p for p in panels if p.lines], "y") if shared_y else None
     )
-    body = _legend(legend, has_events=any(panel.events for panel in panels))
+    body, legend_height = _legend(legend, has_events=any(panel.events for panel in panels))
     for index, panel in enumerate(panels):
         x, y = index % columns * width, legend_height + index // columns * height
         body.append(f'<g transform="translate({x:.1f} {y:.1f})">')
@@ -108,7 +110,7 @@ def curves(
 
 def intervals(titles: Sequence[str], rows: dict[str, list[Row]]) -> str:
     """Dots with intervals: a panel for each title, a line for each name with a `Row` for each panel."""
-    label_width = 24 + 6.6 * max(min(len(name), _MAX_LABEL) for name in rows)
+    label_width = 24 + _CHARACTER * max(min(len(name), _MAX_LABEL) for name in rows)
     width = (WIDTH - label_width) / len(titles)
     centers = [_TOP + _LINE * (i + 0.5) for i in range(len(rows))]
     body = [_text(label_width - 14, y + 4, name, anchor="end") for y, name in zip(centers, rows, strict=True)]
@@ -167,10 +169,10 @@ def _panel(panel: Panel, width: float, height: float, common: tuple[float, float
     x_low, x_high = _range(panel.lines, [panel], "x")
     y_low, y_high = common or _range(panel.lines, [panel], "y")
 
-    def at_x(value: FloatArray | float) -> FloatArray:
+    def at_x(value: ArrayLike) -> FloatArray:
         return left + (np.asarray(value, float) - x_low) / (x_high - x_low) * (right - left)
 
-    def at_y(value: FloatArray | float) -> FloatArray:
+    def at_y(value: ArrayLike) -> FloatArray:
         return bottom - (np.clip(value, y_low, y_high) - y_low) / (y_high - y_low) * (bottom - top)
 
     for tick in _ticks(y_low, y_high, 5):
@@ -196,8 +198,8 @@ def _panel(panel: Panel, width: float, height: float, common: tuple[float, float
     return body
 
 
-def _draw(line: Line, at_x, at_y) -> list[str]:  # type: ignore[no-untyped-def]
-    body = []
+def _draw(line: Line, at_x: _Scale, at_y: _Scale) -> list[str]:
+    body: list[str] = []
     if not len(line.x):
         return body
     x, y = at_x(line.x), at_y(line.y)
@@ -223,25 +225,27 @@ def _spread(count: int, wanted: int = 6) -> list[int]:
     return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)}) if count else []
 
 
-def _legend(legend: dict[str, Style], has_events: bool) -> list[str]:
-    body, x = [], float(_LEFT)
+def _legend(legend: dict[str, Style], has_events: bool) -> tuple[list[str], float]:
+    """The legend in as many rows as it takes, and its height."""
+    body: list[str] = []
+    x, y = float(_LEFT), 12.0
     for name, style in legend.items():
-        dash = f' stroke-dasharray="{style.dash}"' if style.dash else ""
-        body.append(f'<line x1="{x}" y1="12" x2="{x + 34}" y2="12" stroke="{style.color}" stroke-width="2.2"{dash}/>')
-        body.append(_marker(x + 17, 12, style, 3.8))
-        body.append(_text(x + 40, 16, name))
-        x += 62 + 6.6 * min(len(name), _MAX_LABEL)
+        width = 62 + _CHARACTER * min(len(name), _MAX_LABEL)
+        if x > _LEFT and x + width > WIDTH:
+            x, y = float(_LEFT), y + 20
+        body.append(_rule(x, y, x + 34, y, style.color, width=2.2, dash=style.dash))
+        body += [_marker(x + 17, y, style, 3.8), _text(x + 40, y + 4, name)]
+        x += width
     if has_events:
-        body.append(_marker(x + 6, 12, Style(_GREY, "", "triangle"), 4.5))
-        body.append(_text(x + 16, 16, "injection"))
-    return body
+        body += [_marker(x + 6, y, Style(_GREY, "", "triangle"), 4.5), _text(x + 16, y + 4, "intervention")]
+    return body, y + 14
 
 
 def _marker(x: float, y: float, style: Style, r: float) -> str:
     look = f'fill="{style.color}" stroke="#ffffff" stroke-width="1"'
     if style.marker == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {look}/>'
-    shapes = {
+    shapes: dict[str, list[tuple[float, float]]] = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "diamond": [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
         "triangle": [(0, -1.2), (1.15, 0.95), (-1.15, 0.95)],

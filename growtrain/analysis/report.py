@@ -29,7 +29,7 @@ from growtrain.analysis.comparison import (
     verdict,
 )
 from growtrain.analysis.pages import Block, Figure, Heading, Items, Listing, Paragraph, Table, to_html, to_markdown
-from growtrain.analysis.runs import find_runs
+from growtrain.analysis.runs import find_runs, ledger_notes
 from growtrain.config import format_count
 from growtrain.tasks import REFERENCE_SCORES
 
@@ -56,7 +56,7 @@ def write_report(paths: Sequence[Path], output: Path, command: Sequence[str]) ->
     Raises:
         ConfigError: a path holds no run.
     """
-    title, blocks = compose(make_study(find_runs(paths)), command)
+    title, blocks = compose(make_study(find_runs(paths)), command, ledger_notes(paths))
     folder = output / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {f"{block.name}.svg": block.svg for block in blocks if isinstance(block, Figure)}
@@ -70,7 +70,7 @@ def write_report(paths: Sequence[Path], output: Path, command: Sequence[str]) ->
     return output / "report.html", next(b.text for b in blocks if isinstance(b, Paragraph) and b.strong)
 
 
-def compose(study: Study, command: Sequence[str]) -> tuple[str, list[Block]]:
+def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -> tuple[str, list[Block]]:
     """The report's title and blocks."""
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
     pairs = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
@@ -86,7 +86,7 @@ def compose(study: Study, command: Sequence[str]) -> tuple[str, list[Block]]:
         *_games(study, at, rng),
         *tables.costs(study),
         *_diagnostics(study),
-        *tables.holdings(study),
+        *tables.holdings(study, ledger_notes),
         *tables.runs(study, at),
         *_commands(study, command),
         *_method(at),
@@ -136,7 +136,7 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
         blocks += [
             figures.aggregate_figure(study, list(_AGGREGATES), found, scope),
             figures.curves_figure(study, arms, games, at, rng),
-            figures.profile_figure(study, arms, games, at, rng, scope),
+            figures.profiles_figure(study, arms, games, rng),
         ]
     return blocks
 
@@ -154,8 +154,8 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
         known = game in REFERENCE_SCORES
         rows.append([*row, " / ".join(map(value_text, REFERENCE_SCORES[game])) if known else "-"])
     text = (
-        "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the number of seeds; below "
-        f"{MIN_RUNS} there is no interval, because so few runs resample to almost nothing else."
+        "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the "
+        f"number of seeds; below {MIN_RUNS} there is no interval, because so few runs resample to almost nothing else."
     )
     drawn = [figures.game_figure(study, index, game, at, rng) for index, game in enumerate(study.games)]
     table = Table(["game", "at frames", *study.arms, "random / human"], rows)
@@ -174,8 +174,8 @@ def _commands(study: Study, command: Sequence[str]) -> list[Block]:
         known = bool(entry.run.settings)
         lines += [f"# {entry.run.name}", shell_line(command_of(entry.run.settings)) if known else "# settings unknown"]
     text = (
-        "Each run by the settings in its config.json. A run that was forked, or resumed with changes, has a longer history than its command; "
-        "the table above says so."
+        "Each run by the settings in its config.json. A run that was forked, or resumed with changes, has a longer history "
+        "than its command; the table above says so."
     )
     return [Heading("Commands"), Paragraph(text), Listing(lines)]
 
@@ -183,21 +183,23 @@ def _commands(study: Study, command: Sequence[str]) -> list[Block]:
 def _method(at: dict[str, float]) -> list[Block]:
     frames = ", ".join(sorted({format_count(value) for value in at.values()})) or "no"
     score = (
-        "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget, at the exploration "
-        "epsilon of the time. Single evaluations are in the table of runs: they judge one snapshot and swing more."
+        "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget "
+        "(where none did, of the newest), at the exploration epsilon of the time. Single evaluations are in the table of "
+        "runs: they judge one snapshot and swing more."
     )
     where = (
-        f"All arms together are compared at {frames} frames, pairs at equal frames, wall-clock and FLOPs: each time the greatest value that "
-        "every run of the arms has reached that is done or running. Runs that ended before are missing there, and counted as missing."
+        f"All arms together are compared at {frames} frames, pairs at equal frames, wall-clock and FLOPs: each time the "
+        "greatest value that every run of the arms has reached that is done or running. Runs that ended before are missing "
+        "there, and counted as missing."
     )
     normalized = (
-        "Human-normalised: 0 is a random policy, 1 a human tester (scores of DQN Zoo). The mean over games hangs on games with a small span "
-        "between the two, such as Video Pinball: prefer the interquartile mean (IQM)."
+        "Human-normalised: 0 is a random policy, 1 a human tester (scores of DQN Zoo). The mean over games hangs on games "
+        "with a small span between the two, such as Video Pinball: prefer the interquartile mean (IQM)."
     )
     intervals = (
-        f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}. They speak of other seeds on these "
-        "games, not of other games; with few seeds they are too narrow rather than too wide; they are not corrected for the number of "
-        "comparisons. An interval that contains 0 does not show that two arms are equal."
+        f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}. They speak of other "
+        "seeds on these games, not of other games; with few seeds they are too narrow rather than too wide; they are not "
+        "corrected for the number of comparisons. An interval that contains 0 does not show that two arms are equal."
     )
     source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
     return [Heading("How to read this"), Items([score, where, normalized, intervals, source])]

@@ -19,6 +19,8 @@ import numpy as np
 from growtrain.analysis.aggregate import FloatArray
 from growtrain.config import ConfigError
 from growtrain.runfiles import RunLocked, Unreadable, read_plain, require_unlocked
+from growtrain.sweep.ledger import Ledger
+from growtrain.sweep.table import last_words
 from growtrain.tasks import canonical_game
 
 _MARKS = ("config.json", "metrics.jsonl", "summary.json")
@@ -95,12 +97,18 @@ class Run:
 
     @property
     def stage_costs(self) -> list[float]:
-        """FLOPs of an update in each stage, from the summary; empty while there is none. They depend on arm and game alone."""
+        """FLOPs of an update in each stage, from the summary; empty where it does not know them."""
         stages = self.summary.get("stages")
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             return []
         costs = [number(stage, "flops_per_update", float("nan")) for stage in stages]
         return [] if np.isnan(costs).any() else costs
+
+    @property
+    def resumes(self) -> list[Record]:
+        """How it was resumed or forked."""
+        found = self.about.get("resumes")
+        return [resume for resume in found if isinstance(resume, dict)] if isinstance(found, list) else []
 
     @property
     def total_flops(self) -> float:
@@ -124,8 +132,9 @@ class Curve:
 def number(record: Record, name: str, default: float) -> float:
     """A finite number of a record, or the default."""
     value = record.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and abs(value) < float("inf") else default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        return default
+    return value
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
@@ -145,6 +154,27 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             name = path.resolve().name if folder == path else folder.relative_to(path).as_posix()
             found.setdefault(folder.resolve(), read_run(folder, name))
     return sorted(found.values(), key=lambda run: run.name)
+
+
+def ledger_notes(paths: Sequence[Path]) -> list[str]:
+    """What the ledgers of sweeps among the paths say is yet to be run, or why it failed."""
+    notes = []
+    for path in paths:
+        if not (path / "ledger.sqlite").is_file():
+            continue
+        try:
+            with Ledger(path) as ledger:
+                cells = ledger.cells()
+        except ConfigError as error:
+            notes.append(str(error))
+            continue
+        for cell in cells:
+            name = f"{cell.game}, {cell.schedule}, seed {cell.seed}"
+            if cell.status == "failed":
+                notes.append(f"the sweep gave up {name} after {cell.attempts} attempts: {last_words(cell)}")
+            elif cell.status == "pending":
+                notes.append(f"the sweep has yet to {'go on with' if cell.frames else 'run'} {name}")
+    return notes
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
@@ -208,7 +238,7 @@ def _read_object(path: Path, problems: list[str], missing: str = "") -> Record:
 
 
 def _read_records(path: Path, problems: list[str]) -> list[Record]:
-    """The records with frames, by rising frames; of two with the same frames the later one."""
+    """The records that have frames, by rising frames."""
     if not path.exists() and not path.is_symlink():
         return []
     try:
@@ -216,18 +246,20 @@ def _read_records(path: Path, problems: list[str]) -> list[Record]:
     except (Unreadable, OSError) as error:
         problems.append(f"{path.name}: cannot be read ({_reason(error)})")
         return []
-    records: dict[float, Record] = {}
-    damaged = 0
-    for line in [*lines, tail]:
-        try:
-            record = json.loads(line)
-            if not np.isnan(frames := number(record, "frames", np.nan)):
-                records[frames] = record
-        except (ValueError, AttributeError, RecursionError):
-            damaged += line is not tail  # a last line without its end is being written, or was when the run died
+    parsed = [_parse(line) for line in [*lines, tail]]
+    damaged = sum(record is None for record in parsed[:-1])  # a last line without its end is only being written
     if damaged:
         problems.append(f"{path.name}: {damaged} line{'s' if damaged > 1 else ''} cannot be read and are left out")
-    return [records[frames] for frames in sorted(records)]
+    return sorted((record for record in parsed if record is not None), key=lambda record: float(record["frames"]))
+
+
+def _parse(line: bytes) -> Record | None:
+    """A line's JSON object if it has frames, else None."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and not np.isnan(number(record, "frames", np.nan)) else None
 
 
 def _reason(error: Exception) -> str:
@@ -239,7 +271,9 @@ def _reason(error: Exception) -> str:
 
 
 def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
-    """Score, the running mean over the last tenth of the budget of the episodes that ended in training, from the first whole tenth on.
+    """A run's score and what it took, at each record from the first tenth of its budget on.
+
+    The score is the mean of the training episodes that ended in the last tenth of the budget; where none did, of the newest that did.
 
     Args:
         run: the run.
@@ -253,12 +287,12 @@ def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
     episodes = np.where(np.isnan(returns), 0.0, np.nan_to_num(episodes))
     total = np.concatenate([[0.0], np.cumsum(episodes * np.nan_to_num(returns))])
     count = np.concatenate([[0.0], np.cumsum(episodes)])
-    before = np.searchsorted(frames, frames - window, side="right")  # records up to where the window begins
-    ended = count[1:] - count[before]
-    whole = (frames >= window) & (ended > 0)
-    score = (total[1:] - total[before]) / np.where(whole, ended, 1.0)
+    newest = np.maximum.accumulate(np.where(episodes > 0, np.arange(len(frames)), -1))
+    start = np.minimum(np.searchsorted(frames, frames - window, side="right"), newest)  # of the records averaged over
+    whole = (frames >= window) & (newest >= 0)
+    score = (total[1:] - total[start])[whole] / (count[1:] - count[start])[whole]
     flops = update_flops(run, frames, updates, costs)
-    return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score[whole])
+    return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score)
 
 
 def update_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[float]) -> FloatArray:

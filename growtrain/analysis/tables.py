@@ -18,8 +18,8 @@ from growtrain.analysis.runs import Run, number
 from growtrain.config import format_count
 
 
-def holdings(study: Study) -> list[Block]:
-    """The grid of games and arms with what is in each cell, then what is missing, failed or odd."""
+def holdings(study: Study, ledger_notes: Sequence[str]) -> list[Block]:
+    """The grid of games and arms with what is in each cell, then what is missing, failed or odd, by the files and by the sweep's ledger."""
     seeds = {entry.run.seed for entry in study.entries}
     rows, notes = [], []
     for game in study.games:
@@ -40,7 +40,8 @@ def holdings(study: Study) -> list[Block]:
         if entry.superseded_by:
             notes.append(f"{run.name}: {entry.superseded_by} is of the same arm, game and seed, and stands for both")
         notes += [f"{run.name}: {problem}" for problem in run.problems]
-    grid = Table(["game", *study.arms], rows, left=1 + len(study.arms))
+    notes += ledger_notes
+    grid = Table(["game", *study.arms], rows)
     if not notes:
         return [Heading("What there is"), grid, Paragraph("Nothing is missing, and every file could be read.")]
     return [Heading("What there is"), grid, Paragraph("Missing, failed or odd:"), Items(notes)]
@@ -53,11 +54,11 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
     header = ["arm", "against", "at equal", "IQM", "of reference", "difference", "P(improvement)", "paired difference"]
     blocks: list[Block] = [
         Heading("Arm against arm"),
-        Table([*header, "cost ratio"], [row for c in compared for row in _point_rows(c)], left=3),
+        Table([*header, "cost ratio"], [row for c in compared for row in _point_rows(c)]),
         Paragraph(
-            "Difference: of the interquartile means. P(improvement): how often a run beats a run of the reference, ties half. Paired "
-            "difference: mean over pairs of the same game and seed, with their number. Cost ratio: hours or FLOPs for the same frames, arm / "
-            "reference."
+            "Difference: of the interquartile means. P(improvement): how often a run beats a run of the reference, ties half. "
+            "Paired difference: mean over pairs of the same game and seed, with their number. Cost ratio: hours or FLOPs for "
+            "the same frames, arm / reference."
         ),
     ]
     times = [row for c in compared for row in _time_rows(c)]
@@ -72,10 +73,11 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
             "of reference",
         ]
         blocks += [
-            Table(header, times, left=4),
+            Table(header, times),
             Paragraph(
-                "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the reference's mean "
-                "score at the end, arm / reference, medians over seeds. A run that never gets there counts as infinitely late."
+                "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
+                "reference's mean score at the end, arm / reference, medians over seeds. A run that never gets there counts "
+                "as infinitely late."
             ),
         ]
     notes = [f"{c.arm} against {c.reference}: {note}" for c in compared for note in _comparison_notes(c)]
@@ -152,10 +154,10 @@ def costs(study: Study) -> list[Block]:
         return [Heading("What it cost"), Paragraph("No run is done yet.")]
     header = ["game", "arm", "done runs", "time a run", "frames/s", "FLOPs a run", "GPU utilisation", "energy a run"]
     text = (
-        "Means over the done runs of a cell. Time is wall-clock with evaluation, growth and checkpoints; what else the machine did meanwhile is "
-        "not known here. FLOPs are those of updates: acting and evaluation are not counted."
+        "Means over the done runs of a cell. Time is wall-clock with evaluation, growth and checkpoints; what else the "
+        "machine did meanwhile is not known here. FLOPs are those of updates: acting and evaluation are not counted."
     )
-    blocks: list[Block] = [Heading("What it cost"), Table(header, rows, left=2), Paragraph(text)]
+    blocks: list[Block] = [Heading("What it cost"), Table(header, rows), Paragraph(text)]
     notes = [f"unavailable: {reason} ({count} {'runs' if count > 1 else 'run'})" for reason, count in reasons.items()]
     return [*blocks, Items(notes)] if notes else blocks
 
@@ -217,7 +219,7 @@ def runs(study: Study, at: dict[str, float]) -> list[Block]:
                 f"{format_count(run.frames)} of {format_count(run.budget)}",
                 value_text(float(curve.score[-1])) if len(curve.score) else "-",
                 _last_evaluation(run),
-                ", ".join(format_count(event["frames"]) for event in run.growth_events) or "none",
+                _times([event["frames"] for event in run.growth_events]),
                 "yes" if counted else "no",
                 _history(run),
             ]
@@ -231,11 +233,17 @@ def runs(study: Study, at: dict[str, float]) -> list[Block]:
         "frames",
         "training score",
         "last evaluation",
-        "injections at",
+        "interventions at",
         "counted",
         "history",
     ]
-    return [Heading("Every run"), Table(header, rows, left=3)]
+    return [Heading("Every run"), Table(header, rows)]
+
+
+def _times(frames: Sequence[float]) -> str:
+    """The first few, and how many there are if there are more."""
+    shown = ", ".join(map(format_count, frames[:4])) or "none"
+    return f"{shown}, ... ({len(frames)})" if len(frames) > 4 else shown
 
 
 def _last_evaluation(run: Run) -> str:
@@ -244,12 +252,10 @@ def _last_evaluation(run: Run) -> str:
     score, spread, episodes = (
         number(run.evaluations[-1], name, np.nan) for name in ("episode_return", "episode_return_std", "episodes")
     )
-    return f"{value_text(score)} (std {value_text(spread)}, n={value_text(episodes)})"
+    return f"{value_text(score)} (std {value_text(spread)}, n={episodes:.0f})"
 
 
 def _history(run: Run) -> str:
-    found = run.about.get("resumes")
-    resumes = [resume for resume in found if isinstance(resume, dict)] if isinstance(found, list) else []
-    texts = [f"forked from {resume['forked_from']}" for resume in resumes if "forked_from" in resume]
-    count = len(resumes) - len(texts)
+    texts = [f"forked from {resume['forked_from']}" for resume in run.resumes if "forked_from" in resume]
+    count = len(run.resumes) - len(texts)
     return "; ".join([*texts, *([f"resumed {count} x"] if count else [])])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growtrain.config import Anchor
+from growtrain.config import Anchor, Intervention, TrainableHeads
 from growtrain.networks.injected import InjectedHead, check_injectable, probe_features
 
 
@@ -26,28 +26,30 @@ class GrowthEvent:
 
     Attributes:
         frames: frames played when it happened; None outside a training run.
-        stage: injections done, this one included.
-        kind: `inject`.
+        stage: interventions done, this one included; 0 in a periodic schedule, which has one stage.
+        kind: what was done: `inject` or one of its alternatives.
         reason: why now.
-        anchor: `frozen`, `zero` or `mirrored`.
+        anchor: `frozen`, `zero` or `mirrored`; None for what has none.
         parameters_total: parameters of the online network after it.
         parameters_trainable_before: parameters that required a gradient before it.
         parameters_trainable: parameters that require a gradient after it.
         max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
         max_abs_q_change_target: the same for the target network; None without one.
+        recycled_units: dormant units that `redo` recycled; None for the others.
         pause_seconds: time for which training stood still.
     """
 
     frames: int | None = None
     stage: int
-    kind: str = "inject"
+    kind: Intervention = "inject"
     reason: str = ""
-    anchor: Anchor
+    anchor: Anchor | None = None
     parameters_total: int
     parameters_trainable_before: int
     parameters_trainable: int
     max_abs_q_change_online: float
     max_abs_q_change_target: float | None
+    recycled_units: int | None = None
     pause_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def inject(
     target: nn.Module | None = None,
     generator: torch.Generator | None = None,
     anchor: Anchor = "frozen",
+    trainable_heads: TrainableHeads = "newest",
     probe: Tensor | None = None,
 ) -> GrowthEvent:
     """Injects plasticity into `network.<head>`, in place and all or nothing.
@@ -79,7 +82,9 @@ def inject(
         target: target network of the same structure.
         generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
         anchor: `frozen`, `zero` or `mirrored`.
-        probe: features (B, F) to verify on; needed only for heads that do not begin with a linear layer.
+        trainable_heads: `newest`, or `all`: the old live head goes on training beside the new one and keeps its slots (the appendix's
+            ablation); anchors never train.
+        probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
 
     Returns:
         What happened, with the largest changes measured.
@@ -93,11 +98,11 @@ def inject(
     old = _submodule(network, head)
     _check_membership(network, old, head, optimizer)
     before = count_parameters(network, trainable=True)
-    new = _grow(old, seed, anchor)
+    new = _grow(old, seed, anchor, trainable_heads)
     new_target, target_change = None, None
     if target is not None:
         old_target = _submodule(target, head)
-        new_target = _grow(old_target, seed, anchor)
+        new_target = _grow(old_target, seed, anchor, trainable_heads)
         both_fused = (
             new.spec()["fused"] and new_target.spec()["fused"]
         )  # each was fused only if that keeps its own bits
@@ -105,14 +110,15 @@ def inject(
         new_target.rebuild_bank(fused=both_fused)
         target_change = _verify(old_target, new_target, probe)
     change = _verify(old, new, probe)
-    old_names = {
-        f"live.{k}" if not isinstance(old, InjectedHead) else k: p for k, p in old.named_parameters() if p.requires_grad
-    }
-    new_names = {k: p for k, p in new.named_parameters() if p.requires_grad}
+    old_live = old.live if isinstance(old, InjectedHead) else old
+    old_names, new_names = (
+        {name: p for name, p in live.named_parameters() if p.requires_grad} for live in (old_live, new.live)
+    )
     if {k: p.shape for k, p in old_names.items()} != {k: p.shape for k, p in new_names.items()}:
         raise NotPreserved(f"the new live head trains {sorted(new_names)} and the old one {sorted(old_names)}")
     # Nothing before this line changed anything, and nothing after it can fail.
-    _replace_in_optimizer(optimizer, {id(p): new_names[k] for k, p in old_names.items()})
+    successors = {id(p): new_names[k] for k, p in old_names.items()}
+    _enter_optimizer(optimizer, successors, {id(p) for p in old.parameters()} - {id(p) for p in new.parameters()})
     network.set_submodule(head, new)
     if target is not None and new_target is not None:
         # A target whose parameters do not train (the usual case) stays so.
@@ -169,10 +175,10 @@ def _check_membership(network: nn.Module, old: nn.Module, path: str, optimizer: 
             raise ValueError(f"the optimizer does not hold {path}.{name}: pass the optimizer that trains this head")
 
 
-def _grow(old: nn.Module, seed: int, anchor: Anchor) -> InjectedHead:
+def _grow(old: nn.Module, seed: int, anchor: Anchor, trainable_heads: TrainableHeads) -> InjectedHead:
     """`old` with one more injection, as a new module; the same seed gives the same fresh weights for online and target."""
     injected = old if isinstance(old, InjectedHead) else InjectedHead(old)
-    return injected.grown(torch.Generator().manual_seed(seed), anchor)
+    return injected.grown(torch.Generator().manual_seed(seed), anchor, trainable_heads)
 
 
 @torch.no_grad()
@@ -189,9 +195,14 @@ def _verify(old: nn.Module, new: nn.Module, probe: Tensor | None) -> float:
     return change
 
 
-def _replace_in_optimizer(optimizer: torch.optim.Optimizer, replacement: dict[int, nn.Parameter]) -> None:
+def _enter_optimizer(optimizer: torch.optim.Optimizer, successors: dict[int, nn.Parameter], leaving: set[int]) -> None:
+    """Puts each successor in the place of the parameter it succeeds or, where that one stays, beside it; both are named by id."""
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            if id(p) in replacement:
+        old, group["params"] = group["params"], []
+        for p in old:
+            if id(p) in successors:
+                group["params"].append(successors[id(p)])
+            if id(p) in leaving:
                 optimizer.state.pop(p, None)
-        group["params"] = [replacement.get(id(p), p) for p in group["params"]]
+            else:
+                group["params"].append(p)

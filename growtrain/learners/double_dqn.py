@@ -20,26 +20,47 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
 from growtrain.config import FRAME_SKIP, Config
 from growtrain.networks.encoders import NatureEncoder, scale_frames
-from growtrain.networks.heads import SpectralLinear, initialize, make_head
+from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initialize, make_head
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.q_network import QNetwork
 from growtrain.optimizers import can_compile, make_optimizer
+from growtrain.regularizers import joint_norm, normalized_layers, penalty, project
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
+_CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
 MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
+
+
+def make_parts(config: Config, num_actions: int, width: int) -> tuple[NatureEncoder, nn.Sequential]:
+    """The encoder of a configuration and its head `width` wide, parted at `config.split`; their weights are arbitrary.
+
+    Where they are parted does not change what they compute, nor the order in which `initialize` draws their weights.
+    """
+    normalized = config.weight_projection == "nap"
+    encoder = NatureEncoder(config.encoder_width, activation=config.activation, normalized=normalized)
+    head = make_head(
+        encoder.num_features,
+        width,
+        num_actions,
+        normalization=config.normalization,
+        output_bias=config.output_bias,
+        activation=config.activation,
+    )
+    if config.split != "fc1":
+        convolutions = encoder.split_off(_CONVOLUTIONS_BEFORE[config.split])
+        head = ConvolutionalHead(encoder.feature_shape, *convolutions, nn.Flatten(), *head)
+    return encoder, head
 
 
 def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
     """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
-    encoder = NatureEncoder(config.encoder_width)
-    head = make_head(
-        encoder.num_features, width, num_actions, normalization=config.normalization, output_bias=config.output_bias
-    )
+    encoder, head = make_parts(config, num_actions, width)
     return QNetwork(encoder, InjectedHead(head))
 
 
@@ -63,6 +84,7 @@ class DoubleDQN:
         optimizer: holds exactly the parameters of `online` that require a gradient.
         loss: TorchRL's loss over both.
         updates: gradient steps so far.
+        initial: for `l2-init` and `nap`, the values with which each parameter that trains began to do so.
         version: counts changes after which a captured update is stale.
         loss_sum: () sum of the losses since the last report, on the device.
         nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite: how many
@@ -73,13 +95,15 @@ class DoubleDQN:
         self, config: Config, num_actions: int, *, width: int, device: torch.device, generator: torch.Generator
     ) -> None:
         self.config = config
-        self.num_actions, self.width = num_actions, width
+        self.num_actions = num_actions
         self.device = device
         self.online = make_network(config, num_actions, width)
         initialize(self.online, generator)
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimizer = self._make_optimizer()
+        # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
+        self.initial = WeakTensorKeyDictionary()
         self.updates = 0
         self.version = 0
         self.encoder_is_shared = self.bank_is_shared = False
@@ -108,6 +132,11 @@ class DoubleDQN:
         assert isinstance(head, InjectedHead)
         return head
 
+    @property
+    def width(self) -> int:
+        """Hidden units of the live head."""
+        return self.head.width
+
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
         self.version += 1
@@ -123,6 +152,11 @@ class DoubleDQN:
         self.loss.make_value_estimator(gamma=self.config.discount)
         self.loss._has_update_associated["value_network"] = True  # as TorchRL's own updaters say: `copy_target` is ours
         self._share_frozen()
+        self._trainable = [p for p in self.online.parameters() if p.requires_grad]
+        if self.config.keeps_initial_weights:
+            self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
+        self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
+        self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
 
     def update(self, batches: TensorDict) -> None:
@@ -143,13 +177,22 @@ class DoubleDQN:
             layer.power_iterate()
         loss = self.compute_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self._regularized(loss))
         if not self._may_apply(loss):
             return
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
+        project(self._projected, self._norms)
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def _regularized(self, loss: Tensor) -> Tensor:
+        """The loss that is differentiated; what is reported, and compared between runs, is without the penalty."""
+        regularizer, strength = self.config.regularizer, self.config.regularizer_strength
+        if regularizer == "none" or not strength:
+            return loss
+        initial = [self.initial[p] for p in self._trainable] if regularizer == "l2-init" else []
+        return loss + strength * penalty(regularizer, self._trainable, initial)
 
     @torch.no_grad()
     def _may_apply(self, loss: Tensor) -> bool:
@@ -267,6 +310,12 @@ class DoubleDQN:
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": slots,
+            "width": self.width,
+            "initial": {
+                name: self.initial[p]
+                for name, p in self.online.named_parameters()
+                if p.requires_grad and p in self.initial
+            },
             "head": self.head.spec(),
             "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
             "loss_sum": self.loss_sum,
@@ -276,15 +325,15 @@ class DoubleDQN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, in a fresh learner of the same configuration.
+        """Restores what `state_dict` gave, in a fresh learner of the same configuration; its networks are built anew, with the saved width.
 
         Raises:
             ValueError: a tensor is missing, left over, or of another shape or dtype than this configuration's.
         """
+        self.online, self.target = (make_network(self.config, self.num_actions, int(state["width"])) for _ in range(2))
         for network in (self.online, self.target):
-            head = network.head
-            assert isinstance(head, InjectedHead)
-            head.to("cpu").grow_to(state["head"])  # fresh weights are drawn on the CPU
+            assert isinstance(network.head, InjectedHead)
+            network.head.grow_to(state["head"])
             network.to(self.device)
         self.target.requires_grad_(False)
         self.online.encoder.requires_grad_(not state["encoder_frozen"])
@@ -304,6 +353,10 @@ class DoubleDQN:
             }
             _copy_into(slots, saved, f"optimizer slots of {name}")
             self.optimizer.state[trainable[name]] = slots
+        kept = trainable if self.config.keeps_initial_weights else {}
+        initial = {name: torch.empty_like(p) for name, p in kept.items()}
+        _copy_into(initial, state["initial"], "initial weights")
+        self.initial.update({kept[name]: tensor for name, tensor in initial.items()})
         accumulators = {"loss_sum": self.loss_sum, "nonfinite": self.nonfinite}
         _copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])

@@ -1,10 +1,15 @@
 """Encoders phi: from observations to features (Mnih et al. 2015, "Human-level control", Methods).
 
+Normalised, every convolution is followed by a layer normalisation over channels and pixels, before its non-linearity (Lyle et al. 2024).
+
 Units: observations are uint8 in 0..255, scaled by 1/255 inside the network; features are float32.
 """
 
 import torch
 from torch import Tensor, nn
+
+from growtrain.config import Activation
+from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
 
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 
@@ -30,22 +35,41 @@ class NatureEncoder(nn.Module):
     Args:
         width: factor on the channels (32, 64, 64); 1 gives 3136 features.
         stack: frames in an observation.
+        activation: the non-linearity after each convolution.
+        normalized: whether each convolution is normalised before it.
+
+    Attributes:
+        feature_shape: (C, H, W) of what comes out of the last convolution, before it is flattened.
     """
 
-    def __init__(self, width: float = 1.0, stack: int = 4) -> None:
+    def __init__(
+        self, width: float = 1.0, stack: int = 4, *, activation: Activation = "relu", normalized: bool = False
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels, side = stack, 84
+        self._shapes = [(channels, side, side)]
         for full_channels, kernel, stride in _CONVOLUTIONS:
-            out_channels = max(1, round(full_channels * width))
-            layers += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU(inplace=True)]
-            channels, side = out_channels, (side - kernel) // stride + 1
+            units = num_units(max(1, round(full_channels * width)), activation)
+            norm = [nn.GroupNorm(1, units)] if normalized else []
+            layers += [nn.Conv2d(channels, units, kernel, stride), *norm, make_activation(activation, inplace=True)]
+            channels, side = outputs_per_unit(activation) * units, (side - kernel) // stride + 1
+            self._shapes.append((channels, side, side))
         self.layers = nn.Sequential(*layers)
         self.num_features = channels * side * side
+        self.feature_shape, self._flat = self._shapes[-1], True
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack this overload
+
+    def split_off(self, depth: int) -> list[nn.Module]:
+        """Takes out the layers after the first `depth` convolutions (0, 1 or 2), for a head; features are (B, C, H, W) from then on."""
+        layers = list(self.layers)
+        place = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)][depth]
+        self.layers = nn.Sequential(*layers[:place])
+        self.feature_shape, self._flat = self._shapes[depth], False
+        return layers[place:]
 
     def forward(self, observation: Tensor) -> Tensor:
         """Features of a batch of stacked frames, uint8 or already scaled by `scale_frames`."""
         features: Tensor = self.layers(scale_frames(observation))
         # Flattened in channel-major order whatever the memory format, so that weights mean the same on every device.
-        return features.flatten(1)
+        return features.flatten(1) if self._flat else features

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growtrain.config import Normalization, OutputBias
+from growtrain.config import Activation, Normalization, OutputBias
+from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
 
 
 def hidden_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,6 +70,17 @@ class SpectralLinear(nn.Linear):
         return F.linear(input, self.weight / sigma, self.bias)
 
 
+class ConvolutionalHead(nn.Sequential):
+    """A head that begins with convolutions: (B, C, H, W) -> (B, A); it knows the (C, H, W) that its layers do not.
+
+    Its convolutions are flattened in channel-major order before the first linear layer.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.input_shape = input_shape
+
+
 def make_head(
     num_features: int,
     width: int,
@@ -76,12 +88,15 @@ def make_head(
     *,
     normalization: Normalization = "none",
     output_bias: OutputBias = "per_action",
+    activation: Activation = "relu",
 ) -> nn.Sequential:
-    """The last two layers: Linear, normalisation, ReLU, Linear; (B, num_features) -> (B, num_actions)."""
-    hidden = SpectralLinear(num_features, width) if normalization == "spectral" else HiddenLinear(num_features, width)
-    norm = [nn.LayerNorm(width)] if normalization == "layer" else []
-    output = SharedBiasLinear(width, num_actions) if output_bias == "shared" else nn.Linear(width, num_actions)
-    return nn.Sequential(hidden, *norm, nn.ReLU(), output)
+    """The last two layers: Linear, normalisation, activation, Linear; (B, num_features) -> (B, num_actions)."""
+    units = num_units(width, activation)
+    hidden = SpectralLinear(num_features, units) if normalization == "spectral" else HiddenLinear(num_features, units)
+    norm = [nn.LayerNorm(units)] if normalization == "layer" else []
+    outputs = outputs_per_unit(activation) * units
+    output = SharedBiasLinear(outputs, num_actions) if output_bias == "shared" else nn.Linear(outputs, num_actions)
+    return nn.Sequential(hidden, *norm, make_activation(activation), output)
 
 
 def initialize(module: nn.Module, generator: torch.Generator) -> None:

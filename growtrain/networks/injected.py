@@ -16,7 +16,7 @@ Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. th
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from growtrain.config import Anchor
-from growtrain.networks.heads import HiddenLinear, SharedBiasLinear, hidden_linear, initialize
+from growtrain.config import Anchor, TrainableHeads
+from growtrain.networks.activations import CReLU, Fourier
+from growtrain.networks.heads import ConvolutionalHead, HiddenLinear, SharedBiasLinear, hidden_linear, initialize
 
 _PROBE_BATCHES = (
     1,
@@ -34,7 +35,8 @@ _PROBE_BATCHES = (
     256,
 )  # matrix products of different sizes take different code paths, and may round differently
 _ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
-_POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
+POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
+CONCATENATING = (CReLU, Fourier)
 
 
 class MirroredLinear(nn.Module):
@@ -101,13 +103,15 @@ class FrozenBank(nn.Module):
 
     Fused, the hidden layers of all heads are one: two matrix products whatever their number. That needs heads that are `Linear, activation,
     Linear` (`can_fuse`); any other architecture is kept head by head. Nothing here requires a gradient, and `train()` never reaches a
-    frozen head.
+    frozen head. With `trainable`, never fused, the heads that train go on training: they are held as they are, not copied.
     """
 
-    def __init__(self, heads: list[nn.Module], anchors: list[Anchor], *, fused: bool) -> None:
+    def __init__(self, heads: list[nn.Module], anchors: list[Anchor], *, fused: bool, trainable: bool = False) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(copy.deepcopy(head) for head in heads)
-        self.requires_grad_(False).eval()
+        self.heads = nn.ModuleList(
+            head if trainable and trains(head) else copy.deepcopy(head).requires_grad_(False) for head in heads
+        )
+        self.eval()
         self.anchors = anchors
         self.fused = fused
         if self.fused:
@@ -128,9 +132,9 @@ class FrozenBank(nn.Module):
         del self.heads
 
     def unfused(self) -> list[nn.Module]:
-        """The frozen heads as they were before they were fused, sharing no memory with the bank."""
+        """The frozen heads as they were before they were fused, sharing no memory with the bank; those that train are the bank's own."""
         if not self.fused:
-            return [copy.deepcopy(head) for head in self.heads]
+            return [head if trains(head) else copy.deepcopy(head) for head in self.heads]
         heads: list[nn.Module] = []
         parts = zip(
             torch.split(self.hidden_weight, self.widths),
@@ -150,8 +154,12 @@ class FrozenBank(nn.Module):
             yield from (head(features) for head in self.heads)
             return
         product = hidden_linear if self.kind is HiddenLinear else F.linear
-        hidden = self.activation(product(features, self.hidden_weight, self.hidden_bias))
-        for part, output in zip(torch.split(hidden, self.widths, dim=1), self.outputs, strict=True):
+        hidden = product(features, self.hidden_weight, self.hidden_bias)
+        if isinstance(self.activation, POINTWISE):
+            parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=1)
+        else:  # what concatenates does so head by head
+            parts = map(self.activation, torch.split(hidden, self.widths, dim=1))
+        for part, output in zip(parts, self.outputs, strict=True):
             yield output(part)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -172,7 +180,8 @@ class FrozenBank(nn.Module):
 class InjectedHead(nn.Module):
     """A head with any number of plasticity injections: (B, F) -> (B, A).
 
-    The parameters that require a gradient are exactly those of `live`. Before the first injection it computes `head` and nothing else.
+    The parameters that require a gradient are exactly those of `live`, unless it was injected with `trainable_heads="all"`. Before the
+    first injection it computes `head` and nothing else.
 
     Args:
         head: any module with a non-linearity, from features to action values.
@@ -212,20 +221,35 @@ class InjectedHead(nn.Module):
         q: Tensor = frozen + change
         return q
 
-    def inject(self, generator: torch.Generator | None = None, anchor: Anchor = "frozen") -> None:
+    @property
+    def width(self) -> int:
+        """Hidden units of the live head's last hidden layer."""
+        kinds = nn.Linear | PairedLinear | MirroredLinear
+        width: int = [module for module in self.live.modules() if isinstance(module, kinds)][-2].weight.shape[0]
+        return width
+
+    def inject(
+        self,
+        generator: torch.Generator | None = None,
+        anchor: Anchor = "frozen",
+        trainable_heads: TrainableHeads = "newest",
+    ) -> None:
         """Freezes what is there and adds a live head of the same architecture with fresh weights; the output does not change.
 
         Args:
             generator: source of the fresh weights (a CPU generator); None draws a seed from torch's global generator.
             anchor: `frozen`, `zero` or `mirrored`.
+            trainable_heads: `all` freezes nothing that trains: the older live heads go on (the paper's ablation), anchors never train.
 
         Raises:
             ValueError: the anchor is unknown or does not fit this head; nothing has changed then.
         """
-        grown = self.grown(_generator(generator), anchor)
+        grown = self.grown(_generator(generator), anchor, trainable_heads)
         self.frozen, self.live = grown.frozen, grown.live
 
-    def grown(self, generator: torch.Generator, anchor: Anchor) -> "InjectedHead":
+    def grown(
+        self, generator: torch.Generator, anchor: Anchor, trainable_heads: TrainableHeads = "newest"
+    ) -> "InjectedHead":
         """A new head with one more injection; `self` keeps its tensors and can be gone back to."""
         if anchor not in ("frozen", "zero", "mirrored"):
             raise ValueError(f"anchor is {anchor!r}: choose frozen, zero or mirrored")
@@ -233,16 +257,18 @@ class InjectedHead(nn.Module):
         # The live head comes before its anchor, the order in which they are summed.
         place = len(heads) - 1 if self.anchors and self.anchors[-1] == "frozen" else len(heads)
         heads.insert(place, self.live)
-        fresh = _fresh_copy(self.live, generator)
+        fresh = fresh_copy(self.live, generator)
         if anchor == "frozen":
-            heads.append(fresh)
+            heads.append(copy.deepcopy(fresh).requires_grad_(False))
         else:
             _silence(fresh, anchor)
         grown = InjectedHead.__new__(InjectedHead)
         nn.Module.__init__(grown)
         grown.training = self.training
         grown.live = fresh
-        grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=can_fuse(heads))
+        trainable = trainable_heads == "all"
+        fused = can_fuse(heads) and not trainable
+        grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fused, trainable=trainable)
         if grown.frozen.fused and not self._keeps_bits(grown.frozen, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
         return grown
@@ -270,7 +296,10 @@ class InjectedHead(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """What `grow_to` needs to rebuild this architecture; JSON-serialisable."""
-        return {"injections": list(self.anchors), "fused": self.frozen is not None and self.frozen.fused}
+        fused = self.frozen is not None and self.frozen.fused
+        heads = [] if self.frozen is None or fused else list(self.frozen.heads)
+        trainable = [index for index, head in enumerate(heads) if trains(head)]
+        return {"injections": list(self.anchors), "fused": fused, "trainable": trainable}
 
     def grow_to(self, spec: dict[str, Any]) -> Self:
         """Grows a fresh `InjectedHead` to the architecture of `spec`, ready for `load_state_dict`; the weights are arbitrary.
@@ -284,6 +313,10 @@ class InjectedHead(nn.Module):
         for anchor in anchors[self.num_injections :]:
             self.inject(torch.Generator().manual_seed(0), anchor)
         self.rebuild_bank(fused=bool(spec.get("fused")))
+        for index in spec.get("trainable", ()):
+            if self.frozen is None or self.frozen.fused or not 0 <= int(index) < len(self.frozen.heads):
+                raise ValueError(f"spec {spec!r} trains head {index}, which it does not have apart")
+            self.frozen.heads[int(index)].requires_grad_(True)
         return self
 
 
@@ -320,12 +353,19 @@ def check_injectable(head: nn.Module) -> None:
 
 
 def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
-    """Random non-negative features (batch, F) for a head that begins with a linear layer; None where F cannot be known."""
-    first = next((module for module in head.modules() if isinstance(module, nn.Linear | PairedLinear)), None)
-    if first is None:
+    """Random non-negative features (batch, F), or (batch, C, H, W) for a `ConvolutionalHead`; None where their shape cannot be known."""
+    kinds = ConvolutionalHead | nn.Linear | PairedLinear | nn.Conv2d
+    first = next((module for module in head.modules() if isinstance(module, kinds)), None)
+    if first is None or isinstance(first, nn.Conv2d):
         return None
-    drawn = torch.rand((batch, first.weight.shape[1]), generator=torch.Generator().manual_seed(0))
-    return drawn.to(first.weight)
+    shape = first.input_shape if isinstance(first, ConvolutionalHead) else first.weight.shape[1:]
+    drawn = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0))
+    return drawn.to(next(first.parameters()))
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether any parameter requires a gradient."""
+    return any(p.requires_grad for p in module.parameters())
 
 
 def _generator(generator: torch.Generator | None) -> torch.Generator:
@@ -337,12 +377,12 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def can_fuse(heads: list[nn.Module]) -> bool:
-    """Whether all heads are `Linear, pointwise activation, Linear`."""
+    """Whether all heads are `Linear, activation, Linear`, with an activation that is pointwise or concatenates its parts."""
     return all(
         isinstance(head, nn.Sequential)
         and len(head) == 3
         and type(head[0]) in (nn.Linear, HiddenLinear, PairedLinear)
-        and isinstance(head[1], _POINTWISE)
+        and isinstance(head[1], (*POINTWISE, *CONCATENATING))
         and type(head[2]) in (nn.Linear, SharedBiasLinear, MirroredLinear)
         for head in heads
     )
@@ -355,9 +395,9 @@ def _kind(layer: nn.Module) -> type[nn.Linear]:
     return HiddenLinear if isinstance(layer, HiddenLinear) else nn.Linear
 
 
-def _fresh_copy(head: nn.Module, generator: torch.Generator) -> nn.Module:
+def fresh_copy(network: nn.Module, generator: torch.Generator) -> nn.Module:
     """The same architecture with fresh weights that train; mirrored and paired layers become ordinary ones again."""
-    fresh = copy.deepcopy(head)
+    fresh = copy.deepcopy(network)
     for name, module in list(fresh.named_modules()):
         if isinstance(module, MirroredLinear | PairedLinear):
             units, inputs = module.weight.shape

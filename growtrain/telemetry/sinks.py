@@ -1,6 +1,7 @@
 """Where records go: JSON lines, which are the record of a run, and TensorBoard, which is a convenience.
 
-A failing JSONL sink stops the run; a failing TensorBoard sink warns once and is quiet from then on.
+What the disk does not take of a JSONL file waits in memory, in order, until it does: `flush` raises while anything waits, so that no
+checkpoint outruns its records. A failing TensorBoard sink warns once and is quiet from then on.
 
 Units: the step of every scalar is frames.
 """
@@ -13,32 +14,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-Stem = Literal["metrics", "evaluations", "growth_events"]
+Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics"]
 
 _log = logging.getLogger(__name__)
 
 
 class JsonlSink:
-    """Appends one JSON object per line to `path`, each flushed; NaN and infinities become null. Errors are raised.
+    """Appends one JSON object per line to `path`; NaN and infinities become null. A line that cannot be written now waits, said once.
 
     A file whose writer was killed in mid-line is mended when it is opened: the torn line is cut.
 
     Raises:
-        OSError: the file cannot be opened or written; the lines before it are whole.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         _mend(path)
+        self._waiting = b""
 
     def write(self, values: dict[str, Any]) -> None:
-        """One line."""
-        self._file.write(json.dumps(_finite(values), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        """One line, and before it those that wait."""
+        quiet = bool(self._waiting)
+        self._waiting += json.dumps(_finite(values), allow_nan=False).encode() + b"\n"
+        try:
+            self.flush()
+        except OSError as error:
+            if not quiet:
+                _log.warning("%s: %s; records wait in memory until it can be written", self._file.name, error)
+
+    def flush(self) -> None:
+        """Writes what waits; raises `OSError` if some of it still does."""
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; what still waits is lost."""
         self._file.close()
 
 
@@ -61,14 +73,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard in `directory`. No failure of it, be it of the import, the disk or the library, reaches the run."""
+    """Scalars for TensorBoard in `directory`. No failure of it, be it of the import, the disk or the library, reaches the run.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: of the event files.
+        frames: where the run goes on from; TensorBoard then leaves out what an earlier part wrote after it.
+    """
+
+    def __init__(self, directory: Path, frames: int | None = None) -> None:
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(directory), flush_secs=30)
+            self._writer = SummaryWriter(
+                str(directory), flush_secs=30, purge_step=None if frames is None else frames + 1
+            )
         except Exception as error:  # the run outlives any failure of a convenience
             self._give_up(error)
 
@@ -100,20 +119,30 @@ class TensorBoardSink:
 
 
 class RunSinks:
-    """The sinks of one run directory: `metrics.jsonl`, `evaluations.jsonl`, `growth_events.jsonl`, and `tensorboard/`.
+    """The sinks of one run directory: `metrics.jsonl`, `evaluations.jsonl`, `growth_events.jsonl`, `diagnostics.jsonl`, and
+    `tensorboard/`.
+
+    Args:
+        run_dir: the run's directory.
+        frames: of the checkpoint that the run goes on from; None from the start.
 
     Raises:
-        OSError: a JSONL file cannot be opened or written.
+        OSError: a JSONL file cannot be opened.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, frames: int | None = None) -> None:
         self._files = {stem: JsonlSink(run_dir / f"{stem}.jsonl") for stem in get_args(Stem)}
-        self._tensorboard = TensorBoardSink(run_dir / "tensorboard")
+        self._tensorboard = TensorBoardSink(run_dir / "tensorboard", frames)
 
     def write(self, stem: Stem, values: dict[str, Any]) -> None:
         """Puts a record's `to_dict()` in its file and then, the record being safe, in TensorBoard; `frames` is the step."""
         self._files[stem].write(values)
         self._tensorboard.write(stem, values)
+
+    def flush(self) -> None:
+        """Writes the records that wait for the disk; raises `OSError` if some still do."""
+        for file in self._files.values():
+            file.flush()
 
     def close(self) -> None:
         """Closes all of them."""

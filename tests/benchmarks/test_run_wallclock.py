@@ -46,6 +46,7 @@ def cell(*speeds: int, growth: tuple[float, ...] = (), **values: Any) -> dict[st
     return {
         "repeats": [window(2 * speed, 2.0) for speed in speeds],
         "growth_seconds": list(growth),
+        "compile_seconds": 0.0,
         "first_step_seconds": [4 / sorted(speeds)[len(speeds) // 2]] * 2,
         "evaluations": [{"frames": 1000, "start_seconds": 1.0, "seconds": 2.0}],
         "checkpoint_seconds": 2.0,
@@ -79,6 +80,7 @@ def raw() -> dict[str, Any]:
             "command": "python x", "gpu": "NVIDIA A100-SXM4-40GB", "cuda": "12", "cpu": "Some CPU", "cores": 2, "threads": 2,
             "memory_bytes": 2**34, "environment": {}, "versions": {}, "git_commit": None, "git_modified": False, "date": "today",
             "load_average": 0.1,
+            "busy_cores": 0.0,
         },
         "stacks": {
             "fast": {
@@ -123,8 +125,9 @@ def test_what_the_first_steps_take_longer_is_charged_to_the_growth_or_the_start(
     cells = values["stacks"]["fast"]["cells"]
     cells["grown"]["first_step_seconds"] = [0.04 + 2.0, 0.04 + 0.5]  # a steady step of 4 frames takes 40 ms
     cells["small"]["first_step_seconds"] = [0.02 + 1.0, 0.0]
+    cells["small"]["compile_seconds"] = 7.0
     p = hours.projection_of(values, values["arms"][0])
-    assert (p.growth, p.startup) == (pytest.approx(3 + 2.5), pytest.approx(5 + 1))
+    assert (p.growth, p.startup) == (pytest.approx(3 + 2.5), pytest.approx(5 + 7 + 1))
 
 
 def test_a_saving_is_taken_within_each_repeat(hours: ModuleType) -> None:
@@ -183,6 +186,7 @@ def test_overlapping_kernels_are_busy_once(hours: ModuleType) -> None:
 
 def test_a_validation_compares_with_its_own_start(hours: ModuleType) -> None:
     values = raw()
+    values["stacks"]["fast"]["cells"]["small"]["compile_seconds"] = 7.0  # done before, in the same process
     short = {**values["arms"][0]["work"], "warmup_frames": 1_000, "stage_frames": [2_000, 2_000], "evaluations": [0, 1]}
     values["validation"] = [{"arm": 0, "frames": 5_000, "wall_seconds": 50.0, "startup_seconds": 1.0, "work": short}]
     found = hours.validated(values, values["validation"][0])

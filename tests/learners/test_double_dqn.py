@@ -211,10 +211,20 @@ def test_gradient_norm_is_clipped() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["centered_rmsprop", "adam"])
 @pytest.mark.parametrize("freeze_encoder", [False, True])
-def test_captured_updates_train_the_same_network_as_uncaptured_ones(optimizer: str, freeze_encoder: bool) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"regularizer": "l2-init", "activation": "crelu", "anchor": "zero"},
+        {"regularizer": "parseval", "weight_projection": "nap", "normalization": "layer"},
+    ],
+)
+def test_captured_updates_train_the_same_network_as_uncaptured_ones(
+    optimizer: str, freeze_encoder: bool, options: dict[str, str]
+) -> None:
     """Across growth and a target copy, within the rounding of atomics and other kernels: 1e-3 of each tensor's scale."""
     device = torch.device("cuda")
-    config = small(optimizer=optimizer, optimizer_eps=1e-4, max_grad_norm=10.0)
+    config = small(optimizer=optimizer, optimizer_eps=1e-4, max_grad_norm=10.0, **{"anchor": "mirrored"} | options)
     pool = batches(1, 5, size=64)[0].to(device)
     plain, graphed = (
         DoubleDQN(config, ACTIONS, width=32, device=device, generator=torch.Generator().manual_seed(0))
@@ -231,7 +241,7 @@ def test_captured_updates_train_the_same_network_as_uncaptured_ones(optimizer: s
                 learner.copy_target()
             generator = torch.Generator().manual_seed(stage)
             frozen = freeze_encoder and stage == 0
-            grow(learner, pool["observation"], anchor="mirrored", generator=generator, freeze_encoder=frozen)
+            grow(learner, pool["observation"], anchor=config.anchor, generator=generator, freeze_encoder=frozen)
     assert graphed.report_loss() == pytest.approx(plain.report_loss(), rel=1e-3)
     for name, tensor in plain.online.state_dict().items():
         scale = float(tensor.abs().max())

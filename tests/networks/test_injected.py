@@ -13,6 +13,11 @@ from growtrain.networks.injected import FrozenBank, InjectedHead
 
 ANCHORS = ("frozen", "zero", "mirrored")
 BATCH, FEATURES, ACTIONS = 32, 96, 6
+DOES_NOT_FIT = {  # one silent layer cannot silence two streams, nor can units be paired that have two outputs each
+    ("dueling", "zero"),
+    ("dueling", "mirrored"),
+    *((name, "mirrored") for name in ("crelu", "fourier", "crelu, spectral norm", "fourier, layer norm")),
+}
 
 
 class Dueling(nn.Module):
@@ -42,6 +47,10 @@ def heads() -> dict[str, nn.Module]:
         ),
         "dueling": Dueling(),
         "wide": make_head(FEATURES, 1024, 18),
+        "crelu": make_head(FEATURES, 64, ACTIONS, activation="crelu", output_bias="shared"),
+        "fourier": make_head(FEATURES, 64, ACTIONS, activation="fourier"),
+        "crelu, spectral norm": make_head(FEATURES, 64, ACTIONS, activation="crelu", normalization="spectral"),
+        "fourier, layer norm": make_head(FEATURES, 64, ACTIONS, activation="fourier", normalization="layer"),
     }
     generator = torch.Generator().manual_seed(5)
     for head in made.values():
@@ -66,8 +75,8 @@ def features(seed: int = 0, batch: int = BATCH) -> Tensor:
 @pytest.mark.parametrize("anchor", ANCHORS)
 @pytest.mark.parametrize("name", heads())
 def test_four_injections_change_no_bit_and_no_count(name: str, anchor: str) -> None:
-    if name == "dueling" and anchor != "frozen":
-        pytest.skip("one silent layer cannot silence two streams; see test_anchor_that_does_not_fit")
+    if (name, anchor) in DOES_NOT_FIT:
+        pytest.skip("see test_anchor_that_does_not_fit")
     head = InjectedHead(heads()[name])
     trainable = sum(p.numel() for p in head.parameters() if p.requires_grad)
     generator = torch.Generator().manual_seed(1)
@@ -105,10 +114,13 @@ def test_naive_grouping_is_not_exact() -> None:
     assert torch.equal(frozen + (head.live(x) - anchor), before)
 
 
-@pytest.mark.parametrize("anchor", ANCHORS)
-def test_fused_bank_is_the_sum_of_the_heads(anchor: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "anchor"),
+    [("mlp", "frozen"), ("mlp", "zero"), ("mlp", "mirrored"), ("crelu", "frozen"), ("fourier", "zero")],
+)
+def test_fused_bank_is_the_sum_of_the_heads(name: str, anchor: str) -> None:
     """Float64 oracle: heads kept apart by hand, summed with their signs."""
-    head, generator = InjectedHead(heads()["mlp"]), torch.Generator().manual_seed(3)
+    head, generator = InjectedHead(heads()[name]), torch.Generator().manual_seed(3)
     x, terms = features(), []
 
     def in_float64(module: nn.Module) -> Tensor:
@@ -128,7 +140,8 @@ def test_fused_bank_is_the_sum_of_the_heads(anchor: str) -> None:
     assert (head(x) - oracle).abs().max() <= 1e-5 * oracle.abs().max()
     assert torch.equal(head(x).argmax(1), oracle.argmax(1))
     heads_frozen = 6 if anchor == "frozen" else 3
-    assert head.frozen.hidden_weight.shape == (64 * heads_frozen, FEATURES)
+    units = 32 if name == "fourier" else 64
+    assert head.frozen.hidden_weight.shape == (units * heads_frozen, FEATURES)
 
 
 @pytest.mark.parametrize("anchor", ANCHORS)
@@ -231,7 +244,7 @@ def test_evaluation_mode_dropout_and_batchnorm_stay_frozen_under_train() -> None
     assert not any(module.training for module in head.frozen.modules())
 
 
-@pytest.mark.parametrize(("name", "anchor"), [("dueling", "zero"), ("dueling", "mirrored"), ("mlp", "sideways")])
+@pytest.mark.parametrize(("name", "anchor"), [*sorted(DOES_NOT_FIT), ("mlp", "sideways")])
 def test_anchor_that_does_not_fit_changes_nothing(name: str, anchor: str) -> None:
     head = InjectedHead(heads()[name])
     before = {k: v.clone() for k, v in head.state_dict().items()}

@@ -79,12 +79,57 @@ def test_damage_before_the_end_is_named(tmp_path: Path, damage: bytes) -> None:
         read_jsonl(path)
 
 
-def test_a_full_disk_stops_the_record(tmp_path: Path) -> None:
-    sink = JsonlSink(Path("/dev/full"))
-    with pytest.raises(OSError, match="No space"):
-        sink.write(LINES[0])
-    with pytest.raises(OSError, match="No space"):
-        sink.close()
+def test_records_wait_for_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sink = JsonlSink(tmp_path / "a.jsonl")
+    sink.write({"n": 0})
+    working = sink._file
+    with Path("/dev/full").open("ab", buffering=0) as sink._file:
+        for n in (1, 2, 3):
+            sink.write({"n": n})
+        with pytest.raises(OSError, match="No space"):
+            sink.flush()
+    (warning,) = warnings_of(caplog)
+    assert "/dev/full" in warning
+    sink._file = working
+    sink.write({"n": 4})
+    sink.close()
+    assert [record["n"] for record in read_jsonl(tmp_path / "a.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_a_disk_that_takes_half_a_line_gets_the_other_half_later(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "a.jsonl")
+
+    class Short:
+        """Takes three bytes, then nothing, as a disk that fills up does."""
+
+        name = "short"
+        taken = False
+
+        def write(self, data: bytes) -> int:
+            if self.taken:
+                raise OSError(28, "No space left on device")
+            self.taken = True
+            return working.write(data[:3])
+
+    working = sink._file
+    sink._file = Short()  # type: ignore[assignment]
+    sink.write({"first": 1})
+    sink._file = working
+    sink.write({"second": 2})
+    sink.close()
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"first": 1}, {"second": 2}]
+
+
+def test_points_after_the_checkpoint_are_left_out_by_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunSinks(tmp_path) as sinks:
+        for frames in (100, 200, 300):
+            sinks.write("metrics", {"frames": frames, "loss": 1.0})
+    with RunSinks(tmp_path, frames=200) as sinks:
+        sinks.write("metrics", {"frames": 300, "loss": 2.0})
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("metrics/loss")
+    assert [(event.step, event.value) for event in shown] == [(100, 1.0), (200, 1.0), (300, 2.0)]
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
