@@ -164,7 +164,7 @@ def estimate(
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
     resampled = bootstrap(statistic, *kept, rng=rng, draws=draws)
     if np.isnan(resampled).any():
-        reason = "undefined in some resamples"
+        reason = "undefined in some resamples, as when nothing gets there"
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
     # An observed value, not one between two: infinities (censored times) cannot be interpolated.
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")

@@ -345,23 +345,28 @@ def _machine(run: Run) -> str:
     return f"{run.about.get('device', 'unknown device')}, {run.about.get('num_threads', '?')} threads"
 
 
-def interval_text(estimate: Estimate, digits: int = 3) -> str:
-    """`0.123 [0.1, 0.2]`, or the value alone where there is no interval."""
-    value = value_text(float(estimate.value), digits)
+def interval_text(estimate: Estimate) -> str:
+    """`0.123 [0.100, 0.200]`, or the value alone where there is no interval."""
+    value = value_text(float(estimate.value))
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{value_text(float(estimate.low), digits)}, {value_text(float(estimate.high), digits)}]"
+    return f"{value} [{value_text(float(estimate.low))}, {value_text(float(estimate.high))}]"
 
 
-def value_text(value: float, digits: int = 3) -> str:
-    """A number of so many significant digits; `never` for infinity, a dash for NaN."""
+def ratio_text(ratio: Estimate) -> str:
+    """`x0.800 [0.780, 0.830]`, or the value alone where all runs agree."""
+    agreed = ratio.low is not None and ratio.high is not None and np.allclose([ratio.low, ratio.high], ratio.value)
+    return f"x{value_text(float(ratio.value)) if agreed else interval_text(ratio)}"
+
+
+def value_text(value: float) -> str:
+    """A number with three decimals, one from 10 on, none from 100 on; `never` for infinity, a dash for NaN."""
     if np.isnan(value):
         return "-"
     if np.isinf(value):
         return "never"
-    if abs(value) < 1e-12:
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}"
+    decimals = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: not -0.000
 
 
 def verdict(comparison: Comparison) -> str:
@@ -379,28 +384,25 @@ def verdict(comparison: Comparison) -> str:
             f"Cannot tell whether {arm} keeps up with {reference}: {why}, and an interval needs {MIN_RUNS}. "
             f"So far, at {where}: {means}, human-normalised ({scope})."
         )
+    means += f", difference {interval_text(point.difference)}, human-normalised ({scope})"
+    if all(e.low is not None and e.low <= 0 for e in (point.arm, point.reference)):
+        return (
+            f"Cannot tell whether {arm} keeps up with {reference}: at {where} neither is clearly better than a random policy, "
+            f"whose score is 0. {means}."
+        )
     if point.difference.low > 0:
         outcome = f"{arm} scores higher than {reference}"
     elif point.difference.high < 0:
         outcome = f"{arm} scores lower than {reference}"
     else:
         outcome = f"{arm} reaches {reference}'s score within the interval"
-    text = f"{outcome} at equal frames ({where}): {means}, difference {interval_text(point.difference)}, human-normalised ({scope})"
-    text += _cost_clause(comparison) + "."
-    if (
-        point.reference.low is not None
-        and point.reference.low <= 0
-        and point.arm.low is not None
-        and point.arm.low <= 0
-    ):
-        text += " Neither is clearly better than a random policy (score 0), so this says nothing about learning."
-    return text
+    return f"{outcome} at equal frames ({where}){_cost_clause(comparison)}: {means}."
 
 
 def _cost_clause(comparison: Comparison) -> str:
     clauses = []
     if "hours" in comparison.costs and len(comparison.machines) == 1:
-        clauses.append(f"x{interval_text(comparison.costs['hours'])} of its time")
+        clauses.append(f"{ratio_text(comparison.costs['hours'])} of its time")
     if "flops" in comparison.costs:
-        clauses.append(f"x{interval_text(comparison.costs['flops'])} of its FLOPs")
+        clauses.append(f"{ratio_text(comparison.costs['flops'])} of its FLOPs")
     return f", at {' and '.join(clauses)}" if clauses else ""

@@ -29,7 +29,7 @@ TITLES: dict[Axis, str] = {"frames": "frames", "hours": "wall-clock", "flops": "
 _POINTS = 60
 _DRAWS = 500  # bands are looked at, not read off
 _TIME_UNITS = ((1.5, 1.0, "hours"), (1.5 / 60, 60.0, "minutes"), (0.0, 3600.0, "seconds"))
-_NO_DIAGNOSTIC = {"frames", "agent_steps", "updates", "stage", "wall_seconds"}
+_NO_DIAGNOSTIC = {"frames", "updates", "stage", "states", "seconds", "policy_churn_frames"}
 
 
 def aggregate_figure(study: Study, names: Sequence[str], found: dict[str, list[Estimate]], scope: str) -> Figure:
@@ -107,12 +107,13 @@ def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: 
             whole = [at_frames(e.curve, at[game]) for e in scored(study, arm, game, at) if _is_known(e.curve, axis)]
             lines += _band([[(_x(curve, axis) * unit, curve.score) for curve in whole]], mean, look[arm], rng)
             events += [(x * unit, look[arm]) for x in _interventions(drawn, axis)]
-        message = "" if lines else "no score yet" if axis == "frames" else "unknown until a run has ended"
+        message = "" if lines else "unknown until a run has ended" if panels and panels[0].lines else "no score yet"
         title, y_label = (game, "score") if axis == "frames" else (f"against {TITLES[axis]}", "")
         panels.append(plots.Panel(title, label, y_label, lines, events, levels, message))
+    ended = f"have a score at {format_count(at[game])} frames" if game in at else "have a score"
     caption = (
-        f"{game}: thick lines are means over the seeds that have a score at {format_count(at.get(game, 0))} frames, thin lines "
-        "single seeds; a cross is where a run failed or was interrupted; triangles are interventions."
+        f"{game}: thick lines are means over the seeds that {ended}, thin lines single seeds; a cross is where a run failed or was "
+        "interrupted; triangles are interventions."
     )
     legend = {arm: look[arm] for arm in cells}
     return Figure(file_name("game", index, game), plots.curves(panels, legend, 3, height=260, shared_y=True), caption)
@@ -124,14 +125,16 @@ def diagnostics_figure(study: Study, index: int, game: str) -> Figure | None:
     cells = {arm: cell for arm in study.arms if (cell := study.cell(arm, game))}
     found = {name for cell in cells.values() for e in cell for record in e.run.diagnostics for name in flatten(record)}
     panels = []
-    for name in sorted(found - _NO_DIAGNOSTIC):
+    for name in sorted(name for name in found - _NO_DIAGNOSTIC if "/head.frozen." not in name):
         lines = [plots.Line(*series(e.run, name), look[arm], marked=False) for arm, cell in cells.items() for e in cell]
         events = [(x, look[arm]) for arm, cell in cells.items() for x in _interventions(cell, "frames")]
         panels.append(plots.Panel(name, "frames", "", [line for line in lines if len(line.x)], events))
     if not panels:
         return None
     svg = plots.curves(panels, {arm: look[arm] for arm in cells}, 3, height=210)
-    return Figure(file_name("diagnostics", index, game), svg, f"{game}: diagnostics, one line a run.")
+    return Figure(
+        file_name("diagnostics", index, game), svg, f"{game}: diagnostics, one line a run; frozen heads are left out."
+    )
 
 
 def scored(study: Study, arm: str, game: str, at: dict[str, float]) -> list[Entry]:

@@ -33,7 +33,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns whose cells all begin like a number are aligned to the right."""
+    """A table; columns in which every cell is a number, with an interval or a unit, are aligned to the right."""
 
     header: list[str]
     rows: list[list[str]]
@@ -42,7 +42,7 @@ class Table:
     def numeric(self) -> list[bool]:
         """For each column whether it is aligned to the right."""
         columns = zip(*self.rows, strict=True)
-        return [all(re.match(r"-?\d|-?$", cell) for cell in column) for column in columns] or [False] * len(self.header)
+        return [all(_NUMBER.fullmatch(cell) for cell in column) for column in columns] or [False] * len(self.header)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,15 @@ class Listing:
 
 
 Block = Heading | Paragraph | Items | Table | Figure | Listing
+
+
+_NUMBER = re.compile(r"[-\d.,/ ]*(\[.*\])?( \(\d+\))?( ?[A-Za-z%]{1,3})?")
+
+
+def compact(header: list[str], rows: list[list[str]]) -> Table:
+    """A table without the columns that are empty in every row."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return Table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def visible(text: str) -> str:
@@ -157,9 +166,10 @@ p, li { max-width: 85ch; overflow-wrap: anywhere; }
 p.strong { font-size: 1.1rem; max-width: none; background: #f2f6fa; border-left: 5px solid #0072B2; padding: .7rem 1rem; margin: 1rem 0; }
 .table { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e3e3e3; overflow-wrap: anywhere; }
-td { min-width: 3.2em; } th { border-bottom: 1.5px solid #555; font-weight: 600; overflow-wrap: normal; }
-.number { text-align: right; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e3e3; max-width: 36ch;
+  overflow-wrap: break-word; }
+th { border-bottom: 1.5px solid #555; font-weight: 600; overflow-wrap: normal; }
+.number { text-align: right; white-space: nowrap; } th.number { white-space: normal; }
 figure { margin: 1rem 0 1.4rem; break-inside: avoid; } svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .84rem; color: #444; max-width: 110ch; margin-top: .2rem; }
 pre { font-size: .78rem; line-height: 1.45; background: #f6f6f6; padding: .8rem 1rem;

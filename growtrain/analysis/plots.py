@@ -188,7 +188,7 @@ def _panel(panel: Panel, width: float, height: float, common: tuple[float, float
         if y_low <= level <= y_high:
             y = float(at_y(level))
             body.append(_rule(left, y, right, y, _GREY, dash="1 3"))
-            body.append(_text(right, y - 4, name, anchor="end", color=_GREY, size=11))
+            body.append(_text(left + 3, y - 4, name, color=_GREY, size=11))
     for x_event, style in panel.events:
         x = float(at_x(x_event))
         body.append(_rule(x, top, x, bottom, style.color, dash="1.5 3", opacity=0.8))
@@ -256,15 +256,17 @@ def _marker(x: float, y: float, style: Style, r: float) -> str:
 
 def _range(lines: Sequence[Line], panels: Sequence[Panel], axis: str) -> tuple[float, float]:
     """What the lines span; of a band only as much as doubles the lines' own span."""
-    values = np.concatenate([getattr(line, axis) for line in lines])
+    values = np.concatenate([np.empty(0), *(getattr(line, axis) for line in lines)])
     values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
     if axis == "x":
         extra = [x for panel in panels for x, _ in panel.events]
         low, high = min(0.0, *values, *extra), max([*values, *extra], default=1.0)
         return (low, high) if high > low else (low, low + 1)
     bands = [b for line in lines for b in (line.low, line.high) if b is not None]
     banded = np.concatenate([values, *bands])
-    span = max(float(np.ptp(values)), 1e-9) if len(values) else 1.0
+    span = max(float(np.ptp(values)), 1e-9)
     low, high = float(np.min(banded)), float(np.max(banded))
     low, high = max(low, float(np.min(values)) - span), min(high, float(np.max(values)) + span)
     near = [level for panel in panels for level, _ in panel.levels if low - span / 2 <= level <= high + span / 2]

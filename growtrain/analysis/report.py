@@ -25,10 +25,20 @@ from growtrain.analysis.comparison import (
     make_study,
     reference_of,
     score_at,
-    value_text,
     verdict,
 )
-from growtrain.analysis.pages import Block, Figure, Heading, Items, Listing, Paragraph, Table, to_html, to_markdown
+from growtrain.analysis.pages import (
+    Block,
+    Figure,
+    Heading,
+    Items,
+    Listing,
+    Paragraph,
+    Table,
+    compact,
+    to_html,
+    to_markdown,
+)
 from growtrain.analysis.runs import find_runs, ledger_notes
 from growtrain.config import format_count
 from growtrain.tasks import REFERENCE_SCORES
@@ -100,10 +110,20 @@ def _verdict(study: Study, compared: list[Comparison]) -> list[Block]:
     elif any(len(entry.curve.frames) for entry in study.entries):
         first, others = f"Only {study.arms[0]} was run: there is nothing to compare it with.", []
     else:
-        first, others = "No run has a score yet.", []
+        first, others = (
+            "No run has a score yet: none has trained for a tenth of its budget and seen an episode end.",
+            [],
+        )
     statuses = Counter(entry.run.status for entry in study.entries)
     holds = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-    about = f"{len(study.entries)} runs ({holds}), read {time.strftime('%Y-%m-%d %H:%M')}. Brackets are 95 % intervals over seeds."
+    empty = [f"{arm} on {game}" for game in study.games for arm in study.arms if not study.cell(arm, game)]
+    lacks = (
+        f" No run of {', '.join(empty[:3])}{f' and {len(empty) - 3} more cells' if len(empty) > 3 else ''}."
+        if empty
+        else ""
+    )
+    read = time.strftime("%Y-%m-%d %H:%M")
+    about = f"{len(study.entries)} runs: {holds}.{lacks} Brackets are 95 % intervals over seeds. Read {read}."
     blocks: list[Block] = [Paragraph(first, strong=True)]
     return [*blocks, *([Items(others)] if others else []), Paragraph(about)]
 
@@ -128,7 +148,7 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
         runs = f"{estimates[0].runs}" + (f" ({estimates[0].missing} missing)" if estimates[0].missing else "")
         note = f"no interval: {estimates[0].reason}" if estimates[0].reason else ""
         rows.append([arm, runs, *map(interval_text, estimates), note])
-    blocks.append(Table(["arm", "runs", *_AGGREGATES, "note"], rows))
+    blocks.append(compact(["arm", "runs", *_AGGREGATES, "note"], rows))
     frames = ", ".join(sorted({format_count(at[game]) for game in games}))
     scope = f"Human-normalised scores at {frames} frames over {len(games)} game{'s' if len(games) > 1 else ''}"
     if found:
@@ -152,7 +172,7 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
             missing = f", {found.missing} missing" if found.missing else ""
             row.append(f"{interval_text(found)} n={found.runs}{missing}" if cell else "-")
         known = game in REFERENCE_SCORES
-        rows.append([*row, " / ".join(map(value_text, REFERENCE_SCORES[game])) if known else "-"])
+        rows.append([*row, "{:g} / {:g}".format(*REFERENCE_SCORES[game]) if known else "-"])
     text = (
         "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the "
         f"number of seeds; below {MIN_RUNS} there is no interval, because so few runs resample to almost nothing else."

@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 
 from growtrain.analysis.aggregate import MIN_RUNS
-from growtrain.analysis.comparison import HEALTHY, Axis, Comparison, Study, interval_text, score_at, value_text
+from growtrain.analysis.comparison import (
+    HEALTHY,
+    Axis,
+    Comparison,
+    Study,
+    interval_text,
+    ratio_text,
+    score_at,
+    value_text,
+)
 from growtrain.analysis.figures import TITLES
-from growtrain.analysis.pages import Block, Heading, Items, Paragraph, Table
+from growtrain.analysis.pages import Block, Heading, Items, Paragraph, Table, compact
 from growtrain.analysis.plots import short
 from growtrain.analysis.runs import Run, number
 from growtrain.config import format_count
@@ -51,33 +60,33 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
     """Each arm against its reference at equal frames, wall-clock and FLOPs, and how long it takes to a score."""
     if not compared:
         return []
-    header = ["arm", "against", "at equal", "IQM", "of reference", "difference", "P(improvement)", "paired difference"]
+    header = [
+        "arm / reference",
+        "at equal",
+        "IQM",
+        "difference",
+        "P(improvement)",
+        "paired difference (pairs)",
+        "cost ratio",
+    ]
     blocks: list[Block] = [
         Heading("Arm against arm"),
-        Table([*header, "cost ratio"], [row for c in compared for row in _point_rows(c)]),
+        Table(header, [row for c in compared for row in _point_rows(c)]),
         Paragraph(
-            "Difference: of the interquartile means. P(improvement): how often a run beats a run of the reference, ties half. "
-            "Paired difference: mean over pairs of the same game and seed, with their number. Cost ratio: hours or FLOPs for "
-            "the same frames, arm / reference."
+            "Difference: of the interquartile means (IQM). P(improvement): how often a run beats a run of the reference, ties "
+            "half. Paired difference: mean over pairs of the same game and seed. Cost ratio: time or FLOPs for the same "
+            "frames."
         ),
     ]
     times = [row for c in compared for row in _time_rows(c)]
     if times:
-        header = [
-            "arm",
-            "against",
-            "share of its score",
-            "counted in",
-            "time ratio",
-            "runs that got there",
-            "of reference",
-        ]
+        header = ["arm / reference", "share of its score", "counted in", "time ratio", "runs there", "of reference"]
         blocks += [
             Table(header, times),
             Paragraph(
                 "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
-                "reference's mean score at the end, arm / reference, medians over seeds. A run that never gets there counts "
-                "as infinitely late."
+                "reference's mean score at the end; medians over seeds, their geometric mean over games. A run that does not "
+                "get there counts as infinitely late; never means that on some game at least half of the arm's runs did not."
             ),
         ]
     notes = [f"{c.arm} against {c.reference}: {note}" for c in compared for note in _comparison_notes(c)]
@@ -87,15 +96,13 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
 def _point_rows(c: Comparison) -> list[list[str]]:
     return [
         [
-            c.arm,
-            c.reference,
+            f"{c.arm} / {c.reference}",
             _where(axis, point.at),
-            interval_text(point.arm),
-            interval_text(point.reference),
+            f"{value_text(float(point.arm.value))} / {value_text(float(point.reference.value))}",
             interval_text(point.difference),
             interval_text(point.improvement),
             "no pairs" if point.paired is None else f"{interval_text(point.paired)} ({point.paired.runs})",
-            interval_text(c.costs[axis]) if axis in c.costs else "",
+            ratio_text(c.costs[axis]) if axis in c.costs else "",
         ]
         for axis, point in c.points.items()
     ]
@@ -114,8 +121,7 @@ def _where(axis: Axis, at: dict[str, float]) -> str:
 def _time_rows(c: Comparison) -> list[list[str]]:
     return [
         [
-            c.arm,
-            c.reference,
+            f"{c.arm} / {c.reference}",
             f"{time.level:.0%}",
             TITLES[time.axis],
             interval_text(time.ratio) + (f" (no interval: {time.ratio.reason})" if time.ratio.reason else ""),
@@ -174,7 +180,7 @@ def _cost_cells(done: Sequence[Run], reasons: Counter[str]) -> list[str]:
         value_text(float(np.mean(speeds))),
         "-" if np.isnan(flops).any() else short(float(np.mean(flops))),
         _measured(gpus, "utilization_mean", lambda percent: f"{percent:.0f} %", reasons),
-        _measured(gpus, "energy_joules", lambda joules: f"{value_text(joules / 3.6e6)} kWh", reasons),
+        _measured(gpus, "energy_joules", lambda joules: f"{joules / 3.6e6:.3g} kWh", reasons),
     ]
 
 
@@ -237,7 +243,7 @@ def runs(study: Study, at: dict[str, float]) -> list[Block]:
         "counted",
         "history",
     ]
-    return [Heading("Every run"), Table(header, rows)]
+    return [Heading("Every run"), compact(header, rows)]
 
 
 def _times(frames: Sequence[float]) -> str:
