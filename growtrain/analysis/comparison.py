@@ -130,7 +130,7 @@ def reference_of(study: Study, arm: str) -> str | None:
     wanted = (
         (schedule.replace("grow", "full"), "full3x", "full1x", "fixed") if growing else ("grow3x", "grow1x", "fixed")
     )
-    for candidate in wanted:
+    for candidate in (name for name in wanted if name != schedule):
         same = [a for a in study.arms if study.schedules[a] == candidate]
         if same:
             settings = arm.removeprefix(schedule)

@@ -67,7 +67,7 @@ def curves_figure(
 def profiles_figure(study: Study, arms: Sequence[str], games: Sequence[str], rng: np.random.Generator) -> Figure:
     """Performance profiles of some arms over games, at equal frames and at equal wall-clock."""
     look = plots.styles(study.arms)
-    panels = []
+    panels: list[plots.Panel] = []
     for axis in AXES[:2]:
         at = limits(study, study.arms, axis)
         scores = {arm: arm_scores(study, arm, axis, at, games) for arm in arms}
@@ -94,7 +94,7 @@ def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: 
     look = plots.styles(study.arms)
     cells = {arm: study.cell(arm, game) for arm in study.arms if study.cell(arm, game)}
     levels = list(zip(REFERENCE_SCORES.get(game, ()), ("random", "human"), strict=False))
-    panels = []
+    panels: list[plots.Panel] = []
     for axis in AXES:
         unit, label = _unit(axis, [entry.curve for cell in cells.values() for entry in cell])
         lines, events = [], []

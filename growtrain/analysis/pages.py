@@ -64,7 +64,7 @@ class Listing:
 Block = Heading | Paragraph | Items | Table | Figure | Listing
 
 
-_NUMBER = re.compile(r"[-\d.,/ ]*(\[.*\])?( \(\d+\))?( ?[A-Za-z%]{1,3})?")
+_NUMBER = re.compile(r"(-|x?-?\d[-\d.,/ ]*(\[.*\])?( \(\d+\))?( ?[A-Za-z%]{1,3})?)?")
 
 
 def compact(header: list[str], rows: list[list[str]]) -> Table:
@@ -175,7 +175,8 @@ figcaption { font-size: .84rem; color: #444; max-width: 110ch; margin-top: .2rem
 pre { font-size: .78rem; line-height: 1.45; background: #f6f6f6; padding: .8rem 1rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 @page { size: A4 landscape; margin: 12mm; }
-@media print { body { margin: 0; padding: 0; max-width: none; font-size: 11px; } nav { display: none; } .table { overflow: visible; }
+@media print { html { font-size: 12.5px; } body { margin: 0; padding: 0; max-width: none; font-size: 12.5px; } p, li { max-width: none; }
+  nav { display: none; } .table { overflow: visible; }
   tr { break-inside: avoid; } thead { display: table-header-group; }
   p.strong, pre { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
 """

@@ -200,11 +200,13 @@ def _panel(panel: Panel, width: float, height: float, common: tuple[float, float
 
 def _draw(line: Line, at_x: _Scale, at_y: _Scale) -> list[str]:
     body: list[str] = []
-    if not len(line.x):
+    known = np.isfinite(line.x) & np.isfinite(line.y)
+    if not known.any():
         return body
-    x, y = at_x(line.x), at_y(line.y)
+    x, y = at_x(line.x[known]), at_y(line.y[known])
     if line.low is not None and line.high is not None:
-        around = np.concatenate([np.stack([x, at_y(line.high)], 1), np.stack([x, at_y(line.low)], 1)[::-1]])
+        high, low = at_y(line.high[known]), at_y(line.low[known])
+        around = np.concatenate([np.stack([x, high], 1), np.stack([x, low], 1)[::-1]])
         body.append(f'<polygon points="{_points(around)}" fill="{line.style.color}" opacity="0.15"/>')
     width, opacity = (1.0, 0.4) if line.thin else (2.2, 1.0)
     dash = f' stroke-dasharray="{line.style.dash}"' if line.style.dash and not line.thin else ""
@@ -291,7 +293,7 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def _points(points: FloatArray) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points if math.isfinite(x) and math.isfinite(y))
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
 def _rule(
