@@ -63,7 +63,8 @@ def probability_of_improvement(scores: Scores, reference: Scores) -> FloatArray:
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> FloatArray:
     """Share of runs above each threshold, (..., T): the run-score distribution (section 4.2)."""
     levels = np.asarray(thresholds, dtype=np.float64)
-    return mean([(game[..., None, :] > levels[:, None]).astype(np.float64) for game in scores])
+    above = [np.mean(game[..., None, :] > levels[:, None], axis=-1) for game in scores]
+    return np.asarray(np.mean(np.stack(above, axis=-1), axis=-1))
 
 
 def paired_differences(

@@ -26,6 +26,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 22, 26, 44
 _MAX_LABEL = 42
 _CHARACTER = 7.0  # a character's width at the most, nearly
 _LINE = 26
+_MAX_POINTS = 240  # of a line: more are not seen, and pages of long runs stay small
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,10 @@ def _panel(panel: Panel, width: float, height: float, common: tuple[float, float
 
 def _draw(line: Line, at_x: _Scale, at_y: _Scale) -> list[str]:
     body: list[str] = []
-    known = np.isfinite(line.x) & np.isfinite(line.y)
-    if not known.any():
+    known = np.flatnonzero(np.isfinite(line.x) & np.isfinite(line.y))
+    if not len(known):
         return body
+    known = known[np.unique(np.linspace(0, len(known) - 1, _MAX_POINTS).round().astype(np.int64))]
     x, y = at_x(line.x[known]), at_y(line.y[known])
     if line.low is not None and line.high is not None:
         high, low = at_y(line.high[known]), at_y(line.low[known])

@@ -23,6 +23,7 @@ from growtrain.sweep.ledger import Ledger
 from growtrain.sweep.table import last_words
 from growtrain.tasks import canonical_game
 
+METRICS = ("frames", "wall_seconds", "updates", "episodes", "episode_return")
 _MARKS = ("config.json", "metrics.jsonl", "summary.json")
 _MAX_BYTES = 1 << 28
 ENDED = ("done", "stopped", "failed")  # what summary.json says; without it a run is running or interrupted
@@ -41,7 +42,8 @@ class Run:
         about: the rest of `config.json`: versions, device, resumes.
         status: `done`, `stopped` (by a signal, can go on), `failed`, `running`, or `interrupted` (ended without a summary).
         summary: `summary.json`, empty while there is none.
-        metrics, evaluations, growth_events, diagnostics: records by rising frames.
+        metrics: (P, 5) `METRICS` by rising frames, NaN where a record has no such number.
+        evaluations, growth_events, diagnostics: records by rising frames.
         problems: what could not be read, one line each.
     """
 
@@ -51,7 +53,7 @@ class Run:
     about: Record
     status: str
     summary: Record
-    metrics: list[Record]
+    metrics: FloatArray
     evaluations: list[Record]
     growth_events: list[Record]
     diagnostics: list[Record]
@@ -80,15 +82,13 @@ class Run:
     @property
     def frames(self) -> int:
         """Frames of the newest record."""
-        return int(
-            max([number(self.summary, "frames", 0), *(number(record, "frames", 0) for record in self.metrics[-1:])])
-        )
+        return int(max([number(self.summary, "frames", 0), *self.metrics[-1:, 0]]))
 
     @property
     def wall_seconds(self) -> float:
         """Time taken so far, over all resumes; NaN if unknown."""
-        newest = self.metrics[-1] if self.metrics else {}
-        return number(self.summary, "wall_seconds", number(newest, "wall_seconds", float("nan")))
+        newest = float(self.metrics[-1, 1]) if len(self.metrics) else float("nan")
+        return number(self.summary, "wall_seconds", newest)
 
     @property
     def budget(self) -> int:
@@ -197,8 +197,9 @@ def read_run(path: Path, name: str) -> Run:
         status = _without_summary(path)
     records = {
         stem: _read_records(path / f"{stem}.jsonl", problems)
-        for stem in ("metrics", "evaluations", "growth_events", "diagnostics")
+        for stem in ("evaluations", "growth_events", "diagnostics")
     }
+    metrics = _read_records(path / "metrics.jsonl", problems)
     return Run(
         path=path,
         name=name,
@@ -206,6 +207,7 @@ def read_run(path: Path, name: str) -> Run:
         about=about,
         status=status,
         summary=summary,
+        metrics=np.array([[number(m, name, np.nan) for name in METRICS] for m in metrics]).reshape(-1, len(METRICS)),
         problems=problems,
         **records,
     )
@@ -280,10 +282,7 @@ def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
         costs: FLOPs of an update in each stage.
     """
     window = run.budget / 10
-    columns = ("frames", "wall_seconds", "updates", "episodes", "episode_return")
-    table = np.array([[number(m, name, np.nan) for name in columns] for m in run.metrics]).reshape(-1, len(columns))
-    table = table[~np.isnan(table[:, :3]).any(axis=1)]
-    frames, seconds, updates, episodes, returns = table.T
+    frames, seconds, updates, episodes, returns = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)].T
     episodes = np.where(np.isnan(returns), 0.0, np.nan_to_num(episodes))
     total = np.concatenate([[0.0], np.cumsum(episodes * np.nan_to_num(returns))])
     count = np.concatenate([[0.0], np.cumsum(episodes)])
