@@ -95,17 +95,26 @@ def first_reach(x: FloatArray, y: FloatArray, threshold: float) -> float:
 
 
 def ratio_of_medians(times: Scores, reference: Scores) -> FloatArray:
-    """Geometric mean over games of the ratio of the median times.
+    """Ratio of a game's median times, the median over games (of the logarithms: half and double make one).
 
-    A median is finite while more than half of a game's runs got there. Infinity says that the reference got there and the other did not,
-    0 the reverse, NaN that neither did (or that games contradict each other so).
+    A median is finite while more than half of a game's runs got there. A game's ratio is infinite if only the reference got there, 0 the
+    other way round; a game where neither did tells nothing and is left out. NaN where no game is left.
     """
-    return _geometric_mean_ratio(times, reference, np.median)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pairs = zip(times, reference, strict=True)
+        logs = np.stack([np.log(np.median(x, axis=-1) / np.median(y, axis=-1)) for x, y in pairs], axis=-1)
+        logs = np.sort(logs, axis=-1)  # NaN, infinity by infinity, comes last
+        known = np.sum(~np.isnan(logs), axis=-1, keepdims=True)
+        middle = np.concatenate([np.maximum(known - 1, 0) // 2, known // 2], axis=-1)
+        return np.asarray(
+            np.exp(np.mean(np.take_along_axis(logs, np.minimum(middle, len(times) - 1), axis=-1), axis=-1))
+        )
 
 
 def ratio_of_means(costs: Scores, reference: Scores) -> FloatArray:
-    """Geometric mean over games of the ratio of the mean costs."""
-    return _geometric_mean_ratio(costs, reference, np.mean)
+    """Ratio of a game's mean costs, the geometric mean over games."""
+    logs = [np.log(np.mean(x, axis=-1) / np.mean(y, axis=-1)) for x, y in zip(costs, reference, strict=True)]
+    return np.asarray(np.exp(np.mean(np.stack(logs, axis=-1), axis=-1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +174,7 @@ def estimate(
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
     resampled = bootstrap(statistic, *kept, rng=rng, draws=draws)
     if np.isnan(resampled).any():
-        reason = "undefined in some resamples, as when nothing gets there"
+        reason = "undefined in some resamples"
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
     # An observed value, not one between two: infinities (censored times) cannot be interpolated.
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
@@ -202,9 +211,3 @@ def _pooled(scores: Scores) -> tuple[FloatArray, FloatArray]:
     """All runs (..., N) and their weights (N), each game weighing 1 / G."""
     weights = [np.full(game.shape[-1], 1 / (len(scores) * game.shape[-1])) for game in scores]
     return np.concatenate(list(scores), axis=-1), np.concatenate(weights)
-
-
-def _geometric_mean_ratio(x: Scores, y: Scores, center: Callable[..., FloatArray]) -> FloatArray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = [np.log(center(a, axis=-1) / center(b, axis=-1)) for a, b in zip(x, y, strict=True)]
-        return np.asarray(np.exp(np.mean(np.stack(logs, axis=-1), axis=-1)))

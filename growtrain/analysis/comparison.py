@@ -214,7 +214,8 @@ class Comparison:
         short: cells with fewer runs than an interval needs, as text.
         points: by axis; an axis is missing where it cannot be compared.
         costs: ratio of hours and of FLOPs for the same frames.
-        times: time-to-score, empty with `no_times` saying why.
+        times: time-to-score, over the games where the reference clearly learned.
+        unlearned: the other ones.
         machines: what the runs ran on, more than one entry if wall-clock is not comparable.
     """
 
@@ -226,7 +227,7 @@ class Comparison:
     points: dict[Axis, Point]
     costs: dict[Axis, Estimate]
     times: list[TimeToScore]
-    no_times: str
+    unlearned: list[str]
     machines: list[str]
 
 
@@ -257,10 +258,11 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
             if axis != "frames":
                 taken = [[_taken(study, a, game, axis, at[game]) for game in games] for a in pair]
                 costs[axis] = estimate(ratio_of_means, *taken, rng=rng)
-    no_times = _no_times(study, reference, at, games)
-    times = [] if no_times else _times(study, pair, at, games, tuple(points), rng)
+    learned = [game for game in games if _has_learned(study, reference, game, at[game])]
+    times = _times(study, pair, at, learned, tuple(points), rng) if learned else []
+    unlearned = [game for game in games if game not in learned]
     machines = sorted({_machine(e.run) for a in pair for game in games for e in study.cell(a, game)})
-    return Comparison(arm, reference, games, elsewhere, short, points, costs, times, no_times, machines)
+    return Comparison(arm, reference, games, elsewhere, short, points, costs, times, unlearned, machines)
 
 
 def _point(
@@ -295,16 +297,11 @@ def _taken(study: Study, arm: str, game: str, axis: Axis, frames: float) -> Floa
     )
 
 
-def _no_times(study: Study, reference: str, at: dict[str, float], games: Sequence[str]) -> str:
-    """Why time-to-score means nothing here; empty if it does."""
-    for game in games:
-        for entry in study.cell(reference, game):
-            end = score_at(entry, "frames", at[game])
-            begin = entry.curve.score[0] if len(entry.curve.score) else -np.inf
-            if end <= max(REFERENCE_SCORES[game][0], begin):
-                how = f"seed {entry.run.seed} ends no better than a random policy, or than it began"
-                return f"{reference} did not clearly learn on {game}: {how}"
-    return "" if games else "no game has a score of both"
+def _has_learned(study: Study, arm: str, game: str, frames: float) -> bool:
+    """Whether every run of a cell that has a score ends above a random policy and above where it began."""
+    scored = [e for e in study.cell(arm, game) if not np.isnan(score_at(e, "frames", frames))]
+    least = [max(REFERENCE_SCORES[game][0], float(entry.curve.score[0])) for entry in scored]
+    return all(score_at(entry, "frames", frames) > low for entry, low in zip(scored, least, strict=True))
 
 
 def _times(

@@ -189,7 +189,7 @@ def _panel(panel: Panel, width: float, height: float, common: tuple[float, float
         if y_low <= level <= y_high:
             y = float(at_y(level))
             body.append(_rule(left, y, right, y, _GREY, dash="1 3"))
-            body.append(_text(left + 3, y - 4, name, color=_GREY, size=11))
+            body.append(_text(left + 3, y + 12 if y + 16 < bottom else y - 4, name, color=_GREY, size=11))
     for x_event, style in panel.events:
         x = float(at_x(x_event))
         body.append(_rule(x, top, x, bottom, style.color, dash="1.5 3", opacity=0.8))

@@ -80,13 +80,22 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
     ]
     times = [row for c in compared for row in _time_rows(c)]
     if times:
-        header = ["arm / reference", "share of its score", "counted in", "time ratio", "runs there", "of reference"]
+        header = [
+            "arm / reference",
+            "share of its score",
+            "counted in",
+            "time ratio",
+            "runs there",
+            "of reference",
+            "note",
+        ]
         blocks += [
-            Table(header, times),
+            compact(header, times),
             Paragraph(
                 "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
-                "reference's mean score at the end; medians over seeds, their geometric mean over games. A run that does not "
-                "get there counts as infinitely late; never means that on some game at least half of the arm's runs did not."
+                "reference's mean score at the end; medians over seeds, their median over games. A run that does not get "
+                "there counts as infinitely late; never says that on half of the games or more most of the arm's runs are. A "
+                "game where neither arm gets there is left out."
             ),
         ]
     notes = [f"{c.arm} against {c.reference}: {note}" for c in compared for note in _comparison_notes(c)]
@@ -124,9 +133,10 @@ def _time_rows(c: Comparison) -> list[list[str]]:
             f"{c.arm} / {c.reference}",
             f"{time.level:.0%}",
             TITLES[time.axis],
-            interval_text(time.ratio) + (f" (no interval: {time.ratio.reason})" if time.ratio.reason else ""),
+            interval_text(time.ratio),
             "{} of {}".format(*time.reached),
             "{} of {}".format(*time.reference_reached),
+            f"no interval: {time.ratio.reason}" if time.ratio.reason else "",
         ]
         for time in c.times
     ]
@@ -136,8 +146,9 @@ def _comparison_notes(c: Comparison) -> list[str]:
     notes = []
     if c.short:
         notes.append(f"no interval: {'; '.join(c.short)}; an interval needs {MIN_RUNS}")
-    if c.no_times:
-        notes.append(f"no time-to-score: {c.no_times}")
+    if c.unlearned:
+        why = f"not every run of {c.reference} ends above a random policy and above where it began"
+        notes.append(f"no time-to-score on {', '.join(c.unlearned)}: {why}")
     if c.elsewhere:
         notes.append(f"over {', '.join(c.games)} only: one of the two has no score on {', '.join(c.elsewhere)}")
     if len(c.machines) > 1:

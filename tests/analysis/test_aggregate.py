@@ -246,6 +246,11 @@ def test_times_that_are_never_reached_are_infinite() -> None:
     assert np.isnan(ratio_of_medians([np.array([inf])], [np.array([inf])]))
     two = ratio_of_medians([np.array([2.0]), np.array([2.0])], [np.array([1.0]), np.array([8.0])])
     assert two == pytest.approx(np.sqrt(2 * 0.25))
+    some = [np.array([3.0]), np.array([inf]), np.array([6.0]), np.array([inf])]
+    other = [np.array([1.0]), np.array([inf]), np.array([1.0]), np.array([5.0])]
+    assert ratio_of_medians(some, other) == pytest.approx(6)  # of 3, 6, never, and one game left out
+    batch = ratio_of_medians([np.stack([x, x]) for x in some], [np.stack([y, y]) for y in other])
+    np.testing.assert_allclose(batch, [6, 6])
 
 
 def test_intervals_of_censored_times_can_end_in_never() -> None:
