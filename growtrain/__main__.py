@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import Config, ConfigError
+from growtrain.commandline import Parser, add_config_flags, explicit_settings, reader
+from growtrain.config import Config, ConfigError, parse_count
 from growtrain.growth.schedules import schedule_of
 from growtrain.presets import resolve
 from growtrain.tasks import canonical_game
@@ -160,6 +160,115 @@ def inspect_command(words: Sequence[str]) -> int:
     lines, whole = render(run)
     print("\n".join(lines))
     return 0 if whole else 1
+
+
+def diagnose_command(words: Sequence[str]) -> int:
+    """Says whether a run has lost plasticity, and where."""
+    parser = Parser(
+        prog="growtrain diagnose",
+        description="Fork a run at a checkpoint, with and without a part made fresh, and say whether plasticity was lost, and where.",
+        epilog="The same command again goes on with what was interrupted.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("--at", type=parse_count, help="frames of the checkpoint (default: the newest)")
+    parser.add_argument("--frames", type=parse_count, help="of each fork (default: a tenth of what the run has played)")
+    parser.add_argument("--seeds", type=parse_count, default=3, help="forks of each arm (default: 3)")
+    parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all)")
+    parser.add_argument("--threshold", type=float, default=0.1, help="least gain that counts (default: 0.1)")
+    parser.add_argument("--learning-seeds", type=parse_count, default=5, help="of the learning test (default: 5)")
+    parser.add_argument("--learning-updates", type=parse_count, default=400, help="of the learning test (default: 400)")
+    parser.add_argument("--learning-test-only", action="store_true", help="no forks: minutes, instead of hours")
+    parser.add_argument("--output", type=Path, help="where the answer goes (default: RUN/diagnosis-<frames>)")
+    _add_stop_signal(parser)
+    namespace = parser.parse_strict(words)
+    run, stop = namespace.run, _StopSignals(namespace.stop_signal)
+
+    from growtrain.checkpoint import open_at, open_newest
+    from growtrain.diagnose import cost_lines, default_frames, diagnose
+    from growtrain.diagnosis import ARMS, Settings, next_command, render
+    from growtrain.learning_test import LearningTest
+    from growtrain.resuming import at_own_width
+
+    arms = tuple(namespace.arms.split(",")) if namespace.arms else ARMS
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
+    if "untouched" not in arms:
+        raise ConfigError("--arms lacks untouched, which the others are compared with: add it")
+    for name in ("seeds", "learning_seeds", "learning_updates"):
+        if getattr(namespace, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < namespace.threshold < 1:
+        raise ConfigError(f"--threshold {namespace.threshold:g} must lie between 0 and 1, such as 0.1")
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
+    checkpoint = at_own_width(open_newest(run) if namespace.at is None else open_at(run, namespace.at))
+    settings = Settings(
+        frames=namespace.frames if namespace.frames is not None else default_frames(checkpoint),
+        seeds=namespace.seeds,
+        arms=() if namespace.learning_test_only else arms,
+        threshold=namespace.threshold,
+        test=LearningTest(seeds=namespace.learning_seeds, updates=namespace.learning_updates),
+    )
+    output = namespace.output or run / f"diagnosis-{checkpoint.frames}"
+    print("\n".join(cost_lines(run, checkpoint, settings)), flush=True)
+    with stop:
+        diagnosis = diagnose(
+            run, checkpoint, settings, output, stop=lambda: stop.received, say=lambda line: print(line, flush=True)
+        )
+    if diagnosis is None:
+        print("stopped: the same command again goes on from here", file=sys.stderr)
+        return STOPPED
+    print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
+    return 0
+
+
+def rescue_command(words: Sequence[str]) -> int:
+    """Goes on with an agent that has stopped improving, by interventions instead of from scratch."""
+    parser = Parser(
+        prog="growtrain rescue",
+        description="Go on with a trained agent that has stopped improving, with plasticity injected, instead of training another.",
+        epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update.",
+    )
+    parser.add_argument("agent", type=Path, metavar="RUN|FILE", help="a run, or weights (.pt, .pth, .safetensors)")
+    parser.add_argument("--frames", type=parse_count, help="budget (default: half of what the run has played)")
+    parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
+    _add_stop_signal(parser)
+    add_config_flags(parser)
+    namespace = parser.parse_strict(words)
+    explicit, stop, agent = _explicit(namespace), _StopSignals(namespace.stop_signal), namespace.agent
+    if "total_frames" in explicit:
+        raise ConfigError("--total-frames: a rescue's budget is what it adds: give it as --frames")
+    if namespace.run_dir is not None and (namespace.run_dir / "config.json").exists():
+        raise ConfigError(f"--run-dir {namespace.run_dir} already holds a run: choose another directory")
+    if not agent.exists():
+        raise ConfigError(f"{agent} does not exist: name the directory of a run, or a file of weights")
+
+    from growtrain.rescue import default_frames, rescue_run, rescue_weights
+
+    if agent.is_dir():
+        from growtrain.checkpoint import open_newest
+        from growtrain.resuming import at_own_width
+
+        checkpoint = at_own_width(open_newest(agent))
+        frames = namespace.frames if namespace.frames is not None else default_frames(checkpoint)
+        config, notes = rescue_run(checkpoint, explicit, frames)
+        notes = [f"from the checkpoint of {agent} at {checkpoint.frames} frames", *notes]
+        num_actions, start = checkpoint.state["num_actions"], checkpoint
+        run_dir = namespace.run_dir or default_run_dir(config)
+    else:
+        from growtrain.collection import num_actions_of
+        from growtrain.weights import read_weights, save_initial
+
+        if namespace.frames is None:
+            raise ConfigError(
+                "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"
+            )
+        weights = read_weights(agent)
+        num_actions, start = num_actions_of(explicit.get("game", Config.game)), None
+        config, notes = rescue_weights(weights, explicit, namespace.frames, num_actions)
+        run_dir = namespace.run_dir or default_run_dir(config)
+        save_initial(weights, run_dir)
+    return _run(config, run_dir, num_actions, stop, notes, start)
 
 
 def _run(
@@ -385,6 +494,72 @@ def doctor_command(words: Sequence[str]) -> int:
     return 0
 
 
+def probe_command(words: Sequence[str]) -> int:
+    """Measures which interventions give plasticity back, on supervised tasks made of the game's frames."""
+    parser = Parser(
+        prog="growtrain probe",
+        description="Measure how much plasticity each intervention gives back: one network learns task after task on a game's frames. "
+        "Only what the directory lacks is run.",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="records, table and figure (default: runs/probe-<game>)"
+    )
+    parser.add_argument(
+        "--figures-from", type=Path, metavar="DIR", help="run nothing; make table and figure of DIR again"
+    )
+    parser.add_argument("--game", default="up_n_down", help="whose frames (default: up_n_down, the paper's)")
+    parser.add_argument(
+        "--policy", default="", metavar="RUN", help="a run whose newest checkpoint plays (default: by chance)"
+    )
+    parser.add_argument(
+        "--size", default="small", help="small: 42 x 42 frames; nature: the Nature network (default: small)"
+    )
+    parser.add_argument(
+        "--sweep", default="none", help="none: all interventions; init: initialisations of an injected head"
+    )
+    parser.add_argument("--setting", default="encoder,head", help="where a warm start loses (default: encoder,head)")
+    parser.add_argument("--targets", default="random,value", help="kinds of targets (default: random,value)")
+    parser.add_argument("--arms", default="", help="some arms, comma-separated (default: all)")
+    for name, default, text in (
+        ("seeds", "3", "seeds 0 to N - 1"),
+        ("processes", "0", "workers of one thread each (0: one for each core)"),
+        ("num-tasks", "20", "tasks"),
+        ("num-updates", "800", "updates on each task"),
+        ("num-frames", "64", "frames in the data set"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=reader(int), default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    namespace = parser.parse_strict(words)
+
+    from growtrain.probe.settings import ProbeConfig, make_cells
+
+    config = ProbeConfig(
+        game=_explicit(namespace)["game"],
+        policy=namespace.policy,
+        size=namespace.size,
+        sweep=namespace.sweep,
+        num_frames=namespace.num_frames,
+        num_tasks=namespace.num_tasks,
+        num_updates=namespace.num_updates,
+    )
+    cells = make_cells(namespace.setting.split(","), namespace.targets.split(","), namespace.seeds)
+
+    from growtrain.probe.cells import choose_arms, one_line, run
+    from growtrain.probe.report import write_report
+
+    if namespace.figures_from:
+        print(write_report(namespace.figures_from))
+        return 0
+    names = choose_arms(config, namespace.arms.split(",") if namespace.arms else [])
+    directory = namespace.output or Path("runs") / f"probe-{config.game}"
+    processes = namespace.processes or len(os.sched_getaffinity(0))
+    for records in run(config, cells, names, directory, processes):
+        print(one_line(records), flush=True)
+    print(write_report(directory))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor_command,
     "train": train_command,
@@ -392,7 +567,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate_command,
     "resume": resume_command,
     "inspect": inspect_command,
+    "probe": probe_command,
     "sweep": sweep_command,
+    "diagnose": diagnose_command,
+    "rescue": rescue_command,
     "report": report_command,
 }
 

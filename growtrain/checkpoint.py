@@ -38,7 +38,7 @@ from growtrain.replay.frame_ring import FrameRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
 
-SCHEMA = 3
+SCHEMA = 4
 _MAX_MANIFEST_BYTES = 1 << 28
 _FILES = ("state.json", "state.safetensors")
 _DAMAGED = ".damaged-"
@@ -199,6 +199,20 @@ def open_newest(run_dir: Path) -> Checkpoint:
     if not damaged:
         raise NeverSaved(f"{run_dir} has no checkpoint: train it first")
     raise NoCheckpoint(f"no checkpoint of {run_dir} can be loaded: {'; '.join(damaged)}")
+
+
+def open_at(run_dir: Path, frames: int) -> Checkpoint:
+    """The checkpoint of a run at these frames.
+
+    Raises:
+        NoCheckpoint: there is none; the message names those there are.
+        Unreadable: it is damaged.
+    """
+    path = run_dir / "checkpoints" / f"{frames:012d}"
+    if not path.is_dir():
+        there = ", ".join(str(int(each.name)) for each in _published(run_dir / "checkpoints")) or "none"
+        raise NoCheckpoint(f"{run_dir} has no checkpoint at {frames} frames: choose one it has ({there})")
+    return _open(path)
 
 
 def examine(run_dir: Path) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:

@@ -43,7 +43,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             flag(item.name),
             dest=item.name,
             default=argparse.SUPPRESS,
-            type=_reader(hints[item.name]),
+            type=reader(hints[item.name]),
             metavar="{" + ",".join(choices) + "}" if choices else _METAVARS.get(hints[item.name], "TEXT"),
             help=f"{item.metadata['doc']}{unit} (default: {shown})".replace("%", "%%"),
         )
@@ -52,7 +52,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no"}
 
 
-def _reader(hint: Any) -> Callable[[str], Any]:
+def reader(hint: Any) -> Callable[[str], Any]:
     """A function from a flag's text to its value; argparse puts the flag's name before the message of what it raises."""
 
     def read(text: str) -> Any:

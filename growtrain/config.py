@@ -60,7 +60,7 @@ class Config:
     schedule: str = setting(
         "grow3x",
         "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions); to compare with: reset, "
-        "shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period).",
+        "shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is measured to be lost.",
     )
     preset: PresetName = setting("paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.")
     seed: int = setting(0, "Seed of everything random; any integer (normalised through numpy's SeedSequence).")
@@ -102,6 +102,15 @@ class Config:
     shrink_alpha: float = setting(
         0.8, "Share of the old weights after shrink-perturb, the rest is fresh (SR-SPR, D'Oro et al. 2023)."
     )
+    adaptive_period: int = setting(
+        0, "Interval between decisions of the adaptive schedule (0: a 50th of the budget).", "frames"
+    )
+    adaptive_min_gap: int = setting(
+        0, "Least interval between its injections, and before the first (0: an eighth of the budget).", "frames"
+    )
+    adaptive_max: int = setting(3, "Its injections, at most.")
+    adaptive_threshold: float = setting(0.1, "Share of the error that a fresh head must save, in its learning test.")
+    adaptive_patience: int = setting(2, "Decisions in a row that must find plasticity lost.")
     redo_period: int = setting(0, "Interval of the redo schedule (0: a 200th of the budget, at least 4k).", "frames")
     redo_tau: float = setting(
         0.025, "Score up to which redo recycles a unit (Sokar et al. 2023: 0.025 at replay ratio 1/4, else 0.1)."
@@ -141,10 +150,10 @@ class Config:
     eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
     log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
     diagnostics_period: int = setting(
-        250_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
+        100_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
     )
     diagnostics: DiagnosticsDepth = setting(
-        "light", "light; full adds the Hessian's top eigenvalue and fits targets: seconds each time.", identity=False
+        "light", "light; full adds the loss's sharpness and a fit of random targets: seconds each time.", identity=False
     )
     checkpoint_period: int = setting(
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
@@ -177,6 +186,8 @@ class Config:
             "target_period",
             "log_period",
             "replay_capacity",
+            "adaptive_max",
+            "adaptive_patience",
         ):
             self._require(getattr(self, name) > 0, name, "must be positive")
         for name in ("encoder_width", "lr", "optimizer_eps", "replay_ratio"):
@@ -191,6 +202,9 @@ class Config:
             "checkpoint_period",
             "redo_period",
             "redo_tau",
+            "adaptive_period",
+            "adaptive_min_gap",
+            "adaptive_threshold",
             "diagnostics_period",
         ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
@@ -198,6 +212,10 @@ class Config:
             self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
         for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount", "shrink_alpha"):
             self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
+        if self.activation == "fourier":
+            self._require(
+                self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
+            )
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
         self._require(

@@ -24,7 +24,8 @@ def dormant_fraction(activations: Tensor, tau: float = 0.025) -> Tensor:
     """Share of a layer's units that are tau-dormant (Sokar et al. 2023, "The Dormant Neuron Phenomenon", definition 3.1).
 
     The score of unit i is E|h_i| over the mean of E|h_k| of its layer; i is dormant if that is at most tau. A layer that is silent
-    everywhere is all dormant.
+    everywhere is all dormant. A fresh hidden layer is not at 0 on Atari but near a half: states share most of their pixels, so that a unit
+    is on for nearly all of them or for none. What tells is how the share changes.
 
     Args:
         activations: (B, H) after the non-linearity, or (B, H, height, width) of a convolution: units are channels, E is over space too.

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growtrain.config import format_count
+from growtrain.growth.adaptive import Decision
 from growtrain.records import Diagnostics, Evaluation, Metrics
 
 if TYPE_CHECKING:  # torch comes with it, and a display needs none
@@ -34,7 +35,7 @@ _PANEL_WIDTH: Final = 100  # at most, in columns
 class AbstractDisplay(ABC):
     """Shows a run from `__enter__` to `__exit__`; no method fails because of the stream."""
 
-    def show(self, record: "Metrics | Evaluation | Diagnostics | GrowthEvent") -> None:
+    def show(self, record: "Metrics | Evaluation | Diagnostics | Decision | GrowthEvent") -> None:
         """Any of the records that `train` yields; diagnostics are for the files."""
         match record:
             case Metrics():
@@ -43,6 +44,8 @@ class AbstractDisplay(ABC):
                 self.evaluation(record)
             case Diagnostics():
                 pass
+            case Decision():
+                self.note(f"at {record.frames} frames: {record.reason}")
             case _:
                 self.growth(record)
 

@@ -567,7 +567,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     share = f"{plan.flops / baseline.flops:.0%} of full width ({full.live_width} hidden units)"
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     schedule = schedule_of(plan.config)
-    lines += [] if schedule.intervention == "inject" else ["", f"does     {schedule.describe()}"]
+    plain = schedule.intervention == "inject" and not schedule.adaptive
+    lines += [] if plain else ["", f"does     {schedule.describe()}"]
     lines += f"""
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {_gb(memory.needed("cpu")["host"])} on a CPU; {_gb(gpu["host"])} host and {_gb(gpu["GPU"])} device on a GPU

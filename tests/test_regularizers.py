@@ -11,7 +11,6 @@ from growtrain.config import Config
 from growtrain.growth import transaction
 from growtrain.growth.transaction import GrowthFailed, grow
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.networks.heads import SpectralLinear
 from growtrain.planning import synthetic_batches
 from growtrain.regularizers import PARSEVAL_SCALE, joint_norm, l2, normalized_layers, parseval, penalty, project
 
@@ -21,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fourier": {"activation": "fourier"},
     "l2": {"regularizer": "l2"},
     "l2-init": {"regularizer": "l2-init"},
-    "parseval": {"regularizer": "parseval", "anchor": "mirrored"},
+    "parseval": {"regularizer": "parseval", "anchor": "mirrored", "normalization": "spectral"},
     "nap": {"weight_projection": "nap", "normalization": "layer", "anchor": "mirrored"},
     "everything": {
         "activation": "crelu",
@@ -64,13 +63,13 @@ def random_weights() -> list[Tensor]:
 
 
 def gradients(loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+    return list(torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True))
 
 
 def test_l2_and_l2_init_are_sums_of_squares_of_everything() -> None:
     weights, initial = random_weights(), [w.detach().roll(1) for w in random_weights()]
     naive = sum(float(x) ** 2 for w in weights for x in w.detach().flatten())
-    assert float(penalty("l2", weights, [])) == pytest.approx(naive)
+    assert float(penalty("l2", weights, []).detach()) == pytest.approx(naive)
     moved = [w.detach() - start for w, start in zip(weights, initial, strict=True)]
     assert torch.equal(penalty("l2-init", weights, initial), l2(moved))
     for got, difference in zip(gradients(penalty("l2-init", weights, initial), weights), moved, strict=True):
@@ -80,7 +79,7 @@ def test_l2_and_l2_init_are_sums_of_squares_of_everything() -> None:
 def test_l2_init_has_no_gradient_at_the_start() -> None:
     weights = random_weights()
     loss = penalty("l2-init", weights, [w.detach().clone() for w in weights])
-    assert float(loss) == 0
+    assert float(loss.detach()) == 0
     assert not any(gradient.any() for gradient in gradients(loss, weights))
 
 
@@ -112,9 +111,7 @@ def test_projection_restores_the_norms_and_leaves_the_normalised_function_as_it_
     layers = list(normalized_layers(learner.online))
     assert [tuple(layer[0].shape) for layer in layers] == [(8, 4, 8, 8), (16, 8, 4, 4), (16, 16, 3, 3), (32, 784)]
     norms = [joint_norm(layer).detach() for layer in layers]
-    assert torch.equal(norms[0], torch.cat([p.detach().flatten() for p in layers[0]]).norm()) or torch.allclose(
-        norms[0], torch.cat([p.detach().flatten() for p in layers[0]]).norm()
-    )
+    assert torch.allclose(norms[0], torch.cat([p.detach().flatten() for p in layers[0]]).norm())
     observation = synthetic_batches(learner.config, ACTIONS, 1, torch.Generator().manual_seed(3))["observation"][0]
     before = learner.q_values(observation)
     with torch.no_grad():
@@ -174,9 +171,8 @@ def test_every_option_learns_across_growth_and_only_what_trains_moves(name: str)
     for stage in range(3):
         before = tensors(learner)
         update(learner, 2, seed=stage)
-        for parameter, tensor in tensors(learner).items():
-            trains = learner.online.state_dict(keep_vars=True)[parameter].requires_grad
-            assert torch.equal(tensor, before[parameter]) != trains or parameter.endswith("output.bias"), parameter
+        for key, parameter in learner.online.named_parameters():
+            assert torch.equal(parameter, before[key]) != parameter.requires_grad, key
         if stage < 2:
             inject(learner, stage, freeze_encoder=stage == 1)
     assert learner.report_skipped() == 0
@@ -185,8 +181,8 @@ def test_every_option_learns_across_growth_and_only_what_trains_moves(name: str)
 @pytest.mark.parametrize("regularizer", ["l2", "l2-init", "parseval"])
 def test_a_strong_penalty_wins(regularizer: str) -> None:
     """Every penalty shrinks when little else matters, on what trains and from where that began."""
-    learner = make(regularizer=regularizer, regularizer_strength=1.0, optimizer="adam", lr=1e-3)
-    update(learner, 2)
+    learner = make(regularizer=regularizer, regularizer_strength=1.0, optimizer="adam", lr=3e-3)
+    update(learner)
     inject(learner)
     with torch.no_grad():
         for parameter in learner._trainable:
@@ -197,7 +193,7 @@ def test_a_strong_penalty_wins(regularizer: str) -> None:
         return float(penalty(regularizer, learner._trainable, initial))  # type: ignore[arg-type]
 
     start = now()
-    update(learner, 20)
+    update(learner, 10)
     assert now() < 0.7 * start
 
 
@@ -249,7 +245,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(name: str) -> None:
         other.load_state_dict(state | {"initial": {}})
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["fourier", "parseval", "everything"])
 def test_both_ways_of_computing_the_loss_train_the_same_network(name: str) -> None:
     learners = [make(**OPTIONS[name], execution=execution) for execution in ("eager", "auto")]
     for learner in learners:
@@ -259,12 +255,3 @@ def test_both_ways_of_computing_the_loss_train_the_same_network(name: str) -> No
     eager, fast = (tensors(learner) for learner in learners)
     for key, tensor in eager.items():
         assert torch.allclose(tensor, fast[key], rtol=1e-5, atol=1e-6), key
-
-
-def test_spectral_layers_take_part_in_parseval_by_their_weight() -> None:
-    learner = make(regularizer="parseval", normalization="spectral")
-    layer = next(m for m in learner.online.modules() if isinstance(m, SpectralLinear))
-    assert any(p is layer.weight for p in learner._trainable)
-    update(learner, 2)
-    inject(learner)
-    update(learner, 2)

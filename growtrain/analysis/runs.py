@@ -132,8 +132,8 @@ class Curve:
 def number(record: Record, name: str, default: float) -> float:
     """A finite number of a record, or the default."""
     value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        return default  # NaN, infinite, or a whole number that no float holds
     return value
 
 
@@ -168,12 +168,15 @@ def ledger_notes(paths: Sequence[Path]) -> list[str]:
         except ConfigError as error:
             notes.append(str(error))
             continue
-        for cell in cells:
-            name = f"{cell.game}, {cell.schedule}, seed {cell.seed}"
-            if cell.status == "failed":
-                notes.append(f"the sweep gave up {name} after {cell.attempts} attempts: {last_words(cell)}")
-            elif cell.status == "pending":
-                notes.append(f"the sweep has yet to {'go on with' if cell.frames else 'run'} {name}")
+        notes += [
+            f"the sweep gave up {' '.join(cell.name.split())} after {cell.attempts} attempts: {last_words(cell)}"
+            for cell in cells
+            if cell.status == "failed"
+        ]
+        waiting = [" ".join(cell.name.split()) for cell in cells if cell.status == "pending"]
+        if waiting:
+            shown = ", ".join([*waiting[:5], *(["..."] if len(waiting) > 5 else [])])
+            notes.append(f"the sweep has yet to run, or go on with, {len(waiting)} of its {len(cells)} runs: {shown}")
     return notes
 
 

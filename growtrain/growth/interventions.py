@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.config import Anchor, Intervention, TrainableHeads
-from growtrain.networks.injected import InjectedHead, check_injectable, probe_features
+from growtrain.networks.heads import initialize
+from growtrain.networks.injected import Initializer, InjectedHead, check_injectable, probe_features
 
 
 class NotPreserved(RuntimeError):
@@ -67,6 +68,7 @@ def inject(
     anchor: Anchor = "frozen",
     trainable_heads: TrainableHeads = "newest",
     probe: Tensor | None = None,
+    initializer: Initializer = initialize,
 ) -> GrowthEvent:
     """Injects plasticity into `network.<head>`, in place and all or nothing.
 
@@ -85,6 +87,7 @@ def inject(
         trainable_heads: `newest`, or `all`: the old live head goes on training beside the new one and keeps its slots (the appendix's
             ablation); anchors never train.
         probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
+        initializer: draws the fresh weights, in place.
 
     Returns:
         What happened, with the largest changes measured.
@@ -98,11 +101,11 @@ def inject(
     old = _submodule(network, head)
     _check_membership(network, old, head, optimizer)
     before = count_parameters(network, trainable=True)
-    new = _grow(old, seed, anchor, trainable_heads)
+    new = _grow(old, seed, anchor, trainable_heads, initializer)
     new_target, target_change = None, None
     if target is not None:
         old_target = _submodule(target, head)
-        new_target = _grow(old_target, seed, anchor, trainable_heads)
+        new_target = _grow(old_target, seed, anchor, trainable_heads, initializer)
         both_fused = (
             new.spec()["fused"] and new_target.spec()["fused"]
         )  # each was fused only if that keeps its own bits
@@ -175,10 +178,12 @@ def _check_membership(network: nn.Module, old: nn.Module, path: str, optimizer: 
             raise ValueError(f"the optimizer does not hold {path}.{name}: pass the optimizer that trains this head")
 
 
-def _grow(old: nn.Module, seed: int, anchor: Anchor, trainable_heads: TrainableHeads) -> InjectedHead:
+def _grow(
+    old: nn.Module, seed: int, anchor: Anchor, trainable_heads: TrainableHeads, initializer: Initializer
+) -> InjectedHead:
     """`old` with one more injection, as a new module; the same seed gives the same fresh weights for online and target."""
     injected = old if isinstance(old, InjectedHead) else InjectedHead(old)
-    return injected.grown(torch.Generator().manual_seed(seed), anchor, trainable_heads)
+    return injected.grown(torch.Generator().manual_seed(seed), anchor, trainable_heads, initializer)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from growtrain.config import Config, ConfigError, Intervention, format_count, parse_count
+from growtrain.growth.adaptive import Rule
 
 _REDO_SHARE, _REDO_MINIMUM = (
     200,
@@ -24,17 +25,19 @@ _REDO_SHARE, _REDO_MINIMUM = (
 class Schedule:
     """`intervention` at `injection_frames` (increasing, frames), on a head that starts `width_multiplier` times as wide.
 
-    A schedule that is `periodic` has one stage, however often it intervenes.
+    A schedule that is `periodic` has one stage, however often it intervenes. One with an `adaptive` rule decides as it goes; its
+    `injection_frames` are the earliest that the rule allows, from which costs are planned.
     """
 
     injection_frames: tuple[int, ...] = ()
     width_multiplier: int = 1
     intervention: Intervention = "inject"
     periodic: bool = False
+    adaptive: Rule | None = None
 
     def due(self, frames: int, stage: int) -> bool:
-        """Whether stage `stage + 1` should begin, after `frames` frames with `stage` injections done."""
-        return stage < len(self.injection_frames) and frames >= self.injection_frames[stage]
+        """Whether stage `stage + 1` should begin, after `frames` frames with `stage` injections done; never known of an adaptive one."""
+        return self.adaptive is None and stage < len(self.injection_frames) and frames >= self.injection_frames[stage]
 
     def stage_frames(self, total_frames: int) -> list[int]:
         """The length of each stage in frames; they sum to `total_frames`."""
@@ -53,6 +56,11 @@ class Schedule:
     def describe(self) -> str:
         """What happens when, in words."""
         times = [format_count(frames) for frames in self.injection_frames]
+        if self.adaptive:
+            period = format_count(self.adaptive.period)
+            return (
+                f"at most {len(times)} injections, decided every {period}; planned at the earliest: {', '.join(times)}"
+            )
         if not times:
             return "no injections"
         what = "injections" if self.intervention == "inject" else self.intervention
@@ -77,6 +85,7 @@ _NAMED: dict[str, tuple[tuple[float, ...], int]] = {
     "shrink-perturb": (_EIGHTHS, 1),
     "widen3x": (_EIGHTHS, 1),
     "redo": ((), 1),
+    "adaptive": ((), 1),
 }
 # The schedules that have an intervention of their own.
 _OWN: dict[str, Intervention] = {
@@ -92,6 +101,8 @@ def schedule_of(config: Config) -> Schedule:
     schedule = make_schedule(
         config.schedule, config.total_frames, config.learning_starts, config.intervention, config.redo_period
     )
+    if config.schedule == "adaptive":
+        schedule = _adaptive(config)
     name = f"--intervention {schedule.intervention}"
     if schedule.intervention == "net2wider" and config.normalization != "none":
         raise ConfigError(
@@ -118,6 +129,27 @@ def schedule_of(config: Config) -> Schedule:
     if schedule.intervention == "reset-encoder" and config.split == "conv1":
         raise ConfigError(f"{name} has no encoder to reset with --split conv1: use --intervention reset-all")
     return schedule
+
+
+def _adaptive(config: Config) -> Schedule:
+    """The schedule that decides as it goes."""
+    period = config.adaptive_period or max(1, config.total_frames // 50)
+    gap = config.adaptive_min_gap or max(1, config.total_frames // 8)
+    first = max(gap, config.learning_starts + period)
+    times = tuple(range(first, config.total_frames, gap))[: config.adaptive_max]
+    if not times:
+        raise ConfigError(
+            f"--schedule adaptive: its first injection, at {format_count(first)} frames or later, lies beyond --total-frames "
+            f"{config.total_frames}: lower --adaptive-min-gap or --learning-starts"
+        )
+    rule = Rule(
+        period=period,
+        min_gap=gap,
+        max_injections=len(times),
+        threshold=config.adaptive_threshold,
+        patience=config.adaptive_patience,
+    )
+    return Schedule(times, adaptive=rule)
 
 
 def make_schedule(

@@ -134,8 +134,8 @@ class DoubleDQN:
 
     @property
     def width(self) -> int:
-        """Hidden units of the live head."""
-        return self.head.width
+        """Width of the live head's hidden layer, as `Config.width` counts it."""
+        return self.head.width * (2 if self.config.activation == "fourier" else 1)
 
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""

@@ -16,7 +16,7 @@ Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. th
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -35,6 +35,7 @@ _PROBE_BATCHES = (
     256,
 )  # matrix products of different sizes take different code paths, and may round differently
 _ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
+Initializer = Callable[[nn.Module, torch.Generator], None]  # draws fresh weights in place
 POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
 CONCATENATING = (CReLU, Fourier)
 
@@ -248,7 +249,11 @@ class InjectedHead(nn.Module):
         self.frozen, self.live = grown.frozen, grown.live
 
     def grown(
-        self, generator: torch.Generator, anchor: Anchor, trainable_heads: TrainableHeads = "newest"
+        self,
+        generator: torch.Generator,
+        anchor: Anchor,
+        trainable_heads: TrainableHeads = "newest",
+        initializer: Initializer = initialize,
     ) -> "InjectedHead":
         """A new head with one more injection; `self` keeps its tensors and can be gone back to."""
         if anchor not in ("frozen", "zero", "mirrored"):
@@ -257,7 +262,7 @@ class InjectedHead(nn.Module):
         # The live head comes before its anchor, the order in which they are summed.
         place = len(heads) - 1 if self.anchors and self.anchors[-1] == "frozen" else len(heads)
         heads.insert(place, self.live)
-        fresh = fresh_copy(self.live, generator)
+        fresh = fresh_copy(self.live, generator, initializer)
         if anchor == "frozen":
             heads.append(copy.deepcopy(fresh).requires_grad_(False))
         else:
@@ -395,7 +400,7 @@ def _kind(layer: nn.Module) -> type[nn.Linear]:
     return HiddenLinear if isinstance(layer, HiddenLinear) else nn.Linear
 
 
-def fresh_copy(network: nn.Module, generator: torch.Generator) -> nn.Module:
+def fresh_copy(network: nn.Module, generator: torch.Generator, initializer: Initializer = initialize) -> nn.Module:
     """The same architecture with fresh weights that train; mirrored and paired layers become ordinary ones again."""
     fresh = copy.deepcopy(network)
     for name, module in list(fresh.named_modules()):
@@ -406,7 +411,7 @@ def fresh_copy(network: nn.Module, generator: torch.Generator) -> nn.Module:
             else:
                 layer = _kind(module)(inputs, units, bias=module.bias is not None)
             fresh.set_submodule(name, layer.to(module.weight))
-    initialize(fresh, generator)
+    initializer(fresh, generator)
     return fresh.requires_grad_(True)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics"]
+Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics", "decisions"]
 
 _log = logging.getLogger(__name__)
 

@@ -70,7 +70,14 @@ def test_without_a_summary_a_run_is_running_or_interrupted(write_run: WriteRun) 
 
 def test_damage_is_read_around_and_named(write_run: WriteRun, tmp_path: Path) -> None:
     run_dir = write_run("run")
-    append(run_dir / "metrics.jsonl", "{not json", '{"no": "frames"}', "[1]", '{"frames": 1e999}', '{"frames": true}')
+    append(
+        run_dir / "metrics.jsonl",
+        "{not json",
+        '{"no": "frames"}',
+        "[1]",
+        f'{{"frames": 1{"0" * 400}}}',
+        '{"frames": true}',
+    )
     append(run_dir / "evaluations.jsonl", '{"frames": 50000, "episode_return": NaN}')
     (run_dir / "summary.json").write_text('{"status": "do', encoding="utf-8")
     (run_dir / "growth_events.jsonl").unlink()
@@ -133,8 +140,8 @@ def test_a_sweeps_ledger_says_what_is_not_there_yet(tmp_path: Path) -> None:
         ledger.claim(ids[:1], lambda cell: True)
         ledger.fail(ids[0], "exit code 1: log\nthe disk is full", 500, 1)
     gave_up, waits = ledger_notes([tmp_path, tmp_path / "other"])
-    assert "gave up pong, fixed, seed 0 after 1 attempts" in gave_up
+    assert "gave up pong fixed seed 0 after 1 attempts" in gave_up
     assert "the disk is full" in gave_up
-    assert waits == "the sweep has yet to run pong, fixed, seed 1"
+    assert waits == "the sweep has yet to run, or go on with, 1 of its 2 runs: pong fixed seed 1"
     (tmp_path / "ledger.sqlite").write_bytes(b"x" * 5000)
     assert "ledger.sqlite" in ledger_notes([tmp_path])[0]

@@ -1,0 +1,195 @@
+"""A diagnosis and how it is told: as JSON, as a Markdown page, as a figure, and as the command to run next.
+
+Units: frames; returns are true scores; gains are shares (see `verdicts`).
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from growtrain.config import format_count
+from growtrain.learning_test import Copy, LearningTest
+from growtrain.verdicts import Gain, Kind, Place, Verdict
+
+Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+_MENDS: dict[Place, str] = {
+    "head": "inject",
+    "encoder": "reset-encoder",
+    "optimizer": "fresh-optimizer",
+    "network": "reset-all",
+}
+_SAYS = {"gain": "a clear gain", "no gain": "clearly no gain", "unclear": "unclear"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a diagnosis does.
+
+    Attributes:
+        frames: budget of every fork.
+        seeds: forks of every arm; the first has the run's own seed.
+        arms: of the forks, `untouched` among them; empty for the learning test only.
+        threshold: least gain that counts, see `verdicts`.
+        test: the learning test.
+    """
+
+    frames: int
+    seeds: int = 3
+    arms: tuple[Arm, ...] = ARMS
+    threshold: float = 0.1
+    test: LearningTest = LearningTest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What a diagnosis found, as in `diagnosis.json`.
+
+    Attributes:
+        run: the run's directory.
+        game: that it plays.
+        frames: of the checkpoint.
+        total_frames: budget of the run.
+        settings: what was done.
+        errors: of the learning test, by copy: one list a seed, one error a mark.
+        curves: mean training return of every fork by arm, one list a seed of (frames, return or None).
+        returns: the same over the whole fork.
+        evaluations: score of its last evaluation.
+        return_scale: points that are a gain of 1: what the untouched forks earn above random play.
+        verdict: the answer.
+    """
+
+    run: str
+    game: str
+    frames: int
+    total_frames: int
+    settings: Settings
+    errors: dict[Copy, list[list[float]]]
+    curves: dict[Arm, list[list[tuple[int, float | None]]]]
+    returns: dict[Arm, list[float | None]]
+    evaluations: dict[Arm, list[float | None]]
+    return_scale: float
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, and the next command."""
+        return dataclasses.asdict(self) | {"next_command": next_command(self)}
+
+
+def next_command(diagnosis: Diagnosis) -> str:
+    """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more."""
+    run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
+    if found.outcome == "lost":
+        budget = max(settings.frames, diagnosis.frames // 2)
+        return f"growtrain rescue {run} --intervention {_MENDS[found.places[0]]} --frames {format_count(budget)}"
+    if found.outcome == "not lost":
+        done = diagnosis.frames >= diagnosis.total_frames
+        return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
+    # The width of an interval falls with the root of the seeds, and the noise of a mean return with the root of the frames.
+    return (
+        f"growtrain diagnose {run} --seeds {max(5, 2 * settings.seeds)} --learning-seeds {2 * settings.test.seeds} "
+        f"--frames {format_count(4 * settings.frames)} --output {run}/diagnosis-{diagnosis.frames}-longer"
+    )
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """The Markdown page: verdict, next command, findings, evidence, and how it was measured."""
+    found, settings, test = diagnosis.verdict, diagnosis.settings, diagnosis.settings.test
+    lines = [
+        f"# {diagnosis.game} at {format_count(diagnosis.frames)} frames",
+        "",
+        f"**{found.sentence}**",
+        "",
+        f"Next: `{next_command(diagnosis)}`",
+        "",
+        "| place | was plasticity lost? | because |",
+        "|---|---|---|",
+        *(f"| {finding.place} | {finding.outcome} | {finding.reason} |" for finding in found.findings),
+        "",
+        *_table(diagnosis),
+        "",
+        (
+            "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
+            f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
+            f"In the learning test it is a share of the change that was to be learned ({test.transitions} transitions, "
+            f"{test.updates} updates, {test.n_steps}-step returns); in returns, a share of the {diagnosis.return_scale:.4g} points "
+            "that untouched forks earn above random play."
+        ),
+    ]
+    if diagnosis.returns:
+        lines += ["", f"Forks: {format_count(settings.frames)} frames each. Evaluations are reported, not judged."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(diagnosis: Diagnosis) -> list[str]:
+    lines = [
+        "| evidence | made fresh | error or return | evaluation | gain | by seed | says |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for copy, curves in diagnosis.errors.items():
+        gain = diagnosis.verdict.gains["learning"].get(copy)
+        error = f"{np.mean([curve[-1] for curve in curves]):.3f}"
+        lines.append(f"| learning test | {'nothing' if gain is None else copy} | {error} | | {_gain_cells(gain)} |")
+    for arm, returns in diagnosis.returns.items():
+        gain = diagnosis.verdict.gains["returns"].get(arm)
+        name = "nothing" if gain is None else arm
+        scores = f"{_mean(returns)} | {_mean(diagnosis.evaluations[arm])}"
+        lines.append(f"| returns | {name} | {scores} | {_gain_cells(gain)} |")
+    return lines
+
+
+def _gain_cells(gain: Gain | None) -> str:
+    if gain is None:
+        return "| |"
+    mean = "-" if gain.mean is None else f"{gain.mean:+.1%}"
+    ends = "" if gain.low is None else f" [{gain.low:+.1%}, {gain.high:+.1%}]"
+    return f"{mean}{ends} | {', '.join(f'{value:+.1%}' for value in gain.values)} | {_SAYS[gain.sign]}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.4g}" if known else "-"
+
+
+def draw(diagnosis: Diagnosis, path: Path) -> None:
+    """Writes the figure: the gains of both kinds of evidence with their intervals, and the forks' returns over frames.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    forked = bool(diagnosis.returns)
+    figure = Figure(figsize=(13 if forked else 5.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3 if forked else 1, squeeze=False)[0]
+    titles: dict[Kind, str] = {"learning": "learning test", "returns": "forks: mean training return"}
+    for axes, kind in zip(panels, titles, strict=False):
+        gains = list(reversed(diagnosis.verdict.gains[kind].values()))
+        for row, gain in enumerate(gains):
+            axes.plot(gain.values, [row] * len(gain.values), "o", color="0.6", markersize=4)
+            if gain.mean is not None:
+                axes.plot(gain.mean, row, "D", color="C0")
+            if gain.low is not None and gain.high is not None:
+                axes.plot([gain.low, gain.high], [row, row], color="C0", linewidth=2)
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.axvline(diagnosis.settings.threshold, color="C3", linestyle="--", linewidth=0.8)
+        axes.set_yticks(range(len(gains)), [gain.name for gain in gains])
+        axes.set_ylim(-0.6, len(gains) - 0.4)
+        axes.xaxis.set_major_formatter("{x:.0%}")
+        axes.set(title=titles[kind], xlabel="gain over the network as it is (dashed: threshold)")
+    if forked:
+        for number, (arm, curves) in enumerate(diagnosis.curves.items()):
+            for curve in curves:
+                points = [(frames, score) for frames, score in curve if score is not None]
+                if points:
+                    axes_label = arm if curve is curves[0] else None
+                    panels[2].plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.7, label=axes_label)
+        panels[2].set(title="forks: running mean return", xlabel="frames", ylabel="score")
+        panels[2].legend(fontsize="small")
+    figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
+    figure.savefig(path, metadata={"Date": None})

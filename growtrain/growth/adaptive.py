@@ -1,0 +1,135 @@
+"""The adaptive schedule's rule: inject when the measured signals say that plasticity is lost, and the score has stopped rising.
+
+The paper names what this removes as its limitation: when to inject had to be chosen for each game (Nikishin et al. 2023; its Figure 3 finds
+plasticity lost at 25M frames in one game, at 100M in another, never in a third). Its own diagnosis is the injection itself: does the agent
+learn better with it than without? Here that question is put to copies of the network on the run's own replay (`learning_test`).
+
+A decision is a pure function of the signals and of what was decided before. It injects when all of these hold:
+    1. the copy with an injected head fits what the replay asks for better than the network as it is, by `threshold` at least;
+    2. the score is on a plateau: the mean of the last episodes is not above that of the decision before by more than its standard error;
+    3. 1 and 2 held at the `patience - 1` decisions before, too (hysteresis: one noisy measure does not inject);
+    4. the last injection is `min_gap` frames away, and there have been fewer than `max_injections`.
+
+Units: frames; an error is what is left over after the test's updates, as a share of what there was.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When to inject.
+
+    Attributes:
+        period: frames between decisions.
+        min_gap: frames between injections, and before the first.
+        max_injections: at most.
+        threshold: gain of the injected copy that counts as lost plasticity, 1 - (its error / the network's error).
+        patience: decisions in a row that must say so.
+    """
+
+    period: int
+    min_gap: int
+    max_injections: int
+    threshold: float
+    patience: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One line of `decisions.jsonl`: what was measured, and what was decided.
+
+    Attributes:
+        frames: frames played.
+        stage: injections done before it.
+        error, error_injected: mean errors that the network as it is and its injected copy reach.
+        gain: 1 - error_injected / error.
+        score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
+        score_before: that of the decision before; None without one.
+        plateau: whether the score has stopped rising.
+        streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
+        inject: the decision.
+        reason: in words.
+        seconds: what the measurement took.
+    """
+
+    frames: int
+    stage: int
+    error: float
+    error_injected: float
+    gain: float
+    score: float | None
+    score_error: float | None
+    score_before: float | None
+    plateau: bool
+    streak: int
+    inject: bool
+    reason: str
+    seconds: float
+
+
+def decide(
+    rule: Rule,
+    *,
+    frames: int,
+    stage: int,
+    last_injection: int,
+    errors: tuple[float, float],
+    returns: Sequence[float],
+    before: Decision | None,
+    seconds: float = 0.0,
+) -> Decision:
+    """Whether to inject now.
+
+    Args:
+        rule: when to.
+        frames: frames played.
+        stage: injections done.
+        last_injection: frames at the last one, 0 without one.
+        errors: that the network as it is and its injected copy reach.
+        returns: true scores of the last episodes.
+        before: the decision before.
+        seconds: what measuring took, for the record.
+    """
+    error, error_injected = errors
+    gain = 1 - error_injected / error if error > 0 else 0.0
+    count = len(returns)
+    score = sum(returns) / count if count else None
+    variance = sum((value - score) ** 2 for value in returns) / (count - 1) if score is not None and count > 1 else 0.0
+    score_error = math.sqrt(variance / count) if count > 1 else None
+    score_before = before.score if before else None
+    plateau = score is not None and score_before is not None and score - score_before <= (score_error or 0.0)
+    lost = gain >= rule.threshold
+    streak = (before.streak if before and not before.inject else 0) + 1 if lost and plateau else 0
+    if stage >= rule.max_injections:
+        inject, reason = False, f"{rule.max_injections} injections are the most"
+    elif frames - last_injection < rule.min_gap:
+        inject, reason = False, f"the last injection is less than {rule.min_gap} frames ago"
+    elif not lost:
+        inject, reason = (
+            False,
+            f"a fresh head gains {gain:.1%}, less than {rule.threshold:.1%}: the network still learns",
+        )
+    elif not plateau:
+        inject, reason = False, "the score is rising, or not known twice yet"
+    elif streak < rule.patience:
+        inject, reason = False, f"plasticity looks lost: {streak} of {rule.patience} decisions in a row"
+    else:
+        inject, reason = True, f"a fresh head gains {gain:.1%} and the score is on a plateau, {streak} times in a row"
+    return Decision(
+        frames=frames,
+        stage=stage,
+        error=error,
+        error_injected=error_injected,
+        gain=gain,
+        score=score,
+        score_error=score_error,
+        score_before=score_before,
+        plateau=plateau,
+        streak=streak,
+        inject=inject,
+        reason=reason,
+        seconds=seconds,
+    )

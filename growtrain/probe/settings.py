@@ -1,0 +1,100 @@
+"""What a probe is run with; light, so that a wrong flag is answered at once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from growtrain.config import ConfigError, OptimizerName, flag
+
+TargetKind = Literal["random", "value"]
+Sweep = Literal["none", "init"]
+
+LEAST_TASKS = 8  # the first of three injections comes at an eighth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """An optimizer, and thereby what a warm start loses.
+
+    Attributes:
+        optimizer: `adam`, or the trainer's own `centered_rmsprop`.
+        encoder_lr, head_lr: learning rates.
+    """
+
+    optimizer: OptimizerName
+    encoder_lr: float
+    head_lr: float
+
+
+SETTINGS: dict[str, Setting] = {
+    "encoder": Setting(optimizer="adam", encoder_lr=3e-4, head_lr=3e-4),
+    "head": Setting(optimizer="adam", encoder_lr=3e-5, head_lr=1e-3),
+    "rmsprop": Setting(optimizer="centered_rmsprop", encoder_lr=2.5e-4, head_lr=2.5e-4),
+}
+
+
+SIDES = {"small": 42, "nature": 84}  # of the square frames of each size; 42 are means of 2 x 2 pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What all records of one directory have in common.
+
+    Attributes:
+        game: Atari game, in snake_case.
+        policy: directory of the run whose newest checkpoint plays; empty: random play.
+        size: a name in `SIDES`; decides the network, too.
+        sweep: `none`: the interventions; `init`: the initialisation of an injected head.
+        num_frames: frames in the data set.
+        num_tasks: K.
+        num_updates: gradient steps on each task.
+        batch_size: frames in one update.
+    """
+
+    game: str = "up_n_down"
+    policy: str = ""
+    size: str = "small"
+    sweep: Sweep = "none"
+    num_frames: int = 64
+    num_tasks: int = 20
+    num_updates: int = 800
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks the fields; raises `ConfigError`."""
+        require_known("--size", [self.size], SIDES)
+        require_known("--sweep", [self.sweep], get_args(Sweep))
+        for name, least in (("num_tasks", LEAST_TASKS), ("num_updates", 1), ("batch_size", 1), ("num_frames", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{flag(name)} is {getattr(self, name)}: it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A setting, a kind of targets and a seed: what the arms of one comparison share."""
+
+    setting: str
+    targets: TargetKind
+    seed: int
+
+
+def make_cells(settings: Sequence[str], kinds: Sequence[str], num_seeds: int) -> list[Cell]:
+    """All combinations, seed by seed; raises `ConfigError` for an unknown name or no seed."""
+    require_known("--setting", settings, SETTINGS)
+    require_known("--targets", kinds, get_args(TargetKind))
+    if num_seeds < 1:
+        raise ConfigError(f"--seeds is {num_seeds}: it must be at least 1")
+    return [
+        Cell(setting=setting, targets=kind, seed=seed)
+        for seed in range(num_seeds)
+        for setting in settings
+        for kind in get_args(TargetKind)
+        if kind in kinds
+    ]
+
+
+def require_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `ConfigError` for the first name that is not known."""
+    for value in given:
+        if value not in known:
+            raise ConfigError(f"{name}: {value!r} is unknown: choose from {', '.join(known)}")

@@ -1,0 +1,275 @@
+"""From evidence to a verdict: was plasticity lost, and where? Pure functions of numbers.
+
+The diagnosis is the intervention itself (Nikishin et al. 2023, section 4: whoever learns better once a part has been made fresh had
+lost plasticity in that part). Two kinds of evidence, judged apart and then put together, place by place:
+
+    learning  errors of the learning test (`learning_test`), a share of what was to be learned
+    returns   mean training returns of forked runs, in points; gains as a share of what the untouched fork earns above random play
+
+Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0 and its mean is at least the threshold; it is clearly
+*absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it always is with fewer than three seeds.
+A clear gain in one kind against a clear absence in the other is a contradiction, and nothing is claimed from it.
+
+Units: gains are shares; 0.1 is ten percent of the scale of their kind.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Place = Literal["head", "encoder", "optimizer", "network"]
+Kind = Literal["learning", "returns"]
+Sign = Literal["gain", "no gain", "unclear"]
+Outcome = Literal["lost", "not lost", "cannot tell"]
+PLACES: tuple[Place, ...] = get_args(Place)
+MIN_SEEDS = 3
+
+# Which copies or arms have this place made fresh. `network` is head and encoder together, which no arm of the forks does.
+_FRESH: dict[Kind, dict[Place, tuple[str, ...]]] = {
+    "learning": {
+        "head": ("inject", "reset-head"),
+        "encoder": ("reset-encoder",),
+        "optimizer": ("fresh-optimizer",),
+        "network": ("fresh-network",),
+    },
+    "returns": {"head": ("inject",), "encoder": ("reset-encoder",), "optimizer": ("fresh-optimizer",)},
+}
+# An arm that throws predictions away has to win them back first: that it earns no more says nothing.
+_DESTRUCTIVE = ("reset-encoder",)
+# Student's t, 97.5 %, for 1, 2, ... degrees of freedom (Fisher & Yates 1963, table III); 1.96 beyond.
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A paired gain: what a fresh part brought over leaving it as it is.
+
+    Attributes:
+        name: the copy or arm.
+        values: one a seed.
+        mean: of the values; None without any.
+        low, high: ends of the 95 % interval of the mean (Student's t); None below three seeds.
+        sign: what it says, given the threshold.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    sign: Sign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is found at one place.
+
+    Attributes:
+        place: where.
+        outcome: lost, not lost, or cannot tell.
+        basis: the kinds of evidence that carry the outcome.
+        reason: why, in a sentence.
+    """
+
+    place: Place
+    outcome: Outcome
+    basis: tuple[Kind, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer.
+
+    Attributes:
+        outcome: over all places.
+        places: where plasticity was lost, the largest gain first; empty unless it was.
+        sentence: the answer in one sentence.
+        findings: place by place.
+        gains: the evidence, by kind and copy or arm.
+    """
+
+    outcome: Outcome
+    places: tuple[Place, ...]
+    sentence: str
+    findings: tuple[Finding, ...]
+    gains: dict[Kind, dict[str, Gain]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was measured; the k-th value of every copy or arm has the k-th seed.
+
+    Attributes:
+        errors: final errors of the learning test by copy, `current` among them; empty if it was not done.
+        returns: mean training returns by arm, `untouched` among them, None where no episode ended; empty without forks.
+        return_scale: points that are a gain of 1.
+    """
+
+    errors: Mapping[Any, Sequence[float]]
+    returns: Mapping[Any, Sequence[float | None]]
+    return_scale: float = 1.0
+
+
+def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
+    """Was plasticity lost, where, and on the strength of what?
+
+    Raises:
+        ValueError: the threshold is not positive, or copies or arms differ in their number of seeds.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold is {threshold}: give a share above 0, such as 0.1")
+    gains: dict[Kind, dict[str, Gain]] = {
+        "learning": _gains(evidence.errors, "current", -1.0, threshold),
+        "returns": _gains(evidence.returns, "untouched", 1 / evidence.return_scale, threshold),
+    }
+    findings = tuple(
+        _finding(place, {kind: _signs(place, kind, gains[kind], threshold) for kind in gains}) for place in PLACES
+    )
+    lost = [finding.place for finding in findings if finding.outcome == "lost"]
+    if "network" in lost and len(lost) > 1:  # a single part explains it
+        lost.remove("network")
+    lost.sort(key=lambda place: -_largest(place, gains))
+    named = [finding for finding in findings if finding.outcome == "cannot tell"]
+    if lost:
+        return Verdict(
+            outcome="lost",
+            places=tuple(lost),
+            sentence=f"Plasticity was lost: {' and '.join(_WHERE[place] for place in lost)}.",
+            findings=findings,
+            gains=gains,
+        )
+    if named:
+        reasons = "; ".join(dict.fromkeys(f"{finding.place}: {finding.reason}" for finding in named))
+        outcome, sentence = "cannot tell", f"Cannot tell whether plasticity was lost ({reasons})."
+    else:
+        bases = sorted({kind for finding in findings for kind in finding.basis})
+        outcome, sentence = "not lost", f"Plasticity was not lost, by {' and '.join(_KINDS[kind] for kind in bases)}."
+    return Verdict(
+        outcome=outcome,  # type: ignore[arg-type]  # one of the two literals above
+        places=(),
+        sentence=sentence,
+        findings=findings,
+        gains=gains,
+    )
+
+
+_WHERE: dict[Place, str] = {
+    "head": "in the head",
+    "encoder": "in the encoder",
+    "optimizer": "in the optimizer's state",
+    "network": "in head and encoder together, in neither alone",
+}
+_KINDS: dict[Kind, str] = {"learning": "the learning test", "returns": "the forks' returns"}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean by Student's t; None for fewer than three values."""
+    n = len(values)
+    if n < MIN_SEEDS:
+        return None
+    mean = sum(values) / n
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    t = _T_975[n - 2] if n - 2 < len(_T_975) else 1.96
+    return mean - t * spread, mean + t * spread
+
+
+def judge(name: str, values: Sequence[float], threshold: float) -> Gain:
+    """A gain with its interval and what it says."""
+    ends = interval(values)
+    mean = sum(values) / len(values) if values else None
+    if ends is None or mean is None:
+        return Gain(name=name, values=tuple(values), mean=mean, low=None, high=None, sign="unclear")
+    low, high = ends
+    sign: Sign = "gain" if low > 0 and mean >= threshold else "no gain" if high < threshold else "unclear"
+    return Gain(name=name, values=tuple(values), mean=mean, low=low, high=high, sign=sign)
+
+
+def _gains(
+    measured: Mapping[str, Sequence[float | None]], reference: str, scale: float, threshold: float
+) -> dict[str, Gain]:
+    """The gain of everything measured over `reference`, over the seeds where both have a value."""
+    if len({len(values) for values in measured.values()}) > 1:
+        raise ValueError(f"every one of {', '.join(measured)} needs the same seeds")
+    return {
+        name: judge(
+            name,
+            [
+                scale * (value - base)
+                for value, base in zip(values, measured[reference], strict=True)
+                if value is not None and base is not None
+            ],
+            threshold,
+        )
+        for name, values in measured.items()
+        if name != reference
+    }
+
+
+def _signs(place: Place, kind: Kind, gains: Mapping[str, Gain], threshold: float) -> list[tuple[Gain, Sign]]:
+    """What each copy or arm with this place fresh says about it.
+
+    A fresh part has fresh optimizer slots, too: where fresh slots alone help, it counts only if it helps clearly more than they do.
+    """
+    signs: list[tuple[Gain, Sign]] = []
+    slots = gains.get("fresh-optimizer")
+    for name in _FRESH[kind].get(place, ()):
+        if name not in gains:
+            continue
+        gain, sign = gains[name], gains[name].sign
+        if place != "optimizer" and sign == "gain" and slots is not None and slots.sign == "gain":
+            beyond = [one - other for one, other in zip(gain.values, slots.values, strict=False)]
+            sign = "gain" if judge(name, beyond, threshold).sign == "gain" else "no gain"
+        if kind == "returns" and name in _DESTRUCTIVE and sign == "no gain":
+            sign = "unclear"
+        signs.append((gain, sign))
+    return signs
+
+
+def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]]) -> Finding:
+    """Puts the kinds together: a gain in any copy counts for its kind, and kinds must not contradict each other."""
+    said: dict[Kind, Sign] = {}
+    for kind, each in signs.items():
+        found = {sign for _, sign in each}
+        if found:
+            said[kind] = "gain" if "gain" in found else "unclear" if "unclear" in found else "no gain"
+    gaining = tuple(kind for kind, sign in said.items() if sign == "gain")
+    lacking = tuple(kind for kind, sign in said.items() if sign == "no gain")
+    if gaining and lacking:
+        reason = f"{_KINDS[gaining[0]]} shows a gain and {_KINDS[lacking[0]]} shows none: they contradict each other"
+        return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
+    if gaining:
+        return Finding(place=place, outcome="lost", basis=gaining, reason=_numbers(signs, gaining, "gain"))
+    if lacking:
+        return Finding(place=place, outcome="not lost", basis=lacking, reason=_numbers(signs, lacking, "no gain"))
+    if not said:
+        return Finding(place=place, outcome="cannot tell", basis=(), reason="it was not tested")
+    few = all(len(gain.values) < MIN_SEEDS for each in signs.values() for gain, _ in each)
+    reason = f"fewer than {MIN_SEEDS} seeds with a value" if few else "the intervals are too wide for the threshold"
+    return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
+
+
+def _numbers(signs: Mapping[Kind, list[tuple[Gain, Sign]]], kinds: Sequence[Kind], wanted: Sign) -> str:
+    texts = [
+        f"{gain.name} {gain.mean:+.0%} [{gain.low:+.0%}, {gain.high:+.0%}] in {_KINDS[kind]}"
+        for kind in kinds
+        for gain, sign in signs[kind]
+        if sign == wanted
+    ]
+    return "; ".join(texts)
+
+
+def _largest(place: Place, gains: Mapping[Kind, Mapping[str, Gain]]) -> float:
+    means = [
+        gains[kind][name].mean or 0.0 for kind in gains for name in _FRESH[kind].get(place, ()) if name in gains[kind]
+    ]
+    return max(means, default=0.0)
