@@ -166,7 +166,7 @@ p, li { max-width: 85ch; overflow-wrap: anywhere; }
 p.strong { font-size: 1.1rem; max-width: none; background: #f2f6fa; border-left: 5px solid #0072B2; padding: .7rem 1rem; margin: 1rem 0; }
 .table { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e3e3; max-width: 36ch;
+th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e3e3; max-width: 46ch;
   overflow-wrap: break-word; }
 th { border-bottom: 1.5px solid #555; font-weight: 600; overflow-wrap: normal; }
 .number { text-align: right; white-space: nowrap; } th.number { white-space: normal; }
