@@ -467,6 +467,22 @@ def _share(text: str) -> float:
     return share
 
 
+def report_command(words: Sequence[str]) -> int:
+    """Compares runs: one HTML page and its Markdown twin."""
+    parser = Parser(
+        prog="growtrain report", description="Compare runs, finished or not: one HTML page and its Markdown twin."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="runs, or directories that hold runs")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="where the report goes (default: report)")
+    namespace = parser.parse_strict(words)
+
+    from growtrain.analysis.report import write_report
+
+    page, verdict = write_report(namespace.runs, namespace.output, ["python", "-m", "growtrain", "report", *words])
+    print(f"{verdict}\n{page}")
+    return 0
+
+
 def doctor_command(words: Sequence[str]) -> int:
     """Says what works on this machine."""
     Parser(prog="growtrain doctor", description="What works on this machine.").parse_strict(words)
@@ -555,6 +571,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": sweep_command,
     "diagnose": diagnose_command,
     "rescue": rescue_command,
+    "report": report_command,
 }
 
 

@@ -30,10 +30,11 @@ LAYERS = [
     ["sweep.cells"],
     ["sweep.ledger", "sweep.executor", "sweep.table"],
     ["sweep.local", "sweep.ray", "sweep.driver"],
+    ["analysis"],
     ["__main__"],
 ]
 # Two files of one folder that may know each other: TensorBoard's tags and the like stay inside telemetry.
-WITHIN = {"telemetry", "environments", "replay", "learners"}
+WITHIN = {"telemetry", "environments", "replay", "learners", "analysis"}
 
 
 def layer_of(module: str) -> int:

@@ -1,0 +1,1 @@
+"""From finished and unfinished runs to a report: statistics, curves, figures, one page."""

@@ -1,0 +1,59 @@
+"""The command line that gives a run again, from its settings."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from growtrain.config import Config, ConfigError, flag, format_count, parse_count
+from growtrain.presets import resolve
+
+
+def command_of(settings: dict[str, Any]) -> list[str]:
+    """The words of a command line that gives a run's settings, without those that its preset and budget imply."""
+    known: dict[str, Any] = {name: settings[name] for name in Config.__dataclass_fields__ if name in settings}
+    explicit: dict[str, Any] = {
+        name: known[name] for name in ("preset", "game", "schedule", "total_frames", "seed") if name in known
+    }
+    try:
+        while True:
+            implied, _ = resolve(explicit.get("preset", "paper"), explicit)
+            other = {name: value for name, value in known.items() if getattr(implied, name) != value}
+            if not other:
+                break
+            explicit |= other
+    except (ConfigError, TypeError, ValueError, AttributeError):  # settings of another version, or damaged
+        explicit = known
+    words = ["python", "-m", "growtrain"]
+    for name, value in explicit.items():
+        if (name, value) != ("preset", "paper"):
+            text = _setting_text(value)
+            words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
+    return words
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and value >= 1000 and parse_count(format_count(value)) == value:
+        return format_count(value)
+    return str(value)
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Words as one line for a POSIX shell (bash, where a word has characters that cannot be seen)."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi_quoted(word) for word in words)
+
+
+def _ansi_quoted(word: str) -> str:
+    parts = []
+    for c in word:
+        code = ord(c)
+        if c in "\\'":
+            parts.append(f"\\{c}")
+        elif c.isprintable():
+            parts.append(c)
+        elif 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python holds it in a path
+            parts.append(f"\\x{code - 0xDC00:02x}")
+        else:
+            parts.append(f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return f"$'{''.join(parts)}'"

@@ -1,0 +1,405 @@
+"""Arms against each other: which runs belong together, where they can be compared, and what can be said about it in one sentence.
+
+An arm is a schedule with the settings that decide what is learned; a cell is an arm on a game; its runs differ in their seed. Arms are
+compared at equal frames, equal wall-clock and equal FLOPs, each at the greatest value that every run of both arms has reached that is
+done or still running. A run that ended earlier has no score there: it is counted as missing.
+
+Units: scores are human-normalised; times are hours.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from growtrain.analysis.aggregate import (
+    MIN_RUNS,
+    Estimate,
+    FloatArray,
+    estimate,
+    first_reach,
+    iqm,
+    mean,
+    paired_differences,
+    probability_of_improvement,
+    ratio_of_means,
+    ratio_of_medians,
+    value_at,
+)
+from growtrain.analysis.runs import Curve, Run, at_frames, training_curve
+from growtrain.config import Config, flag, format_count
+from growtrain.tasks import REFERENCE_SCORES
+
+Axis = Literal["frames", "hours", "flops"]
+AXES: tuple[Axis, ...] = ("frames", "hours", "flops")
+LEVELS = (0.5, 0.9)  # of the way from a random policy to the reference's score
+HEALTHY = ("done", "running")
+_ORDER = ("full3x", "full1x", "grow3x", "grow1x", "adaptive", "fixed")
+_GROWING = ("grow", "at:", "adaptive")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run in a study: its arm, its curve, and the run that stands for it if the same cell and seed were run again."""
+
+    run: Run
+    arm: str
+    curve: Curve
+    superseded_by: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs by arm and game.
+
+    Attributes:
+        entries: every run.
+        arms: labels, the wide networks first.
+        schedules: schedule of each arm.
+        games: every game that any run plays, by name.
+    """
+
+    entries: list[Entry]
+    arms: list[str]
+    schedules: dict[str, str]
+    games: list[str]
+
+    def cell(self, arm: str, game: str) -> list[Entry]:
+        """The runs of an arm on a game, one for each seed."""
+        return [e for e in self.entries if e.arm == arm and e.run.game == game and not e.superseded_by]
+
+    @property
+    def scored_games(self) -> list[str]:
+        """The games whose scores can be normalised."""
+        return [game for game in self.games if game in REFERENCE_SCORES]
+
+
+def make_study(runs: Sequence[Run]) -> Study:
+    """Sorts runs into arms and games."""
+    labels = _labels(runs)
+    costs = {(label, run.game): run.stage_costs for label, run in zip(labels, runs, strict=True) if run.stage_costs}
+    curves = [
+        # What an update takes depends on arm and game alone, so a run without a summary has it from another.
+        training_curve(run, run.stage_costs if run.summary or run.resumes else costs.get((label, run.game), ()))
+        for label, run in zip(labels, runs, strict=True)
+    ]
+    best: dict[tuple[str, str, int], Run] = {}
+    for label, run in zip(labels, runs, strict=True):
+        key = (label, run.game, run.seed)
+        if key not in best or (run.status in HEALTHY, run.frames) > (best[key].status in HEALTHY, best[key].frames):
+            best[key] = run
+    entries = []
+    for label, run, curve in zip(labels, runs, curves, strict=True):
+        chosen = best[label, run.game, run.seed]
+        entries.append(Entry(run, label, curve, "" if chosen is run else chosen.name))
+    schedules = {entry.arm: entry.run.schedule for entry in entries}
+    arms = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
+    return Study(entries, arms, schedules, sorted({run.game for run in runs}))
+
+
+def _rank(schedule: str) -> int:
+    return _ORDER.index(schedule) if schedule in _ORDER else len(_ORDER)
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Schedule, and the settings that decide what is learned where they are not what most of the runs have."""
+    defaults = Config().to_dict()
+    identity = [name for name, item in Config.__dataclass_fields__.items() if item.metadata["identity"]]
+    settings = [name for name in identity if name not in ("game", "schedule", "seed")]
+    values = {name: [str(run.settings.get(name, defaults[name])) for run in runs] for name in settings}
+    usual = {name: Counter(column).most_common(1)[0][0] for name, column in values.items()}
+    return [
+        ", ".join(
+            [run.schedule]
+            + [f"{flag(name)} {values[name][row]}" for name in settings if values[name][row] != usual[name]]
+        )
+        for row, run in enumerate(runs)
+    ]
+
+
+def reference_of(study: Study, arm: str) -> str | None:
+    """The arm to compare with, None for the first: of a growing network its full width, of an alternative to growth the growing one."""
+    if arm == study.arms[0]:
+        return None
+    schedule = study.schedules[arm]
+    if schedule.startswith(("full", "fixed")):
+        return study.arms[0]
+    growing = schedule.startswith(_GROWING)
+    wanted = (
+        (schedule.replace("grow", "full"), "full3x", "full1x", "fixed") if growing else ("grow3x", "grow1x", "fixed")
+    )
+    for candidate in (name for name in wanted if name != schedule):
+        same = [a for a in study.arms if study.schedules[a] == candidate]
+        if same:
+            settings = arm.removeprefix(schedule)
+            return next((a for a in same if a.removeprefix(candidate) == settings), same[0])
+    return study.arms[0]
+
+
+def limits(study: Study, arms: Iterable[str], axis: Axis) -> dict[str, float]:
+    """For each game the greatest value on an axis that every healthy run of these arms has a score at; games without one are left out."""
+    found: dict[str, float] = {}
+    for game in study.games:
+        entries = [entry for arm in arms for entry in study.cell(arm, game)]
+        healthy = [e for e in entries if e.run.status in HEALTHY and len(e.curve.frames)]
+        ends = [float(getattr(e.curve, axis)[-1]) for e in healthy or entries if len(e.curve.frames)]
+        if ends and np.isfinite(ends).all():
+            found[game] = min(ends)
+    return found
+
+
+def score_at(entry: Entry, axis: Axis, limit: float) -> float:
+    """A run's score in game points at a limit; NaN if it did not get there."""
+    x: FloatArray = getattr(entry.curve, axis)
+    return float(value_at(x, entry.curve.score, limit)) if len(x) and x[-1] >= limit else float("nan")
+
+
+def normalized(game: str, score: FloatArray) -> FloatArray:
+    """Human-normalised scores: 0 random, 1 human."""
+    random_score, human_score = REFERENCE_SCORES[game]
+    return (score - random_score) / (human_score - random_score)
+
+
+def cell_scores(study: Study, arm: str, game: str, axis: Axis, limit: float) -> dict[int, float]:
+    """Human-normalised score by seed; NaN where a run did not get to the limit."""
+    scores = {entry.run.seed: score_at(entry, axis, limit) for entry in study.cell(arm, game)}
+    return {seed: float(normalized(game, np.array(score))) for seed, score in scores.items()}
+
+
+def arm_scores(study: Study, arm: str, axis: Axis, at: dict[str, float], games: Sequence[str]) -> list[FloatArray]:
+    """Human-normalised scores of an arm, one array a game."""
+    return [np.array(list(cell_scores(study, arm, game, axis, at[game]).values())) for game in games]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Two arms at equal frames, hours or FLOPs: interquartile means, their difference, and who wins how often."""
+
+    at: dict[str, float]
+    arm: Estimate
+    reference: Estimate
+    difference: Estimate
+    improvement: Estimate
+    paired: Estimate | None
+
+
+@dataclass(frozen=True)
+class TimeToScore:
+    """How much longer the arm takes than the reference to a share of the way from random to the reference's score.
+
+    Attributes:
+        level: the share.
+        axis: what is counted.
+        ratio: of the medians; below 1 the arm is first, infinite if it never gets there.
+        reached, reference_reached: (runs that got there, runs).
+    """
+
+    level: float
+    axis: Axis
+    ratio: Estimate
+    reached: tuple[int, int]
+    reference_reached: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against its reference, over the games where both have a score.
+
+    Attributes:
+        arm, reference: labels.
+        games: where both have a score at equal frames.
+        elsewhere: games that either of the two was run on without a score of both.
+        short: cells with fewer runs than an interval needs, as text.
+        points: by axis; an axis is missing where it cannot be compared.
+        costs: ratio of hours and of FLOPs for the same frames.
+        times: time-to-score, over the games where the reference clearly learned.
+        unlearned: the other ones.
+        machines: what the runs ran on, more than one entry if wall-clock is not comparable.
+    """
+
+    arm: str
+    reference: str
+    games: list[str]
+    elsewhere: list[str]
+    short: list[str]
+    points: dict[Axis, Point]
+    costs: dict[Axis, Estimate]
+    times: list[TimeToScore]
+    unlearned: list[str]
+    machines: list[str]
+
+
+def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) -> Comparison:
+    """Everything that can be said about an arm and its reference."""
+    pair = (arm, reference)
+    at = limits(study, pair, "frames")
+    counts = {
+        (a, game): sum(not np.isnan(score) for score in cell_scores(study, a, game, "frames", at[game]).values())
+        for game in study.scored_games
+        if game in at
+        for a in pair
+    }
+    games = [game for game in study.scored_games if game in at and all(counts[a, game] for a in pair)]
+    elsewhere = [game for game in study.games if game not in games and any(study.cell(a, game) for a in pair)]
+    short = [
+        f"{counts[a, game]} run{'s' if counts[a, game] > 1 else ''} of {a} on {game}"
+        for game in games
+        for a in pair
+        if counts[a, game] < MIN_RUNS
+    ]
+    points: dict[Axis, Point] = {}
+    costs: dict[Axis, Estimate] = {}
+    for axis in AXES if games else ():
+        limit = limits(study, pair, axis)
+        if all(game in limit for game in games):
+            points[axis] = _point(study, pair, axis, limit, games, rng)
+            if axis != "frames":
+                taken = [[_taken(study, a, game, axis, at[game]) for game in games] for a in pair]
+                costs[axis] = estimate(ratio_of_means, *taken, rng=rng)
+    learned = [game for game in games if _has_learned(study, reference, game, at[game])]
+    times = _times(study, pair, at, learned, tuple(points), rng) if learned else []
+    unlearned = [game for game in games if game not in learned]
+    machines = sorted({_machine(e.run) for a in pair for game in games for e in study.cell(a, game)})
+    return Comparison(arm, reference, games, elsewhere, short, points, costs, times, unlearned, machines)
+
+
+def _point(
+    study: Study,
+    pair: tuple[str, str],
+    axis: Axis,
+    at: dict[str, float],
+    games: Sequence[str],
+    rng: np.random.Generator,
+) -> Point:
+    x, y = (arm_scores(study, arm, axis, at, games) for arm in pair)
+    by_seed = [[cell_scores(study, arm, game, axis, at[game]) for game in games] for arm in pair]
+    differences = paired_differences(*by_seed)
+    return Point(
+        at={game: at[game] for game in games},
+        arm=estimate(iqm, x, rng=rng),
+        reference=estimate(iqm, y, rng=rng),
+        difference=estimate(lambda a, b: iqm(a) - iqm(b), x, y, rng=rng),
+        improvement=estimate(probability_of_improvement, x, y, rng=rng),
+        paired=estimate(mean, differences, rng=rng) if all(len(d) for d in differences) else None,
+    )
+
+
+def _taken(study: Study, arm: str, game: str, axis: Axis, frames: float) -> FloatArray:
+    """What each run of a cell had taken at a number of frames; NaN for one that did not get there."""
+    curves = [entry.curve for entry in study.cell(arm, game)]
+    return np.array(
+        [
+            float(value_at(c.frames, getattr(c, axis), frames)) if len(c.frames) and c.frames[-1] >= frames else np.nan
+            for c in curves
+        ]
+    )
+
+
+def _has_learned(study: Study, arm: str, game: str, frames: float) -> bool:
+    """Whether every run of a cell that has a score ends above a random policy and above where it began."""
+    scored = [e for e in study.cell(arm, game) if not np.isnan(score_at(e, "frames", frames))]
+    least = [max(REFERENCE_SCORES[game][0], float(entry.curve.score[0])) for entry in scored]
+    return all(score_at(entry, "frames", frames) > low for entry, low in zip(scored, least, strict=True))
+
+
+def _times(
+    study: Study,
+    pair: tuple[str, str],
+    at: dict[str, float],
+    games: Sequence[str],
+    axes: Sequence[Axis],
+    rng: np.random.Generator,
+) -> list[TimeToScore]:
+    ends = {g: float(np.nanmean([score_at(e, "frames", at[g]) for e in study.cell(pair[1], g)])) for g in games}
+    found = []
+    for level in LEVELS:
+        goals = {g: REFERENCE_SCORES[g][0] + level * (ends[g] - REFERENCE_SCORES[g][0]) for g in games}
+        for axis in axes:
+            x, y = ([_time_to(study.cell(a, g), axis, goals[g], at[g]) for g in games] for a in pair)
+            ratio = estimate(ratio_of_medians, x, y, rng=rng)
+            found.append(TimeToScore(level, axis, ratio, _reached(x), _reached(y)))
+    return found
+
+
+def _time_to(cell: Sequence[Entry], axis: Axis, goal: float, frames: float) -> FloatArray:
+    """When each run first got to a score: infinity if it did not by `frames`, NaN if it ended before it could."""
+    times = []
+    for entry in cell:
+        curve = at_frames(entry.curve, frames)
+        time = first_reach(getattr(curve, axis), curve.score, goal)
+        ended_early = np.isinf(time) and (not len(entry.curve.frames) or entry.curve.frames[-1] < frames)
+        times.append(np.nan if ended_early else time)
+    return np.array(times)
+
+
+def _reached(times: Sequence[FloatArray]) -> tuple[int, int]:
+    return sum(int(np.isfinite(t).sum()) for t in times), sum(len(t) for t in times)
+
+
+def _machine(run: Run) -> str:
+    return f"{run.about.get('device', 'unknown device')}, {run.about.get('num_threads', '?')} threads"
+
+
+def interval_text(estimate: Estimate) -> str:
+    """`0.123 [0.100, 0.200]`, or the value alone where there is no interval."""
+    value = value_text(float(estimate.value))
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{value_text(float(estimate.low))}, {value_text(float(estimate.high))}]"
+
+
+def ratio_text(ratio: Estimate) -> str:
+    """`x0.800 [0.780, 0.830]`, or the value alone where all runs agree."""
+    agreed = ratio.low is not None and ratio.high is not None and np.allclose([ratio.low, ratio.high], ratio.value)
+    return f"x{value_text(float(ratio.value)) if agreed else interval_text(ratio)}"
+
+
+def value_text(value: float) -> str:
+    """A number with three decimals, one from 10 on, none from 100 on; `never` for infinity, a dash for NaN."""
+    if np.isnan(value):
+        return "-"
+    if np.isinf(value):
+        return "never"
+    decimals = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: not -0.000
+
+
+def verdict(comparison: Comparison) -> str:
+    """One honest sentence, or two."""
+    arm, reference = comparison.arm, comparison.reference
+    if "frames" not in comparison.points:
+        return f"Cannot tell how {arm} compares with {reference}: no game has a score of both."
+    point = comparison.points["frames"]
+    where = ", ".join(sorted({format_count(frames) for frames in point.at.values()})) + " frames"
+    scope = f"{point.difference.runs} runs, {len(comparison.games)} game{'s' if len(comparison.games) > 1 else ''}"
+    means = f"IQM {interval_text(point.arm)} against {interval_text(point.reference)}"
+    if point.difference.low is None or point.difference.high is None:
+        why = "; ".join(comparison.short[:3]) or point.difference.reason
+        return (
+            f"Cannot tell whether {arm} keeps up with {reference}: {why}, and an interval needs {MIN_RUNS}. "
+            f"So far, at {where}: {means}, human-normalised ({scope})."
+        )
+    means += f", difference {interval_text(point.difference)}, human-normalised ({scope})"
+    if all(e.low is not None and e.low <= 0 for e in (point.arm, point.reference)):
+        return (
+            f"Cannot tell whether {arm} keeps up with {reference}: at {where} neither is clearly better than a random policy, "
+            f"whose score is 0. {means}."
+        )
+    if point.difference.low > 0:
+        outcome = f"{arm} scores higher than {reference}"
+    elif point.difference.high < 0:
+        outcome = f"{arm} scores lower than {reference}"
+    else:
+        outcome = f"{arm} reaches {reference}'s score within the interval"
+    return f"{outcome} at equal frames ({where}){_cost_clause(comparison)}: {means}."
+
+
+def _cost_clause(comparison: Comparison) -> str:
+    clauses = []
+    if "hours" in comparison.costs and len(comparison.machines) == 1:
+        clauses.append(f"{ratio_text(comparison.costs['hours'])} of its time")
+    if "flops" in comparison.costs:
+        clauses.append(f"{ratio_text(comparison.costs['flops'])} of its FLOPs")
+    return f", at {' and '.join(clauses)}" if clauses else ""

@@ -1,0 +1,225 @@
+"""The report on a set of runs: what they show first, then aggregates, curves, costs, what is missing, and the commands behind it.
+
+Everything drawn or said is computed from the run directories; running and failed runs are part of it.
+
+Units: frames; scores in game points for one game, human-normalised for several.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from growtrain.analysis import figures, tables
+from growtrain.analysis.aggregate import MIN_RUNS, FloatArray, Scores, estimate, iqm, mean, median, optimality_gap
+from growtrain.analysis.commands import command_of, shell_line
+from growtrain.analysis.comparison import (
+    Comparison,
+    Study,
+    arm_scores,
+    compare,
+    interval_text,
+    limits,
+    make_study,
+    reference_of,
+    score_at,
+    verdict,
+)
+from growtrain.analysis.pages import (
+    Block,
+    Figure,
+    Heading,
+    Items,
+    Listing,
+    Paragraph,
+    Table,
+    compact,
+    to_html,
+    to_markdown,
+)
+from growtrain.analysis.runs import find_runs, ledger_notes
+from growtrain.config import format_count
+from growtrain.tasks import REFERENCE_SCORES
+
+_BOOTSTRAP_SEED = 0  # the same runs give the same report
+_AGGREGATES: dict[str, Callable[[Scores], FloatArray]] = {
+    "IQM": iqm,
+    "Median": median,
+    "Mean": mean,
+    "Optimality gap": optimality_gap,
+}
+
+
+def write_report(paths: Sequence[Path], output: Path, command: Sequence[str]) -> tuple[Path, str]:
+    """Writes `report.html`, `report.md` and `figures/*.svg` into `output`, over an older report.
+
+    Args:
+        paths: runs, or directories that hold runs.
+        output: made if missing.
+        command: the words that asked for this report.
+
+    Returns:
+        The HTML file, and the verdict.
+
+    Raises:
+        ConfigError: a path holds no run.
+    """
+    title, blocks = compose(make_study(find_runs(paths)), command, ledger_notes(paths))
+    folder = output / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {f"{block.name}.svg": block.svg for block in blocks if isinstance(block, Figure)}
+    for old in folder.glob("*.svg"):
+        if old.name not in drawn:
+            old.unlink()
+    for name, svg in drawn.items():
+        (folder / name).write_text(svg, encoding="utf-8")
+    (output / "report.md").write_text(to_markdown(title, blocks, folder.name), encoding="utf-8")
+    (output / "report.html").write_text(to_html(title, blocks), encoding="utf-8")
+    return output / "report.html", next(b.text for b in blocks if isinstance(b, Paragraph) and b.strong)
+
+
+def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -> tuple[str, list[Block]]:
+    """The report's title and blocks."""
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    pairs = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
+    # What the project is about comes first: growing against its full width.
+    pairs.sort(key=lambda pair: not study.schedules[pair[0]].startswith("grow"))
+    compared = [compare(study, arm, reference, rng) for arm, reference in pairs]
+    at = limits(study, study.arms, "frames")
+    games = ", ".join(study.games) if len(study.games) <= 4 else f"{len(study.games)} games"
+    blocks: list[Block] = [
+        *_verdict(study, compared),
+        *_aggregate(study, at, rng),
+        *tables.comparisons(compared),
+        *_games(study, at, rng),
+        *tables.costs(study),
+        *_diagnostics(study),
+        *tables.holdings(study, ledger_notes),
+        *tables.runs(study, at),
+        *_commands(study, command),
+        *_method(at),
+    ]
+    return f"{', '.join(study.arms[:6])} on {games}", blocks
+
+
+def _verdict(study: Study, compared: list[Comparison]) -> list[Block]:
+    if compared:
+        first, *others = [verdict(comparison) for comparison in compared]
+    elif any(len(entry.curve.frames) for entry in study.entries):
+        first, others = f"Only {study.arms[0]} was run: there is nothing to compare it with.", []
+    else:
+        first, others = (
+            "No run has a score yet: none has trained for a tenth of its budget and seen an episode end.",
+            [],
+        )
+    statuses = Counter(entry.run.status for entry in study.entries)
+    holds = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+    empty = [f"{arm} on {game}" for game in study.games for arm in study.arms if not study.cell(arm, game)]
+    lacks = (
+        f" No run of {', '.join(empty[:3])}{f' and {len(empty) - 3} more cells' if len(empty) > 3 else ''}."
+        if empty
+        else ""
+    )
+    read = time.strftime("%Y-%m-%d %H:%M")
+    about = f"{len(study.entries)} runs: {holds}.{lacks} Brackets are 95 % intervals over seeds. Read {read}."
+    blocks: list[Block] = [Paragraph(first, strong=True)]
+    return [*blocks, *([Items(others)] if others else []), Paragraph(about)]
+
+
+def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> list[Block]:
+    games = [game for game in study.games if game in REFERENCE_SCORES and game in at]
+    blocks: list[Block] = [Heading("All games together")]
+    unscored = [game for game in study.games if game not in REFERENCE_SCORES]
+    if unscored:
+        blocks.append(Paragraph(f"Left out, for want of a random and a human score: {', '.join(unscored)}."))
+    if not games:
+        return [*blocks, Paragraph("No game has a score that can be normalised yet.")]
+    rows, found = [], {}
+    for arm in study.arms:
+        scores = arm_scores(study, arm, "frames", at, games)
+        empty = [game for game, values in zip(games, scores, strict=True) if np.isnan(values).all()]
+        if empty:
+            rows.append([arm, *["-"] * (1 + len(_AGGREGATES)), f"no aggregate: no score on {', '.join(empty)}"])
+            continue
+        estimates = [estimate(statistic, scores, rng=rng) for statistic in _AGGREGATES.values()]
+        found[arm] = estimates
+        runs = f"{estimates[0].runs}" + (f" ({estimates[0].missing} missing)" if estimates[0].missing else "")
+        note = f"no interval: {estimates[0].reason}" if estimates[0].reason else ""
+        rows.append([arm, runs, *map(interval_text, estimates), note])
+    blocks.append(compact(["arm", "runs", *_AGGREGATES, "note"], rows))
+    frames = ", ".join(sorted({format_count(at[game]) for game in games}))
+    scope = f"Human-normalised scores at {frames} frames over {len(games)} game{'s' if len(games) > 1 else ''}"
+    if found:
+        arms = list(found)
+        blocks += [
+            figures.aggregate_figure(study, list(_AGGREGATES), found, scope),
+            figures.curves_figure(study, arms, games, at, rng),
+            figures.profiles_figure(study, arms, games, rng),
+        ]
+    return blocks
+
+
+def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list[Block]:
+    rows = []
+    for game in study.games:
+        row = [game, format_count(at[game]) if game in at else "-"]
+        for arm in study.arms:
+            cell = study.cell(arm, game) if game in at else []
+            scores = np.array([score_at(entry, "frames", at[game]) for entry in cell])
+            found = estimate(mean, [scores], rng=rng)
+            missing = f", {found.missing} missing" if found.missing else ""
+            row.append(f"{interval_text(found)} n={found.runs}{missing}" if cell else "-")
+        known = game in REFERENCE_SCORES
+        rows.append([*row, "{:g} / {:g}".format(*REFERENCE_SCORES[game]) if known else "-"])
+    text = (
+        "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the "
+        f"number of seeds; below {MIN_RUNS} there is no interval, because so few runs resample to almost nothing else."
+    )
+    drawn = [figures.game_figure(study, index, game, at, rng) for index, game in enumerate(study.games)]
+    table = Table(["game", "at frames", *study.arms, "random / human"], rows)
+    return [Heading("Each game"), Paragraph(text), table, *drawn]
+
+
+def _diagnostics(study: Study) -> list[Block]:
+    drawn = [figures.diagnostics_figure(study, index, game) for index, game in enumerate(study.games)]
+    found = [figure for figure in drawn if figure is not None]
+    return [Heading("Diagnostics"), *found] if found else []
+
+
+def _commands(study: Study, command: Sequence[str]) -> list[Block]:
+    lines = ["# this report", shell_line(command)]
+    for entry in study.entries:
+        known = bool(entry.run.settings)
+        lines += [f"# {entry.run.name}", shell_line(command_of(entry.run.settings)) if known else "# settings unknown"]
+    text = (
+        "Each run by the settings in its config.json. A run that was forked, or resumed with changes, has a longer history "
+        "than its command; the table above says so."
+    )
+    return [Heading("Commands"), Paragraph(text), Listing(lines)]
+
+
+def _method(at: dict[str, float]) -> list[Block]:
+    frames = ", ".join(sorted({format_count(value) for value in at.values()})) or "no"
+    score = (
+        "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget "
+        "(where none did, of the newest), at the exploration epsilon of the time. Single evaluations are in the table of "
+        "runs: they judge one snapshot and swing more."
+    )
+    where = (
+        f"All arms together are compared at {frames} frames, pairs at equal frames, wall-clock and FLOPs: each time the "
+        "greatest value that every run of the arms has reached that is done or running. Runs that ended before are missing "
+        "there, and counted as missing."
+    )
+    normalized = (
+        "Human-normalised: 0 is a random policy, 1 a human tester (scores of DQN Zoo). The mean over games hangs on games "
+        "with a small span between the two, such as Video Pinball: prefer the interquartile mean (IQM)."
+    )
+    intervals = (
+        f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}. They speak of other "
+        "seeds on these games, not of other games; with few seeds they are too narrow rather than too wide; they are not "
+        "corrected for the number of comparisons. An interval that contains 0 does not show that two arms are equal."
+    )
+    source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
+    return [Heading("How to read this"), Items([score, where, normalized, intervals, source])]

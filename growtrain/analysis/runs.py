@@ -1,0 +1,338 @@
+"""Reading run directories, whole or not: whatever a run left behind is read, and what cannot be read is said.
+
+A run is any directory that holds `config.json`, `metrics.jsonl` or `summary.json`. Nothing in it is trusted: files must be plain, records
+must be JSON objects, numbers must be finite; everything else is left out and named in `Run.problems`.
+
+Units: frames, seconds; FLOPs are those of updates (acting and evaluation are not counted).
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growtrain.analysis.aggregate import FloatArray
+from growtrain.config import ConfigError
+from growtrain.runfiles import RunLocked, Unreadable, read_plain, require_unlocked
+from growtrain.sweep.ledger import Ledger
+from growtrain.sweep.table import last_words
+from growtrain.tasks import canonical_game
+
+METRICS = ("frames", "wall_seconds", "updates", "episodes", "episode_return")
+_MARKS = ("config.json", "metrics.jsonl", "summary.json")
+_MAX_BYTES = 1 << 28
+ENDED = ("done", "stopped", "failed")  # what summary.json says; without it a run is running or interrupted
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run left behind.
+
+    Attributes:
+        path: its directory.
+        name: the directory's name, below the folder that was searched.
+        settings: its configuration, by field name.
+        about: the rest of `config.json`: versions, device, resumes.
+        status: `done`, `stopped` (by a signal, can go on), `failed`, `running`, or `interrupted` (ended without a summary).
+        summary: `summary.json`, empty while there is none.
+        metrics: (P, 5) `METRICS` by rising frames, NaN where a record has no such number.
+        evaluations, growth_events, diagnostics: records by rising frames.
+        problems: what could not be read, one line each.
+    """
+
+    path: Path
+    name: str
+    settings: Record
+    about: Record
+    status: str
+    summary: Record
+    metrics: FloatArray
+    evaluations: list[Record]
+    growth_events: list[Record]
+    diagnostics: list[Record]
+    problems: list[str]
+
+    @property
+    def game(self) -> str:
+        """The game in its canonical spelling, or as it is written where nothing is known about it."""
+        name = str(self.settings.get("game", self.summary.get("game", "unknown")))
+        try:
+            return canonical_game(name)
+        except ValueError:
+            return name
+
+    @property
+    def schedule(self) -> str:
+        """The schedule, as it is written."""
+        return str(self.settings.get("schedule", self.summary.get("schedule", "unknown")))
+
+    @property
+    def seed(self) -> int:
+        """The seed; -1 where none can be read."""
+        seed = self.settings.get("seed", self.summary.get("seed"))
+        return seed if isinstance(seed, int) else -1
+
+    @property
+    def frames(self) -> int:
+        """Frames of the newest record."""
+        return int(max([number(self.summary, "frames", 0), *self.metrics[-1:, 0]]))
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time taken so far, over all resumes; NaN if unknown."""
+        newest = float(self.metrics[-1, 1]) if len(self.metrics) else float("nan")
+        return number(self.summary, "wall_seconds", newest)
+
+    @property
+    def budget(self) -> int:
+        """Frames it was to run for; what it has run where that cannot be read."""
+        return int(number(self.settings, "total_frames", self.frames))
+
+    @property
+    def stage_costs(self) -> list[float]:
+        """FLOPs of an update in each stage, from the summary; empty where it does not know them."""
+        stages = self.summary.get("stages")
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            return []
+        costs = [number(stage, "flops_per_update", float("nan")) for stage in stages]
+        return [] if np.isnan(costs).any() else costs
+
+    @property
+    def resumes(self) -> list[Record]:
+        """How it was resumed or forked."""
+        found = self.about.get("resumes")
+        return [resume for resume in found if isinstance(resume, dict)] if isinstance(found, list) else []
+
+    @property
+    def total_flops(self) -> float:
+        """FLOPs of all its updates by its summary; NaN while there is none."""
+        stages, costs = self.summary.get("stages"), self.stage_costs
+        if not isinstance(stages, list) or not costs:
+            return float("nan")
+        return sum(number(stage, "updates", 0) * cost for stage, cost in zip(stages, costs, strict=True))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's score (game points) against what it took: frames, hours and FLOPs, each (P,) and rising; FLOPs NaN if unknown."""
+
+    frames: FloatArray
+    hours: FloatArray
+    flops: FloatArray
+    score: FloatArray
+
+
+def number(record: Record, name: str, default: float) -> float:
+    """A finite number of a record, or the default."""
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        return default  # NaN, infinite, or a whole number that no float holds
+    return value
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs that the paths are or hold at any depth, by name, each once.
+
+    Raises:
+        ConfigError: a path does not exist or holds no run.
+    """
+    found: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path} is no directory: name runs, or a directory that holds runs")
+        folders = list(_run_folders(path))
+        if not folders:
+            raise ConfigError(f"{path} holds no run: none of {', '.join(_MARKS)} is in it or below it")
+        for folder in folders:
+            name = path.resolve().name if folder == path else folder.relative_to(path).as_posix()
+            found.setdefault(folder.resolve(), read_run(folder, name))
+    return sorted(found.values(), key=lambda run: run.name)
+
+
+def ledger_notes(paths: Sequence[Path]) -> list[str]:
+    """What the ledgers of sweeps among the paths say is yet to be run, or why it failed."""
+    notes = []
+    for path in paths:
+        if not (path / "ledger.sqlite").is_file():
+            continue
+        try:
+            with Ledger(path) as ledger:
+                cells = ledger.cells()
+        except ConfigError as error:
+            notes.append(str(error))
+            continue
+        notes += [
+            f"the sweep gave up {' '.join(cell.name.split())} after {cell.attempts} attempts: {last_words(cell)}"
+            for cell in cells
+            if cell.status == "failed"
+        ]
+        waiting = [" ".join(cell.name.split()) for cell in cells if cell.status == "pending"]
+        if waiting:
+            shown = ", ".join([*waiting[:5], *(["..."] if len(waiting) > 5 else [])])
+            notes.append(f"the sweep has yet to run, or go on with, {len(waiting)} of its {len(cells)} runs: {shown}")
+    return notes
+
+
+def _run_folders(top: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(top):
+        if any(mark in files for mark in _MARKS):
+            below.clear()  # a run's checkpoints have a configuration, too
+            yield Path(folder)
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Reads what there is of a run."""
+    problems: list[str] = []
+    about = _read_object(path / "config.json", problems, missing="its settings are unknown")
+    summary = _read_object(path / "summary.json", problems)
+    settings = about.pop("config", {})
+    status = summary.get("status")
+    if status not in ENDED:
+        if summary:
+            problems.append("summary.json: no status")
+        status = _without_summary(path)
+    records = {
+        stem: _read_records(path / f"{stem}.jsonl", problems)
+        for stem in ("evaluations", "growth_events", "diagnostics")
+    }
+    metrics = _read_records(path / "metrics.jsonl", problems)
+    return Run(
+        path=path,
+        name=name,
+        settings=settings if isinstance(settings, dict) else {},
+        about=about,
+        status=status,
+        summary=summary,
+        metrics=np.array([[number(m, name, np.nan) for name in METRICS] for m in metrics]).reshape(-1, len(METRICS)),
+        problems=problems,
+        **records,
+    )
+
+
+def _without_summary(path: Path) -> str:
+    try:
+        require_unlocked(path)
+    except RunLocked:
+        return "running"
+    except OSError:
+        return "interrupted"
+    return "interrupted"
+
+
+def _read_object(path: Path, problems: list[str], missing: str = "") -> Record:
+    try:
+        value = json.loads(read_plain(path, _MAX_BYTES)) if path.exists() or path.is_symlink() else None
+    except (Unreadable, ValueError, RecursionError, OSError) as error:
+        problems.append(f"{path.name}: cannot be read ({_reason(error)})")
+        return {}
+    if value is None:
+        if missing:
+            problems.append(f"{path.name}: missing; {missing}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name}: not a JSON object")
+        return {}
+    return value
+
+
+def _read_records(path: Path, problems: list[str]) -> list[Record]:
+    """The records that have frames, by rising frames."""
+    if not path.exists() and not path.is_symlink():
+        return []
+    try:
+        *lines, tail = read_plain(path, _MAX_BYTES).split(b"\n")
+    except (Unreadable, OSError) as error:
+        problems.append(f"{path.name}: cannot be read ({_reason(error)})")
+        return []
+    parsed = [_parse(line) for line in [*lines, tail]]
+    damaged = sum(record is None for record in parsed[:-1])  # a last line without its end is only being written
+    if damaged:
+        problems.append(f"{path.name}: {damaged} line{'s' if damaged > 1 else ''} cannot be read and are left out")
+    return sorted((record for record in parsed if record is not None), key=lambda record: float(record["frames"]))
+
+
+def _parse(line: bytes) -> Record | None:
+    """A line's JSON object if it has frames, else None."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and not np.isnan(number(record, "frames", np.nan)) else None
+
+
+def _reason(error: Exception) -> str:
+    return (
+        "not JSON"
+        if isinstance(error, ValueError) and not isinstance(error, Unreadable)
+        else str(error).split(": ")[-1]
+    )
+
+
+def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
+    """A run's score and what it took, at each record from the first tenth of its budget on.
+
+    The score is the mean of the training episodes that ended in the last tenth of the budget; where none did, of the newest that did.
+
+    Args:
+        run: the run.
+        costs: FLOPs of an update in each stage.
+    """
+    window = run.budget / 10
+    frames, seconds, updates, episodes, returns = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)].T
+    episodes = np.where(np.isnan(returns), 0.0, np.nan_to_num(episodes))
+    total = np.concatenate([[0.0], np.cumsum(episodes * np.nan_to_num(returns))])
+    count = np.concatenate([[0.0], np.cumsum(episodes)])
+    newest = np.maximum.accumulate(np.where(episodes > 0, np.arange(len(frames)), -1))
+    start = np.minimum(np.searchsorted(frames, frames - window, side="right"), newest)  # of the records averaged over
+    whole = (frames >= window) & (newest >= 0)
+    score = (total[1:] - total[start])[whole] / (count[1:] - count[start])[whole]
+    flops = update_flops(run, frames, updates, costs)
+    return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score)
+
+
+def update_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[float]) -> FloatArray:
+    """FLOPs of a run's updates up to each record, (P,): each stage's updates times what one of them takes; NaN if costs are unknown.
+
+    A stage begins with its growth event, whose updates are interpolated between the records around it.
+    """
+    stages = [int(number(event, "stage", -1)) for event in run.growth_events]
+    if not len(frames) or not costs or not all(0 <= stage < len(costs) for stage in stages):
+        return np.full(len(frames), np.nan)
+    events = [float(event["frames"]) for event in run.growth_events]
+    grid, at_grid = np.concatenate([[0.0], frames]), np.concatenate([[0.0], updates])
+    starts = [0.0, *np.interp(events, grid, at_grid)]
+    total = np.zeros(len(frames))
+    for start, end, stage in zip(starts, [*starts[1:], np.inf], [0, *stages], strict=True):
+        total += costs[stage] * np.clip(updates - start, 0.0, end - start)
+    return total
+
+
+def series(run: Run, name: str) -> tuple[FloatArray, FloatArray]:
+    """Frames and values of one diagnostic, named as `flatten` names it, where it is a number."""
+    points = [(record["frames"], flatten(record).get(name)) for record in run.diagnostics]
+    pairs = [(frames, value) for frames, value in points if value is not None]
+    return np.array([frames for frames, _ in pairs], float), np.array([value for _, value in pairs], float)
+
+
+def flatten(record: Record, prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a record, nested ones as `outer/inner`."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif not np.isnan(found := number(record, name, np.nan)):
+            flat[f"{prefix}{name}"] = found
+    return flat
+
+
+def at_frames(curve: Curve, frames: float) -> Curve:
+    """A curve up to a number of frames."""
+    kept = curve.frames <= frames
+    return Curve(*(getattr(curve, field.name)[kept] for field in dataclasses.fields(curve)))

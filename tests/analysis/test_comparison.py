@@ -1,0 +1,213 @@
+"""Which runs are compared with which, where, and what is said about it: each kind of verdict, from runs whose truth is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from growtrain.analysis.aggregate import Estimate
+from growtrain.analysis.comparison import (
+    Comparison,
+    Study,
+    compare,
+    interval_text,
+    limits,
+    make_study,
+    reference_of,
+    value_text,
+    verdict,
+)
+from growtrain.analysis.runs import find_runs
+from growtrain.runfiles import run_lock
+
+from .conftest import WriteRun
+
+
+def line(seed: int, slope: float = 1.0, spread: float = 0.3) -> Callable[[int], float]:
+    """A score on Pong that rises linearly to about human level at 40k frames, a little different for each seed."""
+    return lambda frames: -20.7 + slope * frames / 40_000 * (35 + spread * (seed - 1))
+
+
+def write_arms(write_run: WriteRun, slopes: dict[str, float], seeds: int = 3, game: str = "pong") -> None:
+    for schedule, slope in slopes.items():
+        for seed in range(seeds):
+            speed = {"full3x": 100.0, "grow1x": 125.0, "grow3x": 125.0}.get(schedule, 200.0)
+            write_run(f"{game}-{schedule}-{seed}", game, schedule, seed, line(seed, slope), speed=speed)
+
+
+def study_of(tmp_path: Path) -> Study:
+    return make_study(find_runs([tmp_path / "runs"]))
+
+
+def first(study: Study, arm: str = "grow1x") -> Comparison:
+    reference = reference_of(study, arm)
+    assert reference is not None
+    return compare(study, arm, reference, np.random.default_rng(0))
+
+
+def test_arms_are_named_by_what_is_not_usual(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(f"a{seed}", schedule="grow3x", seed=seed, device="cpu")
+        write_run(f"b{seed}", schedule="grow3x", seed=seed, anchor="mirrored", lr=0.5)
+        write_run(f"c{seed}", schedule="full3x", seed=seed, log_period=7)
+    study = study_of(tmp_path)
+    assert study.arms == ["full3x", "grow3x", "grow3x, --anchor mirrored, --lr 0.5"]
+    assert len(study.cell("full3x", "pong")) == 2
+
+
+def test_the_reference_of_growing_is_its_full_width_and_of_an_alternative_growing(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    for schedule in ("full3x", "full1x", "grow1x", "grow3x", "reset", "fixed", "at:0.5"):
+        write_run(schedule, schedule=schedule)
+    study = study_of(tmp_path)
+    found = {arm: reference_of(study, arm) for arm in study.arms}
+    assert found == {
+        "full3x": None,
+        "full1x": "full3x",
+        "grow3x": "full3x",
+        "grow1x": "full1x",
+        "fixed": "full3x",
+        "at:0.5": "full3x",
+        "reset": "grow3x",
+    }
+
+
+def test_the_limit_is_what_every_healthy_run_has_reached(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("done", seed=0)
+    running = write_run("running", seed=1, status=None, until=30_000)
+    write_run("failed", seed=2, status="failed", until=12_000)
+    write_run("other", game="breakout", status="failed", until=20_000)
+    with run_lock(running):
+        study = study_of(tmp_path)
+    assert limits(study, study.arms, "frames") == {"pong": 30_000, "breakout": 20_000}
+    assert limits(study, study.arms, "hours")["pong"] == pytest.approx(300 / 3600)
+
+
+def test_of_two_runs_of_one_seed_one_stands_for_both(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("first", status="failed", until=39_000)
+    write_run("second")
+    study = study_of(tmp_path)
+    assert {entry.run.name: entry.superseded_by for entry in study.entries} == {"first": "second", "second": ""}
+    assert [entry.run.name for entry in study.cell("fixed", "pong")] == ["second"]
+
+
+def test_verdict_equal_score_in_less_time(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
+    found = first(study_of(tmp_path))
+    text = verdict(found)
+    assert "grow1x reaches full3x's score within the interval at equal frames (40k frames)" in text
+    assert "at x0.800 of its time and x0.550 of its FLOPs" in text
+    assert found.points["frames"].improvement.value == 0.5
+    assert float(found.points["hours"].difference.value) > 0.1  # it had gone further by then
+    assert found.points["frames"].paired is not None
+    assert found.points["frames"].paired.value == 0
+
+
+@pytest.mark.parametrize(("slope", "outcome"), [(1.2, "scores higher than"), (0.8, "scores lower than")])
+def test_verdict_clear_difference(write_run: WriteRun, tmp_path: Path, slope: float, outcome: str) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": slope})
+    assert f"grow1x {outcome} full3x" in verdict(first(study_of(tmp_path)))
+
+
+def test_verdict_too_few_seeds(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 5.0}, seeds=2)
+    text = verdict(first(study_of(tmp_path)))
+    assert text.startswith(
+        "Cannot tell whether grow1x keeps up with full3x: 2 runs of grow1x on pong; 2 runs of full3x"
+    )
+    assert "[" not in text
+
+
+def test_verdict_failed_runs_make_too_few(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0})
+    for seed in range(3):
+        write_run(
+            f"g{seed}",
+            "pong",
+            "grow1x",
+            seed,
+            line(seed),
+            status="failed" if seed else "done",
+            until=40_000 // (1 + seed),
+        )
+    text = verdict(first(study_of(tmp_path)))
+    assert "1 run of grow1x on pong, and an interval needs 3" in text
+
+
+def test_verdict_nothing_learned(write_run: WriteRun, tmp_path: Path) -> None:
+    for schedule in ("full3x", "grow1x"):
+        for seed in range(3):
+            write_run(f"{schedule}{seed}", "pong", schedule, seed, lambda frames, seed=seed: -21 + 0.2 * seed)
+    found = first(study_of(tmp_path))
+    assert "neither is clearly better than a random policy" in verdict(found)
+    assert found.times == []
+    assert found.unlearned == ["pong"]
+
+
+def test_verdict_no_common_game(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", "pong", "full3x")
+    write_run("b", "breakout", "grow1x")
+    found = first(study_of(tmp_path))
+    assert "no game has a score of both" in verdict(found)
+    assert found.elsewhere == ["breakout", "pong"]
+
+
+def test_wall_clock_of_different_machines_is_not_compared(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
+    for path in (tmp_path / "runs").glob("*grow1x*/config.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace("x86_64", "other"), encoding="utf-8")
+    found = first(study_of(tmp_path))
+    assert len(found.machines) == 2
+    assert "of its time" not in verdict(found)
+
+
+def test_time_to_score_of_an_arm_that_is_twice_as_fast(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 2.0})
+    half = {time.axis: time for time in first(study_of(tmp_path)).times if time.level == 0.5}
+    # Half of the way is at 10k against 20k frames, and the running mean over 4k frames gets there 2k later.
+    assert half["frames"].ratio.value == pytest.approx(12 / 22, abs=0.05)
+    assert half["hours"].ratio.value == pytest.approx(0.8 * 12 / 22, abs=0.05)  # 125 instead of 100 frames a second
+    assert half["flops"].ratio.value < 0.3
+    assert half["frames"].reached == half["frames"].reference_reached == (3, 3)
+
+
+def test_time_to_score_that_is_never_reached_says_so(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 0.7})
+    late = next(t for t in first(study_of(tmp_path)).times if t.level == 0.9 and t.axis == "frames")
+    assert late.reached == (0, 3)
+    assert interval_text(late.ratio) == "never [never, never]"
+
+
+def test_a_run_that_ended_early_is_not_taken_for_one_that_never_got_there(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
+    write_run("extra", "pong", "grow1x", 3, line(3), status="failed", until=8_000)
+    late = next(t for t in first(study_of(tmp_path)).times if t.level == 0.5 and t.axis == "frames")
+    assert late.reached == (3, 4)
+    assert late.ratio.missing == 1
+    assert np.isfinite(late.ratio.value)
+
+
+def test_a_running_run_borrows_flops_and_a_forked_one_does_not(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"grow1x": 1.0}, seeds=1)
+    write_run("running", "pong", "grow1x", 1, status=None)
+    forked = write_run("forked", "pong", "grow1x", 2, status=None)
+    config = (forked / "config.json").read_text(encoding="utf-8")
+    (forked / "config.json").write_text(config.replace('"resumes": []', '"resumes": [{"past_differs": true}]'))
+    curves = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}
+    np.testing.assert_allclose(curves["running"].flops, curves["pong-grow1x-0"].flops)
+    assert np.isnan(curves["forked"].flops).all()
+
+
+def test_numbers_as_text() -> None:
+    assert [value_text(x) for x in (0.12345, -0.0001, 12.34, 1234.5, np.inf, np.nan)] == [
+        "0.123",
+        "0.000",
+        "12.3",
+        "1,234",
+        "never",
+        "-",
+    ]
+    found = Estimate(value=np.array(0.5), low=np.array(0.25), high=np.array(1.0), reason="", runs=3, missing=0)
+    assert interval_text(found) == "0.500 [0.250, 1.000]"
