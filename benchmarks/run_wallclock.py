@@ -16,13 +16,14 @@ Units: seconds on a monotonic clock that stands still in suspend; frames; transi
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,8 +317,6 @@ def validate(
     options: argparse.Namespace, explicit: dict[str, Any], jobs: Sequence[Job], raw: dict[str, Any], scratch: Path
 ) -> None:
     """Complete short runs by `growtrain.training.train`, to be compared with their projections."""
-    # A short run has too few updates to compile its optimizer's step; the run that is projected compiles it, and so do the cells.
-    double_dqn.MIN_UPDATES_TO_COMPILE = 0
     raw["not_validated"] = (
         "complete runs have the fast stack's loop" if options.validate else "turned off with --no-validate"
     )
@@ -333,8 +332,9 @@ def validate(
             pass
         startup = time.perf_counter() - start
         run_dir, start = scratch / f"validation-{number}", time.perf_counter()
-        for _ in train(config, run_dir):
-            pass
+        with _compiling():
+            for _ in train(config, run_dir):
+                pass
         raw["validation"].append(
             {
                 "arm": place,
@@ -345,6 +345,16 @@ def validate(
                 "run_summary": json.loads((run_dir / "summary.json").read_text(encoding="utf-8")),
             }
         )
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Short runs compile their optimizer's step too: the long run that is projected does, and so do the cells."""
+    usual, double_dqn.MIN_UPDATES_TO_COMPILE = double_dqn.MIN_UPDATES_TO_COMPILE, 0
+    try:
+        yield
+    finally:
+        double_dqn.MIN_UPDATES_TO_COMPILE = usual
 
 
 def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds: float) -> Config:

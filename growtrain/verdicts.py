@@ -38,7 +38,7 @@ _FRESH: dict[Kind, dict[Place, tuple[str, ...]]] = {
 }
 # An arm that throws predictions away has to win them back first: that it earns no more says nothing.
 _DESTRUCTIVE = ("reset-encoder",)
-# Student's t, 97.5 %, for 1, 2, ... degrees of freedom (Fisher & Yates 1963, table III); 1.96 beyond.
+# Student's t, 97.5 %, for 1, 2, ... degrees of freedom (Fisher & Yates 1963, table III); the last serves beyond.
 _T_975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
@@ -182,7 +182,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean = sum(values) / n
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    t = _T_975[n - 2] if n - 2 < len(_T_975) else 1.96
+    t = _T_975[min(n - 1, len(_T_975)) - 1]
     return mean - t * spread, mean + t * spread
 
 

@@ -56,7 +56,7 @@ def counted() -> FlopCounterMode:
         {"width": 20, "encoder_width": 0.3, "freeze_encoder_at": 2, "normalization": "layer"},
         {"width": 16, "encoder_width": 0.25, "normalization": "spectral", "optimizer": "adam"},
         {"width": 20, "encoder_width": 0.3, "activation": "crelu", "regularizer": "l2", "freeze_encoder_at": 2},
-        {"width": 21, "encoder_width": 0.2, "activation": "fourier", "regularizer": "l2-init"},
+        {"width": 22, "encoder_width": 0.2, "activation": "fourier", "regularizer": "l2-init"},
         {"width": 20, "encoder_width": 0.3, "regularizer": "parseval", "freeze_encoder_at": 2},
         {"width": 16, "encoder_width": 0.25, "normalization": "layer", "weight_projection": "nap"},
     ],

@@ -147,7 +147,7 @@ def test_updates_keep_the_norms_of_a_live_heads_own_fresh_weights() -> None:
         inject(learner, stage, freeze_encoder=stage == 1)
     assert len({float(norm) for norm in seen}) == 3  # other weights, other norms
     first = free.head.live[0].weight  # type: ignore[index]
-    assert float(first.norm()) > 1.01 * float(make(normalization="layer").head.live[0].weight.norm())  # type: ignore[index,operator,union-attr]
+    assert float(first.detach().norm()) > 1.01 * float(make(normalization="layer").head.live[0].weight.detach().norm())  # type: ignore[index,operator,union-attr]
 
 
 @pytest.mark.parametrize("regularizer", ["l2", "l2-init", "parseval"])
@@ -190,7 +190,7 @@ def test_a_strong_penalty_wins(regularizer: str) -> None:
     initial = [learner.initial[p] for p in learner._trainable] if regularizer == "l2-init" else []
 
     def now() -> float:
-        return float(penalty(regularizer, learner._trainable, initial))  # type: ignore[arg-type]
+        return float(penalty(regularizer, learner._trainable, initial).detach())  # type: ignore[arg-type]
 
     start = now()
     update(learner, 10)

@@ -1,5 +1,6 @@
 """The supervised plasticity probe: tasks by definition, a shared past bit for bit, interventions that do what they say, resuming."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -137,7 +138,7 @@ def test_an_injection_changes_no_prediction(name: str) -> None:
 def test_three_injections_and_the_whole_network() -> None:
     _, forks = learn_trunk(CONFIG, CELL, data(), ["inject-zero-3x", "inject-whole"])
     for name, path, count in (("inject-zero-3x", "0.head", 3), ("inject-whole", "0", 1)):
-        learner = probe_cells.pickle.loads(forks[arms(CONFIG)[name].times[0]])
+        learner = copy.deepcopy(forks[arms(CONFIG)[name].times[0]])
         probe_cells._learn_tasks(CONFIG, CELL, data(), name, learner, range(arms(CONFIG)[name].times[0], 8))
         head = learner.network.get_submodule(path)
         assert isinstance(head, InjectedHead)

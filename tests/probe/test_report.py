@@ -13,6 +13,7 @@ from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record
 from growtrain.probe.report import DEFAULT_INIT, Difference, comparisons, effects, paired, report, verdicts
 from growtrain.probe.settings import ProbeConfig
+from growtrain.verdicts import _T_975
 
 CONFIG = ProbeConfig(num_tasks=8)
 ABOUT = {"device": "cpu", "versions": {"torch": "2"}}
@@ -40,8 +41,8 @@ def records(levels: dict[str, float], seeds: int = 4, tasks: int = 8) -> list[Re
 
 
 def test_t_points_are_scipys() -> None:
-    for place, point in enumerate(probe_report._T):
-        assert point == pytest.approx(scipy.stats.t.ppf(0.975, place + 2), abs=6e-4)
+    for place, point in enumerate(_T_975, start=1):
+        assert point == pytest.approx(scipy.stats.t.ppf(0.975, place), abs=6e-4)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 12, 40])
