@@ -31,7 +31,7 @@ def penalty(regularizer: Regularizer, weights: Sequence[Tensor], initial: Sequen
 
     Args:
         regularizer: any but `none`.
-        weights: all parameters that train, from the input up; the last matrix is the output layer's, which `parseval` leaves alone.
+        weights: all parameters that train; for `parseval` the `hidden_matrices`.
         initial: their initial values, for `l2-init`.
 
     Raises:
@@ -43,7 +43,7 @@ def penalty(regularizer: Regularizer, weights: Sequence[Tensor], initial: Sequen
         case "l2-init":
             return l2([weight - start for weight, start in zip(weights, initial, strict=True)])
         case "parseval":
-            return parseval([weight for weight in weights if weight.dim() > 1][:-1])
+            return parseval(weights)
         case _:
             raise ValueError(f"regularizer is {regularizer!r}: choose l2, l2-init or parseval")
 
@@ -59,6 +59,13 @@ def parseval(matrices: Sequence[Tensor], scale: float = PARSEVAL_SCALE) -> Tenso
     identities = [torch.eye(len(row), dtype=row.dtype, device=row.device) for row in rows]
     grams = [torch.addmm(one, row, row.t(), beta=-scale) for one, row in zip(identities, rows, strict=True)]
     return l2(grams)
+
+
+def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of all linear and convolutional layers that train, but for output layers: those that end an `nn.Sequential`."""
+    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
+    own = [p for layers in sequences for layer in list(layers)[:-1] for p in layer.parameters()]
+    return [p for p in own if p.dim() > 1 and p.requires_grad]
 
 
 def normalized_layers(network: nn.Module) -> Iterator[list[nn.Parameter]]:

@@ -88,7 +88,7 @@ def test_flops_and_parameters_are_the_real_learners(anchor, settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"trainable_heads": "all", "encoder_width": 0.3},
+        {"trainable_heads": "all", "encoder_width": 0.3, "regularizer": "parseval"},
         {"trainable_heads": "all", "anchor": "zero", "freeze_encoder_at": 1},
         {"split": "conv3", "encoder_width": 0.5},
         {"split": "conv2", "anchor": "mirrored", "freeze_encoder_at": 2},

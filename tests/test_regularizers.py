@@ -9,10 +9,19 @@ from torch import Tensor
 
 from growtrain.config import Config
 from growtrain.growth import transaction
-from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning import synthetic_batches
-from growtrain.regularizers import PARSEVAL_SCALE, joint_norm, l2, normalized_layers, parseval, penalty, project
+from growtrain.regularizers import (
+    PARSEVAL_SCALE,
+    hidden_matrices,
+    joint_norm,
+    l2,
+    normalized_layers,
+    parseval,
+    penalty,
+    project,
+)
 
 ACTIONS = 4
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,7 +57,7 @@ def update(learner: DoubleDQN, count: int = 1, seed: int = 0) -> None:
 def inject(learner: DoubleDQN, seed: int = 0, *, freeze_encoder: bool = False) -> None:
     generator = torch.Generator().manual_seed(seed)
     probe = synthetic_batches(learner.config, ACTIONS, 1, generator)["observation"][0]
-    event = grow(learner, probe, anchor=learner.config.anchor, generator=generator, freeze_encoder=freeze_encoder)
+    event = apply(learner, "inject", probe, config=learner.config, generator=generator, freeze_encoder=freeze_encoder)
     assert (event.max_abs_q_change_online, event.max_abs_q_change_target) == (0, 0)
 
 
@@ -88,9 +97,9 @@ def test_parseval_is_zero_for_orthogonal_rows_and_differentiates_like_the_naive_
     assert float(parseval([PARSEVAL_SCALE**0.5 * rows])) == pytest.approx(0, abs=1e-20)
     assert float(parseval([rows], scale=1.0)) == pytest.approx(0, abs=1e-20)
     assert float(parseval([rows])) == pytest.approx(12 * (PARSEVAL_SCALE - 1) ** 2)
-    weights = random_weights()
+    weights = random_weights()[:3:2]
     naive = torch.zeros((), dtype=torch.float64)
-    for weight in (weights[0], weights[2]):  # not biases, not the output layer
+    for weight in weights:
         for i, row in enumerate(weight):
             for j, other in enumerate(weight):
                 naive = naive + ((row * other).sum() - (2.0 if i == j else 0.0)) ** 2
@@ -98,7 +107,18 @@ def test_parseval_is_zero_for_orthogonal_rows_and_differentiates_like_the_naive_
     assert torch.allclose(got, naive)
     for ours, theirs in zip(gradients(got, weights), gradients(naive, weights), strict=True):
         assert torch.allclose(ours, theirs)
-    assert not gradients(got, weights)[4].any()
+
+
+@pytest.mark.parametrize("split", ["fc1", "conv2"])
+def test_parseval_takes_every_hidden_layer_that_trains_and_no_output_layer(split: str) -> None:
+    learner = make(regularizer="parseval", trainable_heads="all", split=split)
+    for heads in (1, 2, 3):
+        outputs = [p for p in learner._trainable if p.dim() > 1 and p.shape[0] == ACTIONS]
+        assert len(outputs) == heads
+        hidden = {id(p) for p in learner._trainable if p.dim() > 1} - {id(p) for p in outputs}
+        assert {id(p) for p in hidden_matrices(learner.online)} == {id(p) for p in learner._penalized} == hidden
+        update(learner)
+        inject(learner, heads)
 
 
 def test_an_unknown_penalty_is_refused() -> None:
@@ -187,10 +207,10 @@ def test_a_strong_penalty_wins(regularizer: str) -> None:
     with torch.no_grad():
         for parameter in learner._trainable:
             parameter.add_(0.05)
-    initial = [learner.initial[p] for p in learner._trainable] if regularizer == "l2-init" else []
+    initial = [learner.initial[p] for p in learner._penalized] if regularizer == "l2-init" else []
 
     def now() -> float:
-        return float(penalty(regularizer, learner._trainable, initial).detach())  # type: ignore[arg-type]
+        return float(penalty(regularizer, learner._penalized, initial).detach())  # type: ignore[arg-type]
 
     start = now()
     update(learner, 10)

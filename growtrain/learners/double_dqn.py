@@ -30,7 +30,7 @@ from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initiali
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.q_network import QNetwork
 from growtrain.optimizers import can_compile, make_optimizer
-from growtrain.regularizers import joint_norm, normalized_layers, penalty, project
+from growtrain.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
 _CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
@@ -153,6 +153,7 @@ class DoubleDQN:
         self.loss._has_update_associated["value_network"] = True  # as TorchRL's own updaters say: `copy_target` is ours
         self._share_frozen()
         self._trainable = [p for p in self.online.parameters() if p.requires_grad]
+        self._penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
         if self.config.keeps_initial_weights:
             self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
         self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
@@ -191,8 +192,8 @@ class DoubleDQN:
         regularizer, strength = self.config.regularizer, self.config.regularizer_strength
         if regularizer == "none" or not strength:
             return loss
-        initial = [self.initial[p] for p in self._trainable] if regularizer == "l2-init" else []
-        return loss + strength * penalty(regularizer, self._trainable, initial)
+        initial = [self.initial[p] for p in self._penalized] if regularizer == "l2-init" else []
+        return loss + strength * penalty(regularizer, self._penalized, initial)
 
     @torch.no_grad()
     def _may_apply(self, loss: Tensor) -> bool:
