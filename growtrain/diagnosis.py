@@ -116,9 +116,9 @@ def render(diagnosis: Diagnosis) -> str:
         (
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
             f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
-            f"In the learning test it is a share of the change that was to be learned ({test.transitions} transitions, "
-            f"{test.updates} updates, {test.n_steps}-step returns); in returns, a share of the {diagnosis.return_scale:.4g} points "
-            "that untouched forks earn above random play."
+            f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
+            "what is left over of the change asked for) it is a share of what the best copy learned; in returns, a share of "
+            f"{diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play."
         ),
     ]
     if diagnosis.returns:
