@@ -220,7 +220,7 @@ def _gains(
         dict(zip(measured, seed, strict=True)) for seed in zip(*measured.values(), strict=True) if None not in seed
     ]
     return {
-        name: judge(name, [scale * (seed[name] - seed[reference]) for seed in known], threshold)  # type: ignore[operator]
+        name: judge(name, [scale * (seed[name] - seed[reference]) for seed in known], threshold)
         for name in measured
         if name != reference
     }
