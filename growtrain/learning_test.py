@@ -118,10 +118,11 @@ def compare_copies(
 
 
 def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator: np.random.Generator) -> Task:
-    """Transitions drawn from the replay, and the change of their values that their n-step returns ask for.
+    """Transitions drawn from the replay, and the change of their values that their n-step returns ask for, less its mean for each action.
 
     The return is sum_k<n gamma^k r_k + gamma^n Q_target(s_n, argmax_a Q_online(s_n, a)), cut at a terminal transition, and
-    bootstrapped earlier where the replay or an episode that was cut off ends.
+    bootstrapped earlier where the replay or an episode that was cut off ends. The mean is left out because an output bias can learn it,
+    in a network whose every unit is dead.
 
     Raises:
         ValueError: the replay holds no transition.
@@ -149,7 +150,8 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
     goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
     observation = first.frames[:, :-1]
     value = _values(learner.online, observation).gather(1, first.action[:, None])[:, 0]
-    return Task(observation, first.action, goal - value)
+    change, taken = goal - value, F.one_hot(first.action, learner.num_actions).to(goal)
+    return Task(observation, first.action, change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1)))
 
 
 def make_copy(copy: Copy, learner: DoubleDQN, generator: torch.Generator) -> tuple[QNetwork, torch.optim.Optimizer]:

@@ -146,9 +146,6 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
     lost = [finding.place for finding in findings if finding.outcome == "lost"]
     if "network" in lost and len(lost) > 1:  # a single part explains it
         lost.remove("network")
-    if "optimizer" in lost:  # a part made fresh has fresh slots, too: what these alone bring is not the part's
-        least = _largest("optimizer", gains) + threshold
-        lost = [place for place in lost if place == "optimizer" or _largest(place, gains) >= least]
     lost.sort(key=lambda place: -_largest(place, gains))
     named = [finding for finding in findings if finding.outcome == "cannot tell"]
     if lost:
