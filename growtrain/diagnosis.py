@@ -14,7 +14,7 @@ import numpy as np
 
 from growtrain.config import format_count
 from growtrain.learning_test import Copy, LearningTest
-from growtrain.verdicts import Gain, Kind, Place, Verdict
+from growtrain.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_most
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -91,8 +91,10 @@ def next_command(diagnosis: Diagnosis) -> str:
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
     # The width of an interval falls with the root of the seeds, and the noise of a mean return with the root of the frames.
+    test, last = settings.test, {copy: [curve[-1] for curve in curves] for copy, curves in diagnosis.errors.items()}
+    updates = test.updates if learned_most(last) >= MIN_LEARNED else 4 * test.updates
     return (
-        f"growtrain diagnose {run} --seeds {max(5, 2 * settings.seeds)} --learning-seeds {2 * settings.test.seeds} "
+        f"growtrain diagnose {run} --seeds {max(5, 2 * settings.seeds)} --learning-seeds {2 * test.seeds} --learning-updates {updates} "
         f"--frames {format_count(4 * settings.frames)} --output {run}/diagnosis-{diagnosis.frames}-longer"
     )
 
@@ -116,9 +118,9 @@ def render(diagnosis: Diagnosis) -> str:
         (
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
             f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
-            f"In the learning test it is a share of the change that was to be learned ({test.transitions} transitions, "
-            f"{test.updates} updates, {test.n_steps}-step returns); in returns, a share of the {diagnosis.return_scale:.4g} points "
-            "that untouched forks earn above random play."
+            f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
+            "what is left over of the change asked for) it is a share of what the best copy learned; in returns, a share of "
+            f"{diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play."
         ),
     ]
     if diagnosis.returns:

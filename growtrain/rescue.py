@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from growtrain.checkpoint import Checkpoint
-from growtrain.config import FRAME_SKIP, Config, ConfigError
+from growtrain.config import FRAME_SKIP, Config, ConfigError, flag
 from growtrain.growth.schedules import make_schedule
 from growtrain.presets import resolve
 from growtrain.resuming import changed_config, done_injections
@@ -81,10 +81,13 @@ def rescue_weights(
         "width": weights.width,
         "encoder_width": weights.encoder_width,
         "output_bias": "shared" if weights.shared_bias else "per_action",
+        "activation": "relu",
+        "normalization": "none",
+        "split": "fc1",
     }
     for name, value in shape.items():
         if explicit.get(name, value) != value:
-            raise ConfigError(f"--{name.replace('_', '-')} {explicit[name]}: the file has {value}: leave it out")
+            raise ConfigError(f"{flag(name)} {explicit[name]}: the file's network has {value}: leave it out")
     config, notes = resolve(
         explicit.get("preset", "paper"), explicit | shape | {"total_frames": frames, "schedule": "fixed"}
     )

@@ -3,12 +3,13 @@
 The diagnosis is the intervention itself (Nikishin et al. 2023, section 4: whoever learns better once a part has been made fresh had
 lost plasticity in that part). Two kinds of evidence, judged apart and then put together, place by place:
 
-    learning  errors of the learning test (`learning_test`), a share of what was to be learned
+    learning  errors of the learning test (`learning_test`); gains as a share of what the copy that learned most has learned
     returns   mean training returns of forked runs, in points; gains as a share of what the untouched fork earns above random play
 
 Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0 and its mean is at least the threshold; it is clearly
 *absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it always is with fewer than three seeds.
-A clear gain in one kind against a clear absence in the other is a contradiction, and nothing is claimed from it.
+A learning test in which no copy learned anything to speak of is unclear, too. A clear gain in one kind against a clear absence in the other
+is a contradiction, and nothing is claimed from it.
 
 Units: gains are shares; 0.1 is ten percent of the scale of their kind.
 """
@@ -25,6 +26,7 @@ Sign = Literal["gain", "no gain", "unclear"]
 Outcome = Literal["lost", "not lost", "cannot tell"]
 PLACES: tuple[Place, ...] = get_args(Place)
 MIN_SEEDS = 3
+MIN_LEARNED = 0.05  # of what was asked for, by the copy that learned most: below, the learning test says nothing
 
 # Which copies or arms have this place made fresh. `network` is head and encoder together, which no arm of the forks does.
 _FRESH: dict[Kind, dict[Place, tuple[str, ...]]] = {
@@ -128,19 +130,22 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
     """
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}: give a share above 0, such as 0.1")
+    learned = learned_most(evidence.errors)
     gains: dict[Kind, dict[str, Gain]] = {
-        "learning": _gains(evidence.errors, "current", -1.0, threshold),
+        "learning": _gains(evidence.errors, "current", -1 / max(learned, MIN_LEARNED), threshold),
         "returns": _gains(evidence.returns, "untouched", 1 / evidence.return_scale, threshold),
     }
+    if learned < MIN_LEARNED:
+        gains["learning"] = {
+            name: dataclasses.replace(gain, sign="unclear") for name, gain in gains["learning"].items()
+        }
     findings = tuple(
-        _finding(place, {kind: _signs(place, kind, gains[kind], threshold) for kind in gains}) for place in PLACES
+        _finding(place, {kind: _signs(place, kind, gains[kind], threshold) for kind in gains}, learned)
+        for place in PLACES
     )
     lost = [finding.place for finding in findings if finding.outcome == "lost"]
     if "network" in lost and len(lost) > 1:  # a single part explains it
         lost.remove("network")
-    if "optimizer" in lost:  # a part made fresh has fresh slots, too: what these alone bring is not the part's
-        least = _largest("optimizer", gains) + threshold
-        lost = [place for place in lost if place == "optimizer" or _largest(place, gains) >= least]
     lost.sort(key=lambda place: -_largest(place, gains))
     named = [finding for finding in findings if finding.outcome == "cannot tell"]
     if lost:
@@ -175,6 +180,11 @@ _WHERE: dict[Place, str] = {
 _KINDS: dict[Kind, str] = {"learning": "the learning test", "returns": "the forks' returns"}
 
 
+def learned_most(errors: Mapping[Any, Sequence[float]]) -> float:
+    """The share of what was asked for that the best copy has learned, in the mean over the seeds; 0 without a test."""
+    return max((1 - sum(values) / len(values) for values in errors.values() if values), default=0.0)
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % interval of the mean by Student's t; None for fewer than three values."""
     n = len(values)
@@ -200,20 +210,15 @@ def judge(name: str, values: Sequence[float], threshold: float) -> Gain:
 def _gains(
     measured: Mapping[str, Sequence[float | None]], reference: str, scale: float, threshold: float
 ) -> dict[str, Gain]:
-    """The gain of everything measured over `reference`, over the seeds where both have a value."""
+    """The gain of everything measured over `reference`, over the seeds in which all have a value."""
     if len({len(values) for values in measured.values()}) > 1:
         raise ValueError(f"every one of {', '.join(measured)} needs the same seeds")
+    known = [
+        dict(zip(measured, seed, strict=True)) for seed in zip(*measured.values(), strict=True) if None not in seed
+    ]
     return {
-        name: judge(
-            name,
-            [
-                scale * (value - base)
-                for value, base in zip(values, measured[reference], strict=True)
-                if value is not None and base is not None
-            ],
-            threshold,
-        )
-        for name, values in measured.items()
+        name: judge(name, [scale * (seed[name] - seed[reference]) for seed in known], threshold)
+        for name in measured
         if name != reference
     }
 
@@ -230,15 +235,16 @@ def _signs(place: Place, kind: Kind, gains: Mapping[str, Gain], threshold: float
             continue
         gain, sign = gains[name], gains[name].sign
         if place != "optimizer" and sign == "gain" and slots is not None and slots.sign == "gain":
-            beyond = [one - other for one, other in zip(gain.values, slots.values, strict=False)]
-            sign = "gain" if judge(name, beyond, threshold).sign == "gain" else "no gain"
+            beyond = [one - other for one, other in zip(gain.values, slots.values, strict=True)]
+            gain = judge(f"{name} beyond fresh-optimizer", beyond, threshold)
+            sign = gain.sign
         if kind == "returns" and name in _DESTRUCTIVE and sign == "no gain":
             sign = "unclear"
         signs.append((gain, sign))
     return signs
 
 
-def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]]) -> Finding:
+def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learned: float) -> Finding:
     """Puts the kinds together: a gain in any copy counts for its kind, and kinds must not contradict each other."""
     said: dict[Kind, Sign] = {}
     for kind, each in signs.items():
@@ -256,8 +262,12 @@ def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]]) -> Fin
         return Finding(place=place, outcome="not lost", basis=lacking, reason=_numbers(signs, lacking, "no gain"))
     if not said:
         return Finding(place=place, outcome="cannot tell", basis=(), reason="it was not tested")
-    few = all(len(gain.values) < MIN_SEEDS for each in signs.values() for gain, _ in each)
-    reason = f"fewer than {MIN_SEEDS} seeds with a value" if few else "the intervals are too wide for the threshold"
+    if all(len(gain.values) < MIN_SEEDS for each in signs.values() for gain, _ in each):
+        reason = f"fewer than {MIN_SEEDS} seeds with a value"
+    elif learned < MIN_LEARNED:
+        reason = f"no copy learned more than {learned:.1%} of what the learning test asked for"
+    else:
+        reason = "the intervals are too wide for the threshold"
     return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
 
 

@@ -1,8 +1,9 @@
-"""Diagnosis and rescue: verdicts by hand, positive controls with damage in a known place, forks that are the run itself."""
+"""Diagnosis and rescue: positive controls with damage in a known place, forks that are the run itself."""
 
 import dataclasses
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,71 +15,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
-from growtrain.checkpoint import open_newest
+from growtrain.checkpoint import load_learner, open_newest
 from growtrain.config import Config, ConfigError
 from growtrain.diagnose import diagnose, fork_config
 from growtrain.diagnosis import Settings
-from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.learning_test import LearningTest, Task, compare_copies, make_task
+from growtrain.learners.double_dqn import DoubleDQN, make_network
+from growtrain.learning_test import COPIES, LearningTest, Task, compare_copies, learning_test, make_copy, make_task
+from growtrain.rescue import rescue_weights
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.training import Run, train
-from growtrain.verdicts import Evidence, interval, verdict
+from growtrain.verdicts import Evidence, verdict
 from growtrain.weights import read_weights, recognise
-
-FLAT = [1.0, 1.02, 0.98]
-
-
-def errors(**gains: float) -> dict[str, list[float]]:
-    """Errors of the learning test: `current` near 1, and every copy better by its gain (0 if not named)."""
-    copies = ("inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network")
-    named = {name.replace("_", "-"): gain for name, gain in gains.items()}
-    wobble = np.array([0.01, -0.01, 0.005])  # differences are never exact
-    return {"current": FLAT} | {
-        copy: [float(v) for v in np.array(FLAT) - named.get(copy, 0.0) + wobble] for copy in copies
-    }
-
-
-@pytest.mark.parametrize(
-    ("gains", "outcome", "places"),
-    [
-        ({}, "not lost", ()),
-        ({"inject": 0.4, "reset_head": 0.3}, "lost", ("head",)),
-        ({"reset_encoder": 0.4, "fresh_network": 0.5}, "lost", ("encoder",)),
-        ({"inject": 0.3, "reset_encoder": 0.5}, "lost", ("encoder", "head")),
-        ({"fresh_network": 0.4}, "lost", ("network",)),
-        ({"fresh_optimizer": 0.4}, "lost", ("optimizer",)),
-        # Fresh parts have fresh slots, which explain their gain unless it is larger still.
-        ({"fresh_optimizer": 0.4, "inject": 0.42, "reset_encoder": 0.35}, "lost", ("optimizer",)),
-        ({"fresh_optimizer": 0.3, "inject": 0.6}, "lost", ("head", "optimizer")),
-    ],
-)
-def test_the_learning_test_names_the_place(gains: dict[str, float], outcome: str, places: tuple[str, ...]) -> None:
-    found = verdict(Evidence(errors=errors(**gains), returns={}), threshold=0.1)
-    assert (found.outcome, found.places) == (outcome, places)
-
-
-def test_contradicting_and_insufficient_evidence_is_no_verdict() -> None:
-    forks = {"untouched": [10.0, 10.0, 10.0], "inject": [10.1, 9.9, 10.0]}
-    contradicting = verdict(Evidence(errors=errors(inject=0.5), returns=forks, return_scale=10.0))
-    assert contradicting.outcome == "cannot tell"
-    assert "contradict" in contradicting.sentence
-    few = verdict(Evidence(errors={name: values[:2] for name, values in errors(inject=0.5).items()}, returns={}))
-    assert few.outcome == "cannot tell"
-    assert "fewer than 3 seeds" in few.sentence
-    noisy = errors() | {"inject": [0.2, 1.7, 0.6]}
-    assert verdict(Evidence(errors=noisy, returns={})).outcome == "cannot tell"
-    silent = {"untouched": [None, None, None], "inject": [1.0, None, None]}
-    assert verdict(Evidence(errors={}, returns=silent)).outcome == "cannot tell"
-
-
-def test_intervals_are_students() -> None:
-    from scipy import stats
-
-    values = [0.1, 0.4, 0.2, 0.25]
-    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert interval(values) == pytest.approx(expected, rel=1e-3)
-    assert interval(values[:2]) is None
-
 
 # A run, and damage in it
 
@@ -86,7 +33,7 @@ CPU = torch.device("cpu")
 TINY = {
     "game": "breakout", "schedule": "fixed", "num_envs": 2, "width": 32, "encoder_width": 0.25, "batch_size": 8,
     "learning_starts": 200, "epsilon_decay_frames": 500, "target_period": 400, "replay_capacity": 300, "eval_period": 0,
-    "log_period": 200, "checkpoint_period": 0, "max_episode_frames": 400, "optimizer": "adam", "lr": 1e-3,
+    "num_threads": 1, "log_period": 200, "checkpoint_period": 0, "max_episode_frames": 400, "optimizer": "adam", "lr": 1e-3,
 }  # fmt: skip
 TEST = LearningTest(seeds=4, transitions=12, updates=80, warm_up=5, marks=1)
 
@@ -121,15 +68,20 @@ def poison_optimizer(learner: DoubleDQN) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "place"),
+    ("damage", "places"),
     [
-        (kill_head, "head"),
-        (kill_encoder, "encoder"),
-        pytest.param(poison_optimizer, "optimizer", marks=pytest.mark.slow),
+        (lambda learner: None, ()),
+        (kill_head, ("head",)),
+        (kill_encoder, ("encoder",)),
+        (poison_optimizer, ("optimizer",)),
     ],
+    ids=["healthy", "head", "encoder", "optimizer"],
 )
 def test_damage_is_found_where_it_was_done(
-    damage: Callable[[DoubleDQN], None], place: str, original: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[DoubleDQN], None],
+    places: tuple[str, ...],
+    original: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def noise(*arguments: Any) -> Task:  # frames that are easily told apart, and changes that no single bias can give
         task = make_task(*arguments)
@@ -142,13 +94,56 @@ def test_damage_is_found_where_it_was_done(
     run = Run(config(), original, checkpoint)
     damage(run.learner)
     before = [p.detach().clone() for p in run.learner.online.parameters()]
-    copies = ("current", "inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network")
-    test = dataclasses.replace(TEST, updates=250) if place == "optimizer" else TEST
-    found = compare_copies(run.learner, run.ring, test, np.random.SeedSequence(1), copies)
+    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), COPIES)
     assert all(map(torch.equal, before, run.learner.online.parameters()))
     last = {copy: [curve[-1] for curve in curves] for copy, curves in found.items()}
-    assert verdict(Evidence(errors=last, returns={})).places[:1] == (place,), last
+    assert verdict(Evidence(errors=last, returns={})).places == places, last
     run.collector.environment.close()
+
+
+def test_a_dead_network_learns_nothing_of_what_is_asked_for(original: Path) -> None:
+    """On the replay's own targets: what its output bias alone could learn is not asked for, or it would pass for healthy."""
+    run = Run(config(), original, open_newest(original))
+    kill_head(run.learner)
+    test = dataclasses.replace(TEST, transitions=64)
+    for seed in range(3):
+        task = make_task(run.learner, run.ring, test, np.random.default_rng(seed))
+        for action in range(run.learner.num_actions):
+            assert float(task.change[task.action == action].sum()) == pytest.approx(0, abs=1e-4)
+    found = compare_copies(run.learner, run.ring, test, np.random.SeedSequence(1), ("current",))
+    assert all(curve[-1] > 0.99 for curve in found["current"]), found
+    run.collector.environment.close()
+
+
+def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
+    observation = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before, _, _ = load_learner(original, CPU)
+    slots_kept = {
+        "current": {"encoder", "head"},
+        "inject": {"encoder"},
+        "reset-head": {"encoder"},
+        "reset-encoder": {"head"},
+    }
+    for copy in COPIES:
+        learner, _, _ = load_learner(original, CPU)
+        slots = dict(learner.optimizer.state)
+        network, optimizer = make_copy(copy, learner, torch.Generator().manual_seed(1))
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
+        same_encoder = torch.equal(before.online.encoder(observation), network.encoder(observation))
+        assert same_encoder == (copy not in ("reset-encoder", "fresh-network"))
+        same_values = torch.equal(before.online(observation), network(observation))
+        assert same_values == (copy in ("current", "inject", "fresh-optimizer"))
+        with_slots = {name.split(".")[0] for name, p in network.named_parameters() if p in optimizer.state}
+        assert with_slots == slots_kept.get(copy, set()), copy
+        assert all(optimizer.state[p] is slots[p] for p in held if p in optimizer.state)
+
+
+def test_all_copies_start_from_the_same_error(original: Path) -> None:
+    checkpoint = open_newest(original)
+    still = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, lr=1e-20))
+    found = learning_test(still, dataclasses.replace(TEST, seeds=1, updates=4), CPU)
+    assert all(curve == pytest.approx([1.0], abs=1e-4) for curves in found.values() for curve in curves)
 
 
 def test_a_target_is_the_n_step_return(original: Path) -> None:
@@ -158,6 +153,7 @@ def test_a_target_is_the_n_step_return(original: Path) -> None:
     task = make_task(run.learner, run.ring, test, np.random.default_rng(5))
     valid = np.flatnonzero(run.ring.valid)
     start = np.random.default_rng(5).choice(valid, size=16, replace=False)
+    changes = []
     for index, row in enumerate(start.tolist()):  # step by step, one transition at a time
         value, discount = 0.0, 1.0
         for _ in range(3):
@@ -173,7 +169,11 @@ def test_a_target_is_the_n_step_return(original: Path) -> None:
             best = run.learner.online(last.frames[:, 1:]).argmax(1)
             value += discount * float(run.learner.target(last.frames[:, 1:])[0, best])
             q = float(run.learner.online(task.observation[index : index + 1])[0, task.action[index]])
-        assert float(task.change[index]) == pytest.approx(value - q, abs=1e-5)
+        changes.append(value - q)
+    actions = task.action.tolist()
+    means = {action: np.mean([c for c, a in zip(changes, actions, strict=True) if a == action]) for action in actions}
+    centred = [change - means[action] for change, action in zip(changes, actions, strict=True)]
+    assert task.change.tolist() == pytest.approx(centred, abs=1e-5)
     run.collector.environment.close()
 
 
@@ -300,3 +300,55 @@ def test_what_is_no_nature_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ConfigError, match="not a file of weights"):
         read_weights(tmp_path / "bomb.pt")
+
+
+def test_names_and_targets_of_stable_baselines3(tmp_path: Path) -> None:
+    """Its policy holds the target network, too; an optimizer beside it has tensors of the same shapes."""
+    names = {"0": "features_extractor.cnn.0", "2": "features_extractor.cnn.2", "4": "features_extractor.cnn.4"}
+    names |= {"7": "features_extractor.linear.0", "9": "q_net.0"}
+    tensors = {}
+    for name, tensor in cleanrl().state_dict().items():
+        index, kind = name.split(".")
+        tensors[f"q_net.{names[index]}.{kind}"] = tensor
+        tensors[f"q_net_target.{names[index]}.{kind}"] = tensor + 1
+    optimizer = {"state": {0: {"exp_avg": tensors["q_net.q_net.0.weight"]}}}
+    torch.save({"policy": tensors, "optimizer": optimizer, "step": 3}, tmp_path / "agent.pt")
+    weights = read_weights(tmp_path / "agent.pt")
+    assert torch.equal(weights.tensors["head.live.2.weight"], tensors["q_net.q_net.0.weight"])
+    assert weights.sources["encoder.layers.4"] == "policy.q_net.features_extractor.cnn.4.weight"
+    for name, value in (("activation", "crelu"), ("width", 64)):
+        with pytest.raises(ConfigError, match=f"--{name} {value}: the file's network has"):
+            rescue_weights(weights, {"game": "breakout", name: value}, 20_000, 4)
+
+
+@pytest.mark.slow
+def test_a_real_stable_baselines3_agent_has_its_own_values(tmp_path: Path) -> None:
+    """Trained for a moment, saved as it saves, on frames it has seen: its own values, within rounding."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    pytest.importorskip("cv2")
+    import ale_py
+    import gymnasium
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    gymnasium.register_envs(ale_py)
+    environment = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=1, seed=0), 4)
+    model = sb3.DQN("CnnPolicy", environment, buffer_size=1_000, learning_starts=100, learning_rate=1e-3, device="cpu")
+    model.learn(400)
+    model.save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        (tmp_path / "policy.pth").write_bytes(archive.read("policy.pth"))
+    weights = read_weights(tmp_path / "policy.pth")
+    assert (weights.width, weights.encoder_width, weights.num_actions) == (512, 1.0, 6)
+    own = make_network(Config(output_bias="per_action"), 6, weights.width)
+    own.load_state_dict(weights.tensors)
+    observations = model.replay_buffer.sample(64).observations
+    assert observations.shape == (64, 4, 84, 84)
+    frames = observations.to(torch.uint8)
+    assert torch.equal(frames.to(observations.dtype), observations)
+    with torch.no_grad():
+        theirs = model.q_net(observations)
+        torch.testing.assert_close(own(frames), theirs, atol=1e-5, rtol=1e-4)
+        # The negative control: frames in the other order are another function.
+        assert not torch.allclose(own(frames.flip(1)), theirs, atol=1e-5, rtol=1e-4)
+    environment.close()
