@@ -517,14 +517,19 @@ def probe_command(words: Sequence[str]) -> int:
     parser.add_argument(
         "--sweep", default="none", help="none: all interventions; init: initialisations of an injected head"
     )
-    parser.add_argument("--setting", default="encoder,head", help="where a warm start loses (default: encoder,head)")
+    settings = "encoder,head,rmsprop"
+    parser.add_argument(
+        "--setting",
+        default=settings,
+        help=f"where a warm start loses, or the trainer's optimizer (default: {settings})",
+    )
     parser.add_argument("--targets", default="random,value", help="kinds of targets (default: random,value)")
     parser.add_argument("--arms", default="", help="some arms, comma-separated (default: all)")
     for name, default, text in (
         ("seeds", "3", "seeds 0 to N - 1"),
         ("processes", "0", "workers of one thread each (0: one for each core)"),
-        ("num-tasks", "20", "tasks"),
-        ("num-updates", "800", "updates on each task"),
+        ("num-tasks", "16", "tasks"),
+        ("num-updates", "500", "updates on each task"),
         ("num-frames", "64", "frames in the data set"),
     ):
         parser.add_argument(

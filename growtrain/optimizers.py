@@ -43,6 +43,11 @@ class CenteredRMSProp(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
         self._step = torch.compile(centered_rmsprop_step, dynamic=False) if compiled else centered_rmsprop_step
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy runs uncompiled; restored state leaves the step as it is."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("_step", centered_rmsprop_step)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # losses are computed outside
         """One step on every parameter with a gradient; raises `ValueError` for a closure."""

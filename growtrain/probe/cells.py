@@ -176,11 +176,14 @@ def complete(config: ProbeConfig, records: Sequence[Record]) -> dict[tuple[Cell,
 def open_records(config: ProbeConfig, directory: Path) -> JsonlSink:
     """The sink of a directory's records, after its `config.json` has been compared or written."""
     path = directory / "config.json"
-    if path.exists() and read_config(directory) != config:
+    settings = {name: dataclasses.asdict(setting) for name, setting in SETTINGS.items()}
+    if path.exists():
         theirs, ours = dataclasses.asdict(read_config(directory)), dataclasses.asdict(config)
-        differ = ", ".join(f"{flag(name)} {theirs[name]}" for name in ours if theirs[name] != ours[name])
-        raise ConfigError(f"{directory} holds a probe with {differ}: give the same, or choose another --output")
-    write_json(path, dataclasses.asdict(config) | describe_machine(torch.device("cpu")))
+        if differ := ", ".join(f"{flag(name)} {theirs[name]}" for name in ours if theirs[name] != ours[name]):
+            raise ConfigError(f"{directory} holds a probe with {differ}: give the same, or choose another --output")
+        if json.loads(path.read_text(encoding="utf-8")).get("settings") != settings:
+            raise ConfigError(f"{directory} holds a probe with other learning rates: choose another --output")
+    write_json(path, dataclasses.asdict(config) | {"settings": settings} | describe_machine(torch.device("cpu")))
     return JsonlSink(directory / "probe.jsonl")
 
 

@@ -140,7 +140,8 @@ def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, A
     ]
     for comparison in comparisons(config, records):
         lines += [f"## Setting `{comparison.setting}`, targets `{comparison.targets}`", ""]
-        lines += [f"{SETTINGS[comparison.setting]}.", ""]
+        optimizer = about["settings"][comparison.setting]
+        lines += [f"{', '.join(f'{name} {value}' for name, value in optimizer.items())}.", ""]
         lines += [f"- {sentence}" for sentence in verdicts(comparison)] + ["", *table(comparison), ""]
         if config.sweep == "init":
             lines += [*_effects_table(comparison), ""]

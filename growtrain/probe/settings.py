@@ -27,8 +27,8 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
-    "encoder": Setting(optimizer="adam", encoder_lr=3e-4, head_lr=3e-4),
-    "head": Setting(optimizer="adam", encoder_lr=3e-5, head_lr=1e-3),
+    "encoder": Setting(optimizer="adam", encoder_lr=6e-4, head_lr=6e-4),
+    "head": Setting(optimizer="adam", encoder_lr=1e-5, head_lr=3e-3),
     "rmsprop": Setting(optimizer="centered_rmsprop", encoder_lr=2.5e-4, head_lr=2.5e-4),
 }
 
@@ -56,8 +56,8 @@ class ProbeConfig:
     size: str = "small"
     sweep: Sweep = "none"
     num_frames: int = 64
-    num_tasks: int = 20
-    num_updates: int = 800
+    num_tasks: int = 16
+    num_updates: int = 500
     batch_size: int = 16
 
     def __post_init__(self) -> None:

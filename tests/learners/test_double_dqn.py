@@ -125,6 +125,21 @@ def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
     assert torch.allclose(p.detach(), before - torch.tensor([0.3 / 1.9375**0.5, 0.0]))
 
 
+def test_a_copied_optimizer_goes_on_as_the_original() -> None:
+    p = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = CenteredRMSProp([p], lr=0.1)
+    for _ in range(2):
+        p.grad = torch.tensor([1.0, 0.5])
+        optimizer.step()
+        twin = copy.deepcopy(optimizer)
+    (q,) = twin.param_groups[0]["params"]
+    assert q is not p
+    for each, its in ((optimizer, p), (twin, q)):
+        its.grad = torch.tensor([3.0, -1.0])
+        each.step()
+    assert torch.equal(p, q)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     if not can_compile(torch.device("cpu")):

@@ -234,10 +234,14 @@ def test_records_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     assert one == two
 
 
-def test_a_directory_holds_one_configuration_and_one_writer(tmp_path: Path) -> None:
+def test_a_directory_holds_one_configuration_and_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, [WARM])
     with pytest.raises(ConfigError, match="--num-updates 3"):
         run(tmp_path, [WARM], dataclasses.replace(CONFIG, num_updates=4))
+    with monkeypatch.context() as other:
+        other.setitem(SETTINGS, "encoder", dataclasses.replace(SETTINGS["encoder"], head_lr=1.0))
+        with pytest.raises(ConfigError, match="learning rates"):
+            run(tmp_path, [WARM])
     with run_lock(tmp_path), pytest.raises(ConfigError, match="in use"):
         run(tmp_path, [WARM])
 

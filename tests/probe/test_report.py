@@ -16,7 +16,11 @@ from growtrain.probe.settings import ProbeConfig
 from growtrain.verdicts import _T_975
 
 CONFIG = ProbeConfig(num_tasks=8)
-ABOUT = {"device": "cpu", "versions": {"torch": "2"}}
+ABOUT = {
+    "device": "cpu",
+    "versions": {"torch": "2"},
+    "settings": {"encoder": {"optimizer": "adam"}, "head": {"optimizer": "adam"}},
+}
 SPREAD = (-0.01, 0.0, 0.02, 0.005)
 
 
