@@ -20,23 +20,36 @@ from torch.nn import functional as F
 _TINY = torch.finfo(torch.float64).tiny
 
 
-def dormant_fraction(activations: Tensor, tau: float = 0.025) -> Tensor:
-    """Share of a layer's units that are tau-dormant (Sokar et al. 2023, "The Dormant Neuron Phenomenon", definition 3.1).
+def dormancy(activations: Tensor) -> Tensor:
+    """The score (H,) of each unit: E|h_i| over the mean of E|h_k| of its layer; 0 throughout a layer that is silent everywhere.
 
-    The score of unit i is E|h_i| over the mean of E|h_k| of its layer; i is dormant if that is at most tau. A layer that is silent
-    everywhere is all dormant. A fresh hidden layer is not at 0 on Atari but near a half: states share most of their pixels, so that a unit
-    is on for nearly all of them or for none. What tells is how the share changes.
+    Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", definition 3.1.
 
     Args:
         activations: (B, H) after the non-linearity, or (B, H, height, width) of a convolution: units are channels, E is over space too.
-        tau: threshold; 0 counts only units that are silent on the whole batch.
 
     Raises:
         ValueError: another rank.
     """
     _require_rank(activations, "activations", 2, 4)
-    score = activations.detach().abs().mean(dim=[axis for axis in range(activations.ndim) if axis != 1])
-    return (score <= tau * score.mean()).float().mean()
+    activity = activations.detach().abs().mean(dim=[axis for axis in range(activations.ndim) if axis != 1])
+    return activity / activity.mean().clamp(min=torch.finfo(activity.dtype).tiny)
+
+
+def dormant_fraction(activations: Tensor, tau: float = 0.025) -> Tensor:
+    """Share of a layer's units that are tau-dormant: their `dormancy` is at most tau; a layer that is silent everywhere is all dormant.
+
+    A fresh hidden layer is not at 0 on Atari but near a half: states share most of their pixels, so that a unit is on for nearly all of
+    them or for none. What tells is how the share changes.
+
+    Args:
+        activations: as of `dormancy`.
+        tau: threshold; 0 counts only units that are silent on the whole batch.
+
+    Raises:
+        ValueError: another rank.
+    """
+    return (dormancy(activations) <= tau).float().mean()
 
 
 def srank(features: Tensor, delta: float = 0.01) -> Tensor:

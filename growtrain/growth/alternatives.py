@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.config import Config, Intervention
+from growtrain.diagnostics import dormancy
 from growtrain.networks.heads import SpectralLinear
 from growtrain.networks.injected import InjectedHead, fresh_copy, trains
 
@@ -261,7 +262,7 @@ def redo(online: nn.Module, slots: Slots, observations: Tensor, tau: float, gene
 def dormancy_scores(network: nn.Module, observations: Tensor) -> dict[str, Tensor]:
     """The score (units,) of every unit of each hidden layer, by the layer's name; a convolution's units are its channels.
 
-    The mean absolute activation over batch and pixels, divided by its mean over the layer (Sokar et al. 2023, definition 3.1).
+    See `growtrain.diagnostics.dormancy`.
     """
     names, inputs = _weighted(network), dict[str, Tensor]()
 
@@ -277,8 +278,7 @@ def dormancy_scores(network: nn.Module, observations: Tensor) -> dict[str, Tenso
     scores = {}
     for name, following in pairwise(names):  # the activations of a layer are what the next one reads
         units = len(network.get_parameter(f"{name}.weight"))
-        activity = inputs[following].reshape(len(observations), units, -1).abs().mean((0, 2))
-        scores[name] = activity / (activity.mean() + 1e-9)
+        scores[name] = dormancy(inputs[following].reshape(len(observations), units, -1, 1))
     return scores
 
 
