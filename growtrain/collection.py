@@ -6,7 +6,6 @@ stores it. Nothing here touches the learner: it is given a function from observa
 Units: frames and agent steps are counted over all environments; rewards are stored clipped, returns are true scores.
 """
 
-import os
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -34,7 +33,7 @@ def make_environment(config: Config, *, seed: int) -> AtariEnvironment:
         repeat_action_probability=config.sticky_actions,
         noop_max=config.noop_max,
         max_episode_frames=config.max_episode_frames,
-        num_threads=min(config.num_threads or len(os.sched_getaffinity(0)), config.num_envs),
+        num_threads=min(config.threads, config.num_envs),
     )
 
 

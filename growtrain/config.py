@@ -9,6 +9,7 @@ Units: every budget, period and schedule is in emulator frames; an agent step is
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args, get_type_hints
 
@@ -270,6 +271,11 @@ class Config:
     def entropy(self) -> int:
         """The seed as a non-negative integer for numpy's `SeedSequence`; different seeds stay different."""
         return self.seed if self.seed >= 0 else (1 << 128) - self.seed
+
+    @property
+    def threads(self) -> int:
+        """`num_threads`, or as many as this process has cores."""
+        return self.num_threads or len(os.sched_getaffinity(0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name."""

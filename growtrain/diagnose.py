@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from growtrain.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
 from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
@@ -145,6 +146,7 @@ def diagnose(
     """
     for arm in settings.arms:
         fork_config(checkpoint, arm, 0, settings)  # what is wrong is said before any work
+    torch.set_num_threads(checkpoint.config.threads)
     with run_lock(output):
         errors = _learning_test_once(checkpoint, settings, output, say)
         forks: dict[Arm, list[Path]] = {arm: [] for arm in settings.arms}

@@ -13,7 +13,6 @@ import bisect
 import dataclasses
 import io
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -465,7 +464,7 @@ def measure_speed(config: Config, num_actions: int, device: torch.device, *, sec
 
     Takes about `seconds`, longer on slow machines; batches are noise. Sets torch's number of threads as a run does.
     """
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads)
     baseline = full_width(config)
     share = 0.75 * seconds / (len(make_plan(config, num_actions).stages) + (baseline != config))
     run = _time_stages(config, num_actions, device, share)

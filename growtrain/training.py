@@ -10,7 +10,6 @@ Units: frames; seconds on a monotonic clock.
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
 import time
 import warnings
@@ -145,8 +144,7 @@ class Run:
     def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
         self.config, self.run_dir, self._start = config, run_dir, start
         self.device = resolve_device(config.device)
-        num_threads = config.num_threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(config.threads)
         self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
