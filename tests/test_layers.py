@@ -31,6 +31,8 @@ LAYERS = [
     ["sweep.ledger", "sweep.executor", "sweep.table"],
     ["sweep.local", "sweep.ray", "sweep.driver"],
     ["analysis"],
+    ["commands.running"],
+    ["commands"],
     ["__main__"],
 ]
 # Two files of one folder that may know each other: TensorBoard's tags and the like stay inside telemetry.

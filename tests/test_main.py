@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from growtrain.__main__ import COMMANDS, default_run_dir, main
+from growtrain.__main__ import main
+from growtrain.commands.running import COMMANDS, default_run_dir
 from growtrain.config import Config
 from growtrain.telemetry.sinks import read_jsonl
 

@@ -1,0 +1,69 @@
+"""Says whether a run has lost plasticity, and where."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtrain.commandline import Parser
+from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal
+from growtrain.config import ConfigError, parse_count
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(
+        prog="growtrain diagnose",
+        description="Fork a run at a checkpoint, with and without a part made fresh, and say whether plasticity was lost, and where.",
+        epilog="The same command again goes on with what was interrupted.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("--at", type=parse_count, help="frames of the checkpoint (default: the newest)")
+    parser.add_argument("--frames", type=parse_count, help="of each fork (default: a tenth of what the run has played)")
+    parser.add_argument("--seeds", type=parse_count, default=3, help="forks of each arm (default: 3)")
+    parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all)")
+    parser.add_argument("--threshold", type=float, default=0.1, help="least gain that counts (default: 0.1)")
+    parser.add_argument("--learning-seeds", type=parse_count, default=5, help="of the learning test (default: 5)")
+    parser.add_argument("--learning-updates", type=parse_count, default=400, help="of the learning test (default: 400)")
+    parser.add_argument("--learning-test-only", action="store_true", help="no forks: minutes, instead of hours")
+    parser.add_argument("--output", type=Path, help="where the answer goes (default: RUN/diagnosis-<frames>)")
+    add_stop_signal(parser)
+    namespace = parser.parse_strict(words)
+    run, stop = namespace.run, StopSignals(namespace.stop_signal)
+
+    from growtrain.checkpoint import open_at, open_newest
+    from growtrain.diagnose import cost_lines, default_frames, diagnose
+    from growtrain.diagnosis import ARMS, Settings, next_command, render
+    from growtrain.learning_test import LearningTest
+    from growtrain.resuming import at_own_width
+
+    arms = tuple(namespace.arms.split(",")) if namespace.arms else ARMS
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
+    if "untouched" not in arms:
+        raise ConfigError("--arms lacks untouched, which the others are compared with: add it")
+    for name in ("seeds", "learning_seeds", "learning_updates"):
+        if getattr(namespace, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < namespace.threshold < 1:
+        raise ConfigError(f"--threshold {namespace.threshold:g} must lie between 0 and 1, such as 0.1")
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
+    checkpoint = at_own_width(open_newest(run) if namespace.at is None else open_at(run, namespace.at))
+    settings = Settings(
+        frames=namespace.frames if namespace.frames is not None else default_frames(checkpoint),
+        seeds=namespace.seeds,
+        arms=() if namespace.learning_test_only else arms,
+        threshold=namespace.threshold,
+        test=LearningTest(seeds=namespace.learning_seeds, updates=namespace.learning_updates),
+    )
+    output = namespace.output or run / f"diagnosis-{checkpoint.frames}"
+    print("\n".join(cost_lines(run, checkpoint, settings)), flush=True)
+    with stop:
+        diagnosis = diagnose(
+            run, checkpoint, settings, output, stop=lambda: stop.received, say=lambda line: print(line, flush=True)
+        )
+    if diagnosis is None:
+        print("stopped: the same command again goes on from here", file=sys.stderr)
+        return STOPPED
+    print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
+    return 0

@@ -1,0 +1,22 @@
+"""Says what a run's checkpoints hold, and verifies every file of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtrain.commandline import Parser
+from growtrain.config import ConfigError
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(prog="growtrain inspect", description="Verify a run's checkpoints and say what they hold.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    run = parser.parse_strict(words).run
+
+    from growtrain.resuming import render
+
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
+    lines, whole = render(run)
+    print("\n".join(lines))
+    return 0 if whole else 1

@@ -1,0 +1,24 @@
+"""Prints stages, parameters, FLOPs, memory and projected hours of a run, before anything runs."""
+
+from collections.abc import Sequence
+
+from growtrain.commandline import Parser
+from growtrain.commands.running import read_configuration
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(prog="growtrain plan", description="What a run will cost, before anything runs.")
+    parser.add_argument("--no-timing", action="store_true", help="do not time updates on this machine")
+    parser.set_defaults(run_dir=None)
+    config, _, _ = read_configuration(parser, words)
+
+    from growtrain import planning
+    from growtrain.collection import num_actions_of
+    from growtrain.training import resolve_device
+
+    num_actions, device = num_actions_of(config.game), resolve_device(config.device)
+    plan = planning.make_plan(config, num_actions)
+    timed = not parser.parse_known_args(list(words))[0].no_timing
+    print(planning.render(plan, planning.measure_speed(config, num_actions, device) if timed else None))
+    return 0

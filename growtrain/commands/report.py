@@ -1,0 +1,22 @@
+"""Compares runs: one HTML page and its Markdown twin."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtrain.commandline import Parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(
+        prog="growtrain report", description="Compare runs, finished or not: one HTML page and its Markdown twin."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="runs, or directories that hold runs")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="where the report goes (default: report)")
+    namespace = parser.parse_strict(words)
+
+    from growtrain.analysis.report import write_report
+
+    page, verdict = write_report(namespace.runs, namespace.output, ["python", "-m", "growtrain", "report", *words])
+    print(f"{verdict}\n{page}")
+    return 0

@@ -1,0 +1,57 @@
+"""Goes on with an agent that has stopped improving, by interventions instead of from scratch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtrain.commandline import Parser, add_config_flags
+from growtrain.commands.running import StopSignals, add_stop_signal, default_run_dir, explicit_with_game, run_training
+from growtrain.config import Config, ConfigError, parse_count
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(
+        prog="growtrain rescue",
+        description="Go on with a trained agent that has stopped improving, with plasticity injected, instead of training another.",
+        epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update.",
+    )
+    parser.add_argument("agent", type=Path, metavar="RUN|FILE", help="a run, or weights (.pt, .pth, .safetensors)")
+    parser.add_argument("--frames", type=parse_count, help="budget (default: half of what the run has played)")
+    parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
+    add_stop_signal(parser)
+    add_config_flags(parser)
+    namespace = parser.parse_strict(words)
+    explicit, stop, agent = explicit_with_game(namespace), StopSignals(namespace.stop_signal), namespace.agent
+    if "total_frames" in explicit:
+        raise ConfigError("--total-frames: a rescue's budget is what it adds: give it as --frames")
+    if namespace.run_dir is not None and (namespace.run_dir / "config.json").exists():
+        raise ConfigError(f"--run-dir {namespace.run_dir} already holds a run: choose another directory")
+    if not agent.exists():
+        raise ConfigError(f"{agent} does not exist: name the directory of a run, or a file of weights")
+
+    from growtrain.rescue import default_frames, rescue_run, rescue_weights
+
+    if agent.is_dir():
+        from growtrain.checkpoint import open_newest
+        from growtrain.resuming import at_own_width
+
+        checkpoint = at_own_width(open_newest(agent))
+        frames = namespace.frames if namespace.frames is not None else default_frames(checkpoint)
+        config, notes = rescue_run(checkpoint, explicit, frames)
+        notes = [f"from the checkpoint of {agent} at {checkpoint.frames} frames", *notes]
+        num_actions, start = checkpoint.state["num_actions"], checkpoint
+        run_dir = namespace.run_dir or default_run_dir(config)
+    else:
+        from growtrain.collection import num_actions_of
+        from growtrain.weights import read_weights, save_initial
+
+        if namespace.frames is None:
+            raise ConfigError(
+                "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"
+            )
+        weights = read_weights(agent)
+        num_actions, start = num_actions_of(explicit.get("game", Config.game)), None
+        config, notes = rescue_weights(weights, explicit, namespace.frames, num_actions)
+        run_dir = namespace.run_dir or default_run_dir(config)
+        save_initial(weights, run_dir)
+    return run_training(config, run_dir, num_actions, stop, notes, start)

@@ -1,0 +1,52 @@
+"""Goes on with a run from its newest whole checkpoint, or forks it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtrain.commandline import Parser, add_config_flags
+from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
+from growtrain.config import ConfigError
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(
+        prog="growtrain resume", description="Go on with a run from its newest checkpoint, as if it had never stopped."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument(
+        "--fork", type=Path, metavar="NEWDIR", help="begin another run there, with the past of this one"
+    )
+    add_stop_signal(parser)
+    add_config_flags(parser)
+    namespace = parser.parse_strict(words)
+    stop = StopSignals(namespace.stop_signal)
+    run, fork = namespace.run, namespace.fork
+    if not (run / "config.json").exists() and not (run / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{run} holds no run: name the directory that --run-dir was, or start one with growtrain train"
+        )
+    if fork is not None and (fork / "config.json").exists():
+        raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
+
+    from growtrain.checkpoint import NeverSaved, open_newest
+    from growtrain.resuming import changed_config, restart
+    from growtrain.runfiles import require_unlocked
+
+    if fork is None:
+        require_unlocked(run)
+    try:
+        checkpoint = open_newest(run)
+    except NeverSaved:
+        if fork is not None:
+            raise
+        from growtrain.collection import num_actions_of
+
+        config, note = restart(run), "it ended before its first checkpoint: from the start"
+        return run_training(config, run, num_actions_of(config.game), stop, [note])
+    config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
+    if fork is None and checkpoint.frames >= config.total_frames:
+        print(f"{run} is done: {checkpoint.frames} frames; to go further, --fork NEWDIR --total-frames N")
+        return 0
+    notes = [f"from the checkpoint at {checkpoint.frames} frames", *notes]
+    return run_training(config, run if fork is None else fork, checkpoint.state["num_actions"], stop, notes, checkpoint)

@@ -1,0 +1,40 @@
+"""Trains (the default command)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtrain.commandline import Parser
+from growtrain.commands.running import (
+    COMMANDS,
+    StopSignals,
+    add_stop_signal,
+    default_run_dir,
+    read_configuration,
+    run_training,
+)
+from growtrain.config import ConfigError
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(
+        prog="growtrain",
+        description="Train a Double DQN on an Atari game, growing it by plasticity injection.",
+        epilog=f"Other commands: {', '.join(name for name in COMMANDS if name != 'train')}. Counts take k and M: 200k, 1.5M.",
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, help="where the run's files go (default: runs/<game>-<schedule>-s<seed>-<time>)"
+    )
+    add_stop_signal(parser)
+    config, notes, run_dir = read_configuration(parser, words)
+    stop = StopSignals(parser.parse_known_args(list(words))[0].stop_signal)
+    run_dir = default_run_dir(config) if run_dir is None else run_dir
+    if (run_dir / "config.json").exists():
+        raise ConfigError(
+            f"--run-dir {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
+        )
+
+    from growtrain.collection import num_actions_of
+
+    text = f"below 200M frames these shrink with the budget: {', '.join(notes)}"
+    return run_training(config, run_dir, num_actions_of(config.game), stop, [text] if notes else [])
