@@ -236,14 +236,19 @@ def set_aside_newer(run_dir: Path, frames: int) -> list[str]:
     return names
 
 
-def load_learner(run_dir: Path, device: torch.device) -> tuple[DoubleDQN, Config, int]:
-    """The networks of a run's newest checkpoint in a learner, its configuration, and its frames.
+def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) -> tuple[DoubleDQN, Config, int]:
+    """The networks of a run's checkpoint in a learner, its configuration, and its frames.
+
+    Args:
+        run_dir: the run's.
+        device: where the networks go.
+        at: frames of the checkpoint; None: the newest.
 
     Raises:
         NoCheckpoint: the run has none that can be loaded.
         Unreadable: what it holds does not fit its configuration.
     """
-    checkpoint = open_newest(run_dir)
+    checkpoint = open_newest(run_dir) if at is None else open_at(run_dir, at)
     state, config = checkpoint.state, checkpoint.config
     learner = DoubleDQN(config, state["num_actions"], width=config.width, device=device, generator=torch.Generator())
     try:

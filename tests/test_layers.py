@@ -25,7 +25,7 @@ LAYERS = [
     ["probe.cells"],
     ["probe.report"],
     ["resuming", "learning_test"],
-    ["rescue", "diagnosis", "training"],
+    ["rescue", "diagnosis", "training", "video"],
     ["diagnose"],
     ["sweep.cells"],
     ["sweep.ledger", "sweep.executor", "sweep.table"],

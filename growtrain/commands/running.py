@@ -30,6 +30,7 @@ COMMANDS = (
     "probe",
     "sweep",
     "report",
+    "video",
     "doctor",
 )
 STOPPED = 75
