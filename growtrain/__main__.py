@@ -286,11 +286,13 @@ def _run(
     from growtrain.growth.transaction import GrowthFailed
     from growtrain.learners.double_dqn import Diverged
     from growtrain.planning import check_memory, make_plan
+    from growtrain.telemetry.trackers import check_trackers
     from growtrain.training import resolve_device, train
 
     plan = make_plan(config, num_actions)
     device = resolve_device(config.device)
     check_memory(plan, device)
+    check_trackers(config)
     display = open_display(
         game=config.game,
         schedule=config.schedule,

@@ -9,8 +9,9 @@ Units: every budget, period and schedule is in emulator frames; an agent step is
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
@@ -40,6 +41,7 @@ Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["paper", "modern"]
 OnGrowthFailure = Literal["stop", "continue"]
 DiagnosticsDepth = Literal["light", "full"]
+Tracker = Literal["wandb", "trackio"]
 
 
 class ConfigError(ValueError):
@@ -159,6 +161,8 @@ class Config:
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
     )
     keep: int = setting(1, "Checkpoints kept besides the newest.", identity=False)
+    track: str = setting("none", "Trackers that get the records too: wandb, trackio, or wandb,trackio.", identity=False)
+    track_project: str = setting("growtrain", "Project of the run in its trackers.", identity=False)
 
     # Execution
     device: Device = setting("auto", "auto takes the GPU when there is one.", identity=False)
@@ -216,6 +220,13 @@ class Config:
             self._require(
                 self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
             )
+        for name in self.trackers:
+            self._require(name in get_args(Tracker), "track", f"may name {', '.join(get_args(Tracker))}, or be none")
+        self._require(
+            re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self.track_project) is not None,
+            "track_project",
+            "must be of letters, digits, dots, dashes and underscores",
+        )
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
         self._require(
@@ -265,6 +276,12 @@ class Config:
     def keeps_initial_weights(self) -> bool:
         """Whether learning needs the weights that what trains had at its start."""
         return self.regularizer == "l2-init" or self.weight_projection == "nap"
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """The trackers of `track`, each once."""
+        names = [] if self.track == "none" else self.track.split(",")
+        return cast(tuple[Tracker, ...], tuple(dict.fromkeys(names)))
 
     @property
     def entropy(self) -> int:

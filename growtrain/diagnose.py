@@ -90,6 +90,7 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
         "eval_period": total,  # once, at the end
         "eval_frames": max(step, min(config.eval_frames, settings.frames // 4)),
         "keep": 0,
+        "track": "none",
     }
     return changed_config(checkpoint, explicit, fork=True)[0]
 

@@ -43,6 +43,7 @@ from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file,
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
+from growtrain.telemetry.trackers import open_trackers
 from growtrain.weights import load_initial
 
 Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent
@@ -376,7 +377,8 @@ class Run:
         if self._start is not None:
             self._take_up(self._start)
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
-        self.sinks = RunSinks(self.run_dir, self.collector.frames if self._start is not None else None)
+        frames = self.collector.frames if self._start is not None else None
+        self.sinks = RunSinks(self.run_dir, frames, open_trackers(self.config, self.run_dir))
         monitor = open_monitor(self.device)
         monitor.start()
         status = "failed"
@@ -390,12 +392,12 @@ class Run:
             raise
         finally:
             monitor.stop()
-            self.sinks.close()
             self.collector.environment.close(raise_if_closed=False)
             try:
                 write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
             except OSError as error:  # a full disk must not hide how the run ended
                 warnings.warn(f"summary.json was not written: {error}", stacklevel=1)
+            self.sinks.close(failed=status == "failed")  # last, and outside of what was timed: trackers take their time
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""
