@@ -127,6 +127,7 @@ def resume_command(words: Sequence[str]) -> int:
     from growtrain.checkpoint import NeverSaved, open_newest
     from growtrain.resuming import changed_config, restart
     from growtrain.runfiles import require_unlocked
+    from growtrain.sweep.cells import progress
 
     if fork is None:
         require_unlocked(run)
@@ -140,7 +141,7 @@ def resume_command(words: Sequence[str]) -> int:
         config, note = restart(run), "it ended before its first checkpoint: from the start"
         return _run(config, run, num_actions_of(config.game), stop, [note])
     config, notes = changed_config(checkpoint, _explicit(namespace), fork=fork is not None)
-    if fork is None and checkpoint.frames >= config.total_frames:
+    if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         print(f"{run} is done: {checkpoint.frames} frames; to go further, --fork NEWDIR --total-frames N")
         return 0
     notes = [f"from the checkpoint at {checkpoint.frames} frames", *notes]
@@ -348,11 +349,11 @@ def evaluate_command(words: Sequence[str]) -> int:
 
     try:
         device = resolve_device(getattr(namespace, "device", "auto"))
-        learner, config, frames = load_learner(namespace.run, device)
+        learner, config, frames, stage = load_learner(namespace.run, device)
     except FileNotFoundError as error:
         raise ConfigError(f"{namespace.run} holds no run that can be evaluated ({error})") from error
     config = dataclasses.replace(config, **explicit_settings(namespace))
-    record = evaluate(learner.q_values, config, frames=frames, stage=learner.head.num_injections, device=device)
+    record = evaluate(learner.q_values, config, frames=frames, stage=stage, device=device)
     print(json.dumps(record.to_dict()))
     return 0
 
@@ -417,7 +418,7 @@ def sweep_command(words: Sequence[str]) -> int:
     try:
         with Ledger(namespace.dir, create=True) as ledger, open_table(ledger.directory, sys.stdout) as table, stop:
             driver = Driver(ledger, ledger.submit(cells), executor, table, max_attempts=namespace.max_attempts)
-            code = driver.run(lambda: stop.received, retry_failed=namespace.retry_failed)
+            code = driver.run(lambda: bool(stop.received), retry_failed=namespace.retry_failed)
     except sqlite3.Error as error:
         print(f"growtrain: {ledger.path}: {error}: the runs were stopped; the same command goes on", file=sys.stderr)
         return 1
@@ -614,14 +615,14 @@ def default_run_dir(config: Config) -> Path:
 
 
 class _StopSignals:
-    """Turns the first SIGINT, SIGTERM or `extra` into a flag; the second acts at once, as it would without us.
+    """Notes the name of the first SIGINT, SIGTERM or `extra` as `received`; the second acts at once, as it would without us.
 
     Raises:
         ConfigError: `extra` is not a signal that can be caught.
     """
 
     def __init__(self, extra: str = "") -> None:
-        self.received = False
+        self.received = ""
         self._numbers = [signal.SIGINT, signal.SIGTERM]
         if extra:
             name = extra.upper().removeprefix("SIG")
@@ -644,7 +645,7 @@ class _StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.received = True
+        self.received = signal.Signals(number).name
         for each in self._numbers:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 

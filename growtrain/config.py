@@ -316,6 +316,10 @@ def parse_count(text: str) -> int:
     scale = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}.get(text[-1:].lower(), 1)
     digits = (text if scale == 1 else text[:-1]).replace("_", "")
     try:
+        return int(digits) * scale  # exactly: a seed may have more digits than a float
+    except ValueError:
+        pass
+    try:
         value = float(digits) * scale
         count = round(value)
     except (ValueError, OverflowError) as error:

@@ -56,14 +56,18 @@ _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it,
 
 
 def train(
-    config: Config, run_dir: Path, *, should_stop: Callable[[], bool] = lambda: False, start: Checkpoint | None = None
+    config: Config,
+    run_dir: Path,
+    *,
+    should_stop: Callable[[], bool | str] = lambda: False,
+    start: Checkpoint | None = None,
 ) -> Iterator[Record]:
     """Trains one agent and yields what happens, as it happens.
 
     Args:
         config: everything that decides the run.
         run_dir: where its files go; made if missing.
-        should_stop: asked once per environment step; True ends the run early, with a checkpoint to go on from.
+        should_stop: asked once per environment step; True, or the reason, ends the run early, with a checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
@@ -75,7 +79,8 @@ def train(
         CheckpointFailed: the last checkpoint, or several in a row, could not be written.
     """
     with run_lock(run_dir) as stale_lock, Run(config, run_dir, start).recording(stale_lock) as run:
-        while run.collector.frames < config.total_frames and not should_stop():
+        stopped: bool | str = False
+        while run.collector.frames < config.total_frames and not (stopped := should_stop()):
             with run.phases("act"):
                 run.collector.act(run.learner.q_values)  # the environments step from here on
             with run.phases("learn"):
@@ -96,7 +101,7 @@ def train(
                 yield run.report()
             if run.checkpoint_due():
                 run.save()
-        yield from run.finish()
+        yield from run.finish(stopped)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -141,6 +146,7 @@ class Run:
         grown_at: frames at which entries were carried out.
         decision: the last one of an adaptive schedule.
         totals: per stage; a periodic schedule has only one.
+        reason: in one line, why it failed, or was stopped, as far as that is known.
     """
 
     def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
@@ -173,6 +179,7 @@ class Run:
         self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
         self.phases = Phases()
         self.last_evaluation: Evaluation | None = None
+        self.reason: str | None = None
         self._recent_returns: deque[float] = deque(maxlen=100)
         self._wall_start = self._accounted = self._reported = time.perf_counter()
         self._frames_accounted = self._updates_accounted = 0
@@ -358,11 +365,16 @@ class Run:
                 f"checkpoint at {self.collector.frames} frames was not written, nor the records before it: {error}"
             ) from error
 
-    def finish(self) -> Iterator[Record]:
-        """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on."""
+    def finish(self, stopped: bool | str) -> Iterator[Record]:
+        """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on.
+
+        What was done before a kill that came before the summary is not done again.
+        """
+        self.reason = stopped if isinstance(stopped, str) else None
         if self.collector.frames >= self.config.total_frames:
             self.learn()
-            if self.config.eval_period and not self.crossed(self.config.eval_period):
+            evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
+            if self.config.eval_period and evaluated_at < self.collector.frames:
                 yield self.evaluate()
             if self._frames_reported < self.collector.frames:
                 yield self.report()
@@ -389,6 +401,9 @@ class Run:
             status = "done" if self.collector.frames >= self.config.total_frames else "stopped"
         except GeneratorExit:
             status = "stopped"
+            raise
+        except BaseException as error:
+            self.reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
             raise
         finally:
             monitor.stop()
@@ -520,6 +535,7 @@ class Run:
         planned = not any(resume.get("past_differs") for resume in self._resumes)
         return {
             "status": status,
+            "reason": self.reason,
             "schedule": self.config.schedule,
             "game": self.config.game,
             "seed": self.config.seed,

@@ -33,10 +33,17 @@ _log = logging.getLogger(__name__)
 
 
 class AbstractTracker(ABC):
-    """One run of a tracker. Everything but `check` may block, and may raise anything."""
+    """One run of a tracker. Everything but `check` may block, and may raise anything.
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
+    Args:
+        config: of the run.
+        run_dir: its directory.
+        id: the same after a resume, and no other run's.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, id: str) -> None:
+        self.config, self.run_dir, self.id = config, run_dir, id
+        self.name = f"{config.game}-{config.schedule}-s{config.seed}-{id}"
 
     @staticmethod
     @abstractmethod
@@ -44,13 +51,8 @@ class AbstractTracker(ABC):
         """Raises `ImportError` or `AttributeError` without its package, and `ConfigError` if it cannot work; waits for no network."""
 
     @abstractmethod
-    def open(self, id: str, name: str) -> None:
-        """Begins the tracker's run, or goes on with it.
-
-        Args:
-            id: of the run, the same after a resume.
-            name: how it is shown; no two runs share it.
-        """
+    def open(self) -> None:
+        """Begins the tracker's run, or goes on with it."""
 
     @abstractmethod
     def log(self, frames: int, scalars: dict[str, float]) -> None:
@@ -74,24 +76,28 @@ class WandbTracker(AbstractTracker):
             except Exception as error:
                 raise ConfigError(f"--track wandb: {error} To record on disk instead: WANDB_MODE=offline") from error
 
-    def open(self, id: str, name: str) -> None:
+    def open(self) -> None:
         """Offline where the server is not reached."""
         wandb = importlib.import_module("wandb")
         arguments: dict[str, Any] = {
             "project": self.config.track_project,
-            "id": id,
-            "name": name,
+            "id": self.id,
+            "name": self.name,
             "config": self.config.to_dict(),
             "dir": str(self.run_dir),
             "resume": "allow",
             "allow_val_change": True,
-            "settings": wandb.Settings(console="off", init_timeout=_REACH_SECONDS, finish_timeout=_REACH_SECONDS),
+            "settings": wandb.Settings(
+                console="off", quiet=True, init_timeout=_REACH_SECONDS, finish_timeout=_REACH_SECONDS
+            ),
         }
         try:
             self._run = wandb.init(**arguments)
         except Exception as error:
+            wandb.teardown()  # its service still has a run of this identifier in use
             self._run = wandb.init(**arguments, mode="offline")
-            _log.warning("wandb records offline (%s): send it later by wandb sync %s", error, Path(self._run.dir).parent)
+            place = Path(self._run.dir).parent
+            _log.warning("wandb records offline (%s): send it later by wandb sync %s", _one_line(error), place)
         self._run.define_metric("frames")
         self._run.define_metric("*", step_metric="frames")
 
@@ -112,11 +118,11 @@ class TrackioTracker(AbstractTracker):
         """Needs only the package."""
         _ = importlib.import_module("trackio").init  # which an empty folder of that name lacks
 
-    def open(self, id: str, name: str) -> None:
+    def open(self) -> None:
         """Runs are told apart by their names alone."""
         trackio = importlib.import_module("trackio")
         self._run = trackio.init(
-            self.config.track_project, name=name, config=self.config.to_dict(), resume="allow", embed=False
+            self.config.track_project, name=self.name, config=self.config.to_dict(), resume="allow", embed=False
         )
 
     def log(self, frames: int, scalars: dict[str, float]) -> None:
@@ -163,14 +169,12 @@ class TrackerSink:
 
     def _work(self) -> None:
         try:
-            id = _run_id(self._tracker.run_dir)
-            config = self._tracker.config
-            self._tracker.open(id, f"{config.game}-{config.schedule}-s{config.seed}-{id}")
+            self._tracker.open()
             while (item := self._queue.get()) is not None:
                 self._tracker.log(*item)
             self._tracker.finish(self._failed)
         except Exception as error:  # the run outlives any failure of a convenience
-            self._give_up(f"{type(error).__name__}: {error}")
+            self._give_up(f"{type(error).__name__}: {_one_line(error)}")
 
     def _give_up(self, reason: str) -> None:
         if not self._off:
@@ -190,8 +194,15 @@ def check_trackers(config: Config) -> None:
 
 
 def open_trackers(config: Config, run_dir: Path) -> list[TrackerSink]:
-    """The trackers of a run, each opening in its thread."""
-    return [TrackerSink(name, TRACKERS[name](config, run_dir)) for name in config.trackers]
+    """The trackers of a run, each opening in its thread; raises `OSError` if the run's identifier cannot be written."""
+    if not config.trackers:
+        return []
+    id = _run_id(run_dir)
+    return [TrackerSink(name, TRACKERS[name](config, run_dir, id)) for name in config.trackers]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _run_id(run_dir: Path) -> str:
