@@ -236,8 +236,8 @@ def set_aside_newer(run_dir: Path, frames: int) -> list[str]:
     return names
 
 
-def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) -> tuple[DoubleDQN, Config, int]:
-    """The networks of a run's checkpoint in a learner, its configuration, and its frames.
+def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) -> tuple[DoubleDQN, Config, int, int]:
+    """The networks of a run's checkpoint in a learner, its configuration, its frames, and its stage.
 
     Args:
         run_dir: the run's.
@@ -253,9 +253,10 @@ def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) 
     learner = DoubleDQN(config, state["num_actions"], width=config.width, device=device, generator=torch.Generator())
     try:
         learner.load_state_dict(state["learner"])
+        stage = schedule_of(config).stage_after(int(state["interventions"]))
     except (ValueError, KeyError, TypeError) as error:
         raise Unreadable(f"{checkpoint.path}: {error}") from error
-    return learner, config, checkpoint.frames
+    return learner, config, checkpoint.frames, stage
 
 
 def _published(directory: Path) -> list[Path]:

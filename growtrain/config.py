@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
@@ -41,6 +42,7 @@ Device = Literal["auto", "cpu", "cuda"]
 PresetName = Literal["paper", "modern"]
 OnGrowthFailure = Literal["stop", "continue"]
 DiagnosticsDepth = Literal["light", "full"]
+Tracker = Literal["wandb", "trackio"]
 
 
 class ConfigError(ValueError):
@@ -160,6 +162,8 @@ class Config:
         5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
     )
     keep: int = setting(1, "Checkpoints kept besides the newest.", identity=False)
+    track: str = setting("none", "Trackers that get the records too: wandb, trackio, or wandb,trackio.", identity=False)
+    track_project: str = setting("growtrain", "Project of the run in its trackers.", identity=False)
 
     # Execution
     device: Device = setting("auto", "auto takes the GPU when there is one.", identity=False)
@@ -217,6 +221,13 @@ class Config:
             self._require(
                 self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
             )
+        for name in self.trackers:
+            self._require(name in get_args(Tracker), "track", f"may name {', '.join(get_args(Tracker))}, or be none")
+        self._require(
+            re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self.track_project) is not None,
+            "track_project",
+            "must be of letters, digits, dots, dashes and underscores",
+        )
         self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
         self._require(
@@ -268,6 +279,12 @@ class Config:
         return self.regularizer == "l2-init" or self.weight_projection == "nap"
 
     @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """The trackers of `track`, each once."""
+        names = [] if self.track == "none" else self.track.split(",")
+        return cast(tuple[Tracker, ...], tuple(dict.fromkeys(names)))
+
+    @property
     def entropy(self) -> int:
         """The seed as a non-negative integer for numpy's `SeedSequence`; different seeds stay different."""
         return self.seed if self.seed >= 0 else (1 << 128) - self.seed
@@ -304,6 +321,10 @@ def parse_count(text: str) -> int:
     """A whole number with an optional k, M or G suffix: `100k` -> 100000, `0.5M` -> 500000; raises `ConfigError`."""
     scale = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}.get(text[-1:].lower(), 1)
     digits = (text if scale == 1 else text[:-1]).replace("_", "")
+    try:
+        return int(digits) * scale  # exactly: a seed may have more digits than a float
+    except ValueError:
+        pass
     try:
         value = float(digits) * scale
         count = round(value)

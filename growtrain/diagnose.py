@@ -91,12 +91,19 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
         "eval_period": total,  # once, at the end
         "eval_frames": max(step, min(config.eval_frames, settings.frames // 4)),
         "keep": 0,
+        "track": "none",
     }
     return changed_config(checkpoint, explicit, fork=True)[0]
 
 
 def run_fork(
-    run: Path, checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings, fork: Path, stop: Callable[[], bool]
+    run: Path,
+    checkpoint: Checkpoint,
+    arm: Arm,
+    seed: int,
+    settings: Settings,
+    fork: Path,
+    stop: Callable[[], bool | str],
 ) -> None:
     """Runs one fork to its end, goes on with it where it was interrupted, or does nothing where it is done.
 
@@ -125,7 +132,7 @@ def diagnose(
     settings: Settings,
     output: Path,
     *,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool | str] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> Diagnosis | None:
     """Does what is not done yet, and writes `diagnosis.json`, `diagnosis.md` and `diagnosis.svg` into `output`.
@@ -135,7 +142,7 @@ def diagnose(
         checkpoint: of it.
         settings: what to do; what an interrupted diagnosis with the same settings has done is taken over.
         output: where the forks and the answer go; made if missing.
-        stop: asked once per environment step; True ends it early, to be gone on with.
+        stop: asked once per environment step; True, or the reason, ends it early, to be gone on with.
         say: takes lines of progress.
 
     Returns:

@@ -42,6 +42,7 @@ from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file,
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
+from growtrain.telemetry.trackers import open_trackers
 from growtrain.weights import load_initial
 
 Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent
@@ -54,14 +55,18 @@ _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it,
 
 
 def train(
-    config: Config, run_dir: Path, *, should_stop: Callable[[], bool] = lambda: False, start: Checkpoint | None = None
+    config: Config,
+    run_dir: Path,
+    *,
+    should_stop: Callable[[], bool | str] = lambda: False,
+    start: Checkpoint | None = None,
 ) -> Iterator[Record]:
     """Trains one agent and yields what happens, as it happens.
 
     Args:
         config: everything that decides the run.
         run_dir: where its files go; made if missing.
-        should_stop: asked once per environment step; True ends the run early, with a checkpoint to go on from.
+        should_stop: asked once per environment step; True, or the reason, ends the run early, with a checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
@@ -73,7 +78,8 @@ def train(
         CheckpointFailed: the last checkpoint, or several in a row, could not be written.
     """
     with run_lock(run_dir) as stale_lock, Run(config, run_dir, start).recording(stale_lock) as run:
-        while run.collector.frames < config.total_frames and not should_stop():
+        stopped: bool | str = False
+        while run.collector.frames < config.total_frames and not (stopped := should_stop()):
             with run.phases("act"):
                 run.collector.act(run.learner.q_values)  # the environments step from here on
             with run.phases("learn"):
@@ -94,7 +100,7 @@ def train(
                 yield run.report()
             if run.checkpoint_due():
                 run.save()
-        yield from run.finish()
+        yield from run.finish(stopped)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -139,6 +145,7 @@ class Run:
         grown_at: frames at which entries were carried out.
         decision: the last one of an adaptive schedule.
         totals: per stage; a periodic schedule has only one.
+        reason: in one line, why it failed, or was stopped, as far as that is known.
     """
 
     def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
@@ -170,6 +177,7 @@ class Run:
         self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
         self.phases = Phases()
         self.last_evaluation: Evaluation | None = None
+        self.reason: str | None = None
         self._recent_returns: deque[float] = deque(maxlen=100)
         self._wall_start = self._accounted = self._reported = time.perf_counter()
         self._frames_accounted = self._updates_accounted = 0
@@ -355,11 +363,16 @@ class Run:
                 f"checkpoint at {self.collector.frames} frames was not written, nor the records before it: {error}"
             ) from error
 
-    def finish(self) -> Iterator[Record]:
-        """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on."""
+    def finish(self, stopped: bool | str) -> Iterator[Record]:
+        """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on.
+
+        What was done before a kill that came before the summary is not done again.
+        """
+        self.reason = stopped if isinstance(stopped, str) else None
         if self.collector.frames >= self.config.total_frames:
             self.learn()
-            if self.config.eval_period and not self.crossed(self.config.eval_period):
+            evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
+            if self.config.eval_period and evaluated_at < self.collector.frames:
                 yield self.evaluate()
             if self._frames_reported < self.collector.frames:
                 yield self.report()
@@ -374,7 +387,8 @@ class Run:
         if self._start is not None:
             self._take_up(self._start)
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
-        self.sinks = RunSinks(self.run_dir, self.collector.frames if self._start is not None else None)
+        frames = self.collector.frames if self._start is not None else None
+        self.sinks = RunSinks(self.run_dir, frames, open_trackers(self.config, self.run_dir))
         monitor = open_monitor(self.device)
         monitor.start()
         status = "failed"
@@ -386,14 +400,17 @@ class Run:
         except GeneratorExit:
             status = "stopped"
             raise
+        except BaseException as error:
+            self.reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+            raise
         finally:
             monitor.stop()
-            self.sinks.close()
             self.collector.environment.close(raise_if_closed=False)
             try:
                 write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
             except OSError as error:  # a full disk must not hide how the run ended
                 warnings.warn(f"summary.json was not written: {error}", stacklevel=1)
+            self.sinks.close(failed=status == "failed")  # last, and outside of what was timed: trackers take their time
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""
@@ -516,6 +533,7 @@ class Run:
         planned = not any(resume.get("past_differs") for resume in self._resumes)
         return {
             "status": status,
+            "reason": self.reason,
             "schedule": self.config.schedule,
             "game": self.config.game,
             "seed": self.config.seed,

@@ -187,7 +187,7 @@ def test_runs_whose_network_or_stages_are_others_are_resumed_bit_for_bit(kind: s
     else:
         assert [event["stage"] for event in events] == [1, 2]
         assert last == 2
-    learner, _, frames = load_learner(tmp_path / "parts", torch.device("cpu"))
+    learner, _, frames, _ = load_learner(tmp_path / "parts", torch.device("cpu"))
     assert (frames, learner.width) == (config.total_frames, 32 * (3 if "widened" in kind else 1))
 
 

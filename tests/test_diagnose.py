@@ -117,7 +117,7 @@ def test_a_dead_network_learns_nothing_of_what_is_asked_for(original: Path) -> N
 
 def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
     observation = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    before, _, _ = load_learner(original, CPU)
+    before, *_ = load_learner(original, CPU)
     slots_kept = {
         "current": {"encoder", "head"},
         "inject": {"encoder"},
@@ -125,7 +125,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
         "reset-encoder": {"head"},
     }
     for copy in COPIES:
-        learner, _, _ = load_learner(original, CPU)
+        learner, *_ = load_learner(original, CPU)
         slots = dict(learner.optimizer.state)
         network, optimizer = make_copy(copy, learner, torch.Generator().manual_seed(1))
         held = [p for group in optimizer.param_groups for p in group["params"]]

@@ -596,7 +596,7 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
     assert main(words) == 0
     assert "--anchor frozen -> zero" in capsys.readouterr().out
     assert [event["frames"] for event in read_jsonl(fork / "growth_events.jsonl")] == [800, 968]
-    learner, config, frames = load_learner(fork, CPU)
+    learner, config, frames, _ = load_learner(fork, CPU)
     assert learner.head.spec()["injections"] == ["frozen", "zero"]
     assert (config.seed, frames) == (7, 1_600)
     past = [[r for r in read_jsonl(where / "metrics.jsonl") if r["frames"] <= 960] for where in (run, fork)]

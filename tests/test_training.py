@@ -119,7 +119,7 @@ def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width
 
 
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
-    learner, config, frames = load_learner(grown[0], torch.device("cpu"))
+    learner, config, frames, _ = load_learner(grown[0], torch.device("cpu"))
     assert (config, frames) == (tiny(), 6400)
     assert learner.head.spec()["injections"] == ["frozen"] * 3
     assert learner.updates == 375

@@ -24,11 +24,11 @@ def main(words: Sequence[str]) -> int:
 
     try:
         device = resolve_device(getattr(namespace, "device", "auto"))
-        learner, config, frames = load_learner(namespace.run, device)
+        learner, config, frames, stage = load_learner(namespace.run, device)
     except FileNotFoundError as error:
         raise ConfigError(f"{namespace.run} holds no run that can be evaluated ({error})") from error
     config = dataclasses.replace(config, **explicit_settings(namespace))
     torch.set_num_threads(config.threads)
-    record = evaluate(learner.q_values, config, frames=frames, stage=learner.head.num_injections, device=device)
+    record = evaluate(learner.q_values, config, frames=frames, stage=stage, device=device)
     print(json.dumps(record.to_dict()))
     return 0

@@ -32,6 +32,7 @@ def main(words: Sequence[str]) -> int:
     from growtrain.checkpoint import NeverSaved, open_newest
     from growtrain.resuming import changed_config, restart
     from growtrain.runfiles import require_unlocked
+    from growtrain.sweep.cells import progress
 
     if fork is None:
         require_unlocked(run)
@@ -45,7 +46,7 @@ def main(words: Sequence[str]) -> int:
         config, note = restart(run), "it ended before its first checkpoint: from the start"
         return run_training(config, run, num_actions_of(config.game), stop, [note])
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
-    if fork is None and checkpoint.frames >= config.total_frames:
+    if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         print(f"{run} is done: {checkpoint.frames} frames; to go further, --fork NEWDIR --total-frames N")
         return 0
     notes = [f"from the checkpoint at {checkpoint.frames} frames", *notes]

@@ -64,14 +64,14 @@ def default_run_dir(config: Config) -> Path:
 
 
 class StopSignals:
-    """Turns the first SIGINT, SIGTERM or `extra` into a flag; the second acts at once, as it would without us.
+    """Notes the name of the first SIGINT, SIGTERM or `extra` as `received`; the second acts at once, as it would without us.
 
     Raises:
         ConfigError: `extra` is not a signal that can be caught.
     """
 
     def __init__(self, extra: str = "") -> None:
-        self.received = False
+        self.received = ""
         self._numbers = [signal.SIGINT, signal.SIGTERM]
         if extra:
             name = extra.upper().removeprefix("SIG")
@@ -94,7 +94,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.received = True
+        self.received = signal.Signals(number).name
         for each in self._numbers:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
@@ -114,11 +114,13 @@ def run_training(
     from growtrain.growth.transaction import GrowthFailed
     from growtrain.learners.double_dqn import Diverged
     from growtrain.planning import check_memory, make_plan
+    from growtrain.telemetry.trackers import check_trackers
     from growtrain.training import resolve_device, train
 
     plan = make_plan(config, num_actions)
     device = resolve_device(config.device)
     check_memory(plan, device)
+    check_trackers(config)
     display = open_display(
         game=config.game,
         schedule=config.schedule,

@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
     try:
         with Ledger(namespace.dir, create=True) as ledger, open_table(ledger.directory, sys.stdout) as table, stop:
             driver = Driver(ledger, ledger.submit(cells), executor, table, max_attempts=namespace.max_attempts)
-            code = driver.run(lambda: stop.received, retry_failed=namespace.retry_failed)
+            code = driver.run(lambda: bool(stop.received), retry_failed=namespace.retry_failed)
     except sqlite3.Error as error:
         print(f"growtrain: {ledger.path}: {error}: the runs were stopped; the same command goes on", file=sys.stderr)
         return 1

@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     if namespace.output is not None:
         video.require_suffix(namespace.output)
     device = resolve_device(namespace.device)
-    learner, config, frames = load_learner(namespace.run, device, at=namespace.at)
+    learner, config, frames, stage = load_learner(namespace.run, device, at=namespace.at)
     torch.set_num_threads(config.threads)
     output = namespace.output or namespace.run / f"video-{frames}-{namespace.episode}.mp4"
     episode = video.play(
@@ -52,8 +52,7 @@ def main(words: Sequence[str]) -> int:
         max_frames=namespace.frames,
         device=device,
     )
-    injections = learner.head.num_injections
-    grown = f", {injections} injection{'s' if injections > 1 else ''}" if injections else ""
+    grown = f", stage {stage}" if stage else ""
     heading = f"{config.game}, {config.schedule} after {format_count(frames)} frames{grown}"
     video.write(output, video.pictures(episode, config, heading))
     seconds, size = len(episode.actions) / video.DECISIONS_PER_SECOND, output.stat().st_size / 1e6

@@ -71,7 +71,7 @@ def play(config: ProbeConfig, seed: int) -> Play:
     """
     policy, epsilon = None, 1.0
     if config.policy:
-        learner, run, _ = load_learner(Path(config.policy), torch.device("cpu"))
+        learner, run, _, _ = load_learner(Path(config.policy), torch.device("cpu"))
         if run.game != config.game:
             raise ConfigError(f"--policy {config.policy} plays {run.game}: add --game {run.game}")
         policy, epsilon = learner.q_values, run.eval_epsilon

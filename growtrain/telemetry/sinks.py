@@ -1,4 +1,4 @@
-"""Where records go: JSON lines, which are the record of a run, and TensorBoard, which is a convenience.
+"""Where records go: JSON lines, which are the record of a run; TensorBoard and trackers, which are conveniences.
 
 What the disk does not take of a JSONL file waits in memory, in order, until it does: `flush` raises while anything waits, so that no
 checkpoint outruns its records. A failing TensorBoard sink warns once and is quiet from then on.
@@ -10,9 +10,11 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+
+from growtrain.telemetry.trackers import TrackerSink
 
 Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics", "decisions"]
 
@@ -119,36 +121,42 @@ class TensorBoardSink:
 
 
 class RunSinks:
-    """The sinks of one run directory: `metrics.jsonl`, `evaluations.jsonl`, `growth_events.jsonl`, `diagnostics.jsonl`, and
-    `tensorboard/`.
+    """The sinks of one run directory: `metrics.jsonl`, `evaluations.jsonl`, `growth_events.jsonl`, `diagnostics.jsonl`,
+    `decisions.jsonl` and `tensorboard/`; and its trackers.
 
     Args:
         run_dir: the run's directory.
         frames: of the checkpoint that the run goes on from; None from the start.
+        trackers: which get the same numbers as TensorBoard, under the same names; closed with the other sinks.
 
     Raises:
         OSError: a JSONL file cannot be opened.
     """
 
-    def __init__(self, run_dir: Path, frames: int | None = None) -> None:
+    def __init__(self, run_dir: Path, frames: int | None = None, trackers: Sequence[TrackerSink] = ()) -> None:
         self._files = {stem: JsonlSink(run_dir / f"{stem}.jsonl") for stem in get_args(Stem)}
         self._tensorboard = TensorBoardSink(run_dir / "tensorboard", frames)
+        self._trackers = trackers
 
     def write(self, stem: Stem, values: dict[str, Any]) -> None:
-        """Puts a record's `to_dict()` in its file and then, the record being safe, in TensorBoard; `frames` is the step."""
+        """Puts a record's `to_dict()` in its file and then, the record being safe, elsewhere; `frames` is the step."""
         self._files[stem].write(values)
         self._tensorboard.write(stem, values)
+        for tracker in self._trackers:
+            tracker.write(values["frames"], dict(_scalars(stem, values)))
 
     def flush(self) -> None:
         """Writes the records that wait for the disk; raises `OSError` if some still do."""
         for file in self._files.values():
             file.flush()
 
-    def close(self) -> None:
-        """Closes all of them."""
+    def close(self, failed: bool = False) -> None:
+        """Closes all of them, trackers last, because they may take their time; `failed` is how they mark the run."""
         self._tensorboard.close()
         for file in self._files.values():
             file.close()
+        for tracker in self._trackers:
+            tracker.close(failed)
 
     def __enter__(self) -> Self:
         return self
