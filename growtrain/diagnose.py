@@ -96,7 +96,13 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
 
 
 def run_fork(
-    run: Path, checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings, fork: Path, stop: Callable[[], bool | str]
+    run: Path,
+    checkpoint: Checkpoint,
+    arm: Arm,
+    seed: int,
+    settings: Settings,
+    fork: Path,
+    stop: Callable[[], bool | str],
 ) -> None:
     """Runs one fork to its end, goes on with it where it was interrupted, or does nothing where it is done.
 

@@ -115,7 +115,9 @@ def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [s["frames"] for s in summary["stages"]] == ([2400] if kind == "redo" else [304, 304, 592, 1200])
     assert summary["updates"] == (2400 - 200) // 16
-    assert load_learner(tmp_path, torch.device("cpu"))[0].width == 32 * width
+    learner, *_, stage = load_learner(tmp_path, torch.device("cpu"))
+    assert learner.width == 32 * width
+    assert stage == events[-1]["stage"]  # though nothing was injected
 
 
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
@@ -216,7 +218,7 @@ def test_stopping_early_leaves_a_checkpoint_and_says_so(tmp_path: Path) -> None:
     calls = iter(range(10**6))
     list(train(tiny(), tmp_path / "run", should_stop=lambda: next(calls) >= 150))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["frames"]) == ("stopped", 150 * 16)
+    assert (summary["status"], summary["reason"], summary["frames"]) == ("stopped", None, 150 * 16)
     assert load_learner(tmp_path / "run", torch.device("cpu"))[2] == 150 * 16
 
 
@@ -227,9 +229,12 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     monkeypatch.setattr(transaction, "inject", fails)
     with pytest.raises(GrowthFailed, match="no memory"):
         list(train(tiny(), tmp_path / "stop"))
-    assert json.loads((tmp_path / "stop" / "summary.json").read_text())["status"] == "failed"
+    summary = json.loads((tmp_path / "stop" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["reason"].startswith("GrowthFailed: ")
+    assert "no memory for heads" in summary["reason"]
     with pytest.warns(UserWarning, match="goes on ungrown"):
         list(train(tiny(on_growth_failure="continue", total_frames=2_400, schedule="grow1x"), tmp_path / "go"))
     summary = json.loads((tmp_path / "go" / "summary.json").read_text())
-    assert summary["status"] == "done"
+    assert (summary["status"], summary["reason"]) == ("done", None)
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []

@@ -315,14 +315,12 @@ def wandb_history(run_dir: Path) -> list[list[tuple[int, dict[str, float]]]]:
                 logged = Record.FromString(entry)
                 if logged.WhichOneof("record_type") == "history":
                     rows.append(
-                        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in logged.history.item}
+                        {
+                            ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+                            for item in logged.history.item
+                        }
                     )
-        parts.append(
-            [
-                (row["frames"], {name: value for name, value in row.items() if "/" in name})
-                for row in rows
-            ]
-        )
+        parts.append([(row["frames"], {name: value for name, value in row.items() if "/" in name}) for row in rows])
     return parts
 
 
