@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from growtrain.__main__ import main
 from growtrain.checkpoint import load_learner
 from growtrain.collection import epsilon_at, epsilon_greedy, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config
@@ -95,7 +96,9 @@ def test_a_grown_run_leaves_what_the_design_says(grown: tuple[Path, list[Record]
         ("redo", "redo", 1),
     ],
 )
-def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width: int, tmp_path: Path) -> None:
+def test_a_run_of_every_schedule_to_compare_with(
+    schedule: str, kind: str, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny(
         schedule=schedule, total_frames=2_400, learning_starts=200, redo_period=600, redo_tau=0.2, eval_period=0
     )
@@ -115,9 +118,9 @@ def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [s["frames"] for s in summary["stages"]] == ([2400] if kind == "redo" else [304, 304, 592, 1200])
     assert summary["updates"] == (2400 - 200) // 16
-    learner, *_, stage = load_learner(tmp_path, torch.device("cpu"))
-    assert learner.width == 32 * width
-    assert stage == events[-1]["stage"]  # though nothing was injected
+    assert load_learner(tmp_path, torch.device("cpu"))[0].width == 32 * width
+    assert main(["evaluate", str(tmp_path), "--eval-frames", "80"]) == 0
+    assert json.loads(capsys.readouterr().out)["stage"] == events[-1]["stage"]  # though nothing was injected
 
 
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:

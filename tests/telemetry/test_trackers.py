@@ -218,10 +218,21 @@ def test_what_waits_for_a_tracker_is_bounded(
 
 
 def tiny(**overrides: Any) -> Config:
-    settings = {
-        **{"game": "pong", "schedule": "at:800", "total_frames": 1_600, "num_envs": 2, "width": 32, "batch_size": 8},
-        **{"encoder_width": 0.25, "learning_starts": 200, "epsilon_decay_frames": 500, "target_period": 400},
-        **{"replay_capacity": 300, "eval_frames": 80, "log_period": 200, "diagnostics_period": 0},
+    settings: dict[str, Any] = {
+        "game": "pong",
+        "schedule": "at:800",
+        "total_frames": 1_600,
+        "num_envs": 2,
+        "width": 32,
+        "encoder_width": 0.25,
+        "batch_size": 8,
+        "learning_starts": 200,
+        "epsilon_decay_frames": 500,
+        "target_period": 400,
+        "replay_capacity": 300,
+        "eval_frames": 80,
+        "log_period": 200,
+        "diagnostics_period": 0,
     }
     return Config(**(settings | overrides))
 
@@ -284,7 +295,7 @@ def test_an_empty_folder_of_that_name_is_not_the_package(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("track", ["tensorboard", "wandb,", "WANDB", "wandb trackio", ""])
 def test_an_unknown_tracker_is_refused(track: str) -> None:
-    with pytest.raises(ConfigError, match="--track .*wandb, trackio, or be none"):
+    with pytest.raises(ConfigError, match=r"--track .*wandb, trackio, or be none"):
         Config(track=track)
 
 
