@@ -341,6 +341,9 @@ def test_wandb_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check_trackers(Config(track="wandb"))
     record(tmp_path, "wandb")
     record(tmp_path, "wandb")  # as after a resume, from an earlier frame
+    deadline = time.monotonic() + 10
+    while wandb_history(tmp_path) != [SENT, SENT] and time.monotonic() < deadline:
+        time.sleep(0.1)  # its service writes the file when the run has ended
     assert wandb_history(tmp_path) == [SENT, SENT]
     assert len({path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")}) == 1  # one run to W&B
 
