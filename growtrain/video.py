@@ -23,7 +23,7 @@ from growtrain.environments.atari import replay_in_color
 
 DECISIONS_PER_SECOND = 15
 _GIF_MILLISECONDS = 70  # a GIF counts in hundredths of a second
-SUFFIXES = (".mp4", ".gif")
+MAX_FRAMES = {".mp4": 18_000, ".gif": 3_600}  # unless asked for; a GIF is put together in memory
 _VIDEO_STREAM = 0xF11A  # keeps its random numbers apart from training's and evaluation's
 _SCREEN = (320, 420)  # pixels, the game's screen twice as large
 _PANEL = 340
@@ -181,8 +181,8 @@ def write(path: Path, frames: Iterator[Image.Image]) -> None:
 
 def require_suffix(path: Path) -> None:
     """Raises `ConfigError` for a file that is neither .mp4 nor .gif."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output {path}: give a file that ends in {' or '.join(SUFFIXES)}")
+    if path.suffix.lower() not in MAX_FRAMES:
+        raise ConfigError(f"--output {path}: give a file that ends in {' or '.join(MAX_FRAMES)}")
 
 
 def _write_mp4(path: Path, frames: Iterator[Image.Image]) -> None:

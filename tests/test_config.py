@@ -13,11 +13,27 @@ M = 10**6
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("200M", 200 * M), ("100k", 100_000), ("0.5M", M // 2), ("1_000", 1000), ("7", 7), ("2.5K", 2500), ("1G", 10**9)],
+    [
+        ("200M", 200 * M),
+        ("100k", 100_000),
+        ("0.5M", M // 2),
+        ("1_000", 1000),
+        ("7", 7),
+        ("2.5K", 2500),
+        ("1G", 10**9),
+        ("1e6", M),
+    ],
 )
 def test_counts(text: str, count: int) -> None:
     assert parse_count(text) == count
     assert parse_count(format_count(count)) == count
+
+
+@pytest.mark.parametrize("text", ["9007199254740993", "-9007199254740993", "123456789012345678901234567890"])
+def test_whole_numbers_are_read_exactly(text: str) -> None:
+    """2 ** 53 + 1 is the first that a float is not."""
+    assert parse_count(text) == int(text)
+    assert parse_count(text + "M") == int(text) * M
 
 
 @pytest.mark.parametrize("text", ["", "k", "many", "1.5", "nan", "inf", "1e400", "10kk"])

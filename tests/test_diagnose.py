@@ -196,6 +196,12 @@ def test_the_untouched_fork_is_the_run_itself(run_dir: Path, tmp_path: Path) -> 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_forks_of_a_tracked_run_are_not_tracked(run_dir: Path) -> None:
+    checkpoint = open_newest(run_dir)
+    tracked = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, track="wandb"))
+    assert fork_config(tracked, "inject", 0, Settings(frames=400)).trackers == ()
+
+
 def test_diagnose_answers_is_resumable_and_names_the_next_command(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

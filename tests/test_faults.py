@@ -153,6 +153,30 @@ def test_killed_before_the_first_checkpoint_it_starts_again(whole: Path, tmp_pat
     assert_same_end(whole, run_dir)
 
 
+def test_killed_between_the_last_checkpoint_and_the_summary_only_the_summary_is_made_up_for(
+    whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "summary.json").unlink()
+    records = {path.name: path.read_bytes() for path in run.glob("*.jsonl")}
+    assert main(["resume", str(run)]) == 0
+    summary, expected = (json.loads((where / "summary.json").read_text()) for where in (run, whole))
+    for name in ("status", "reason", "frames", "updates", "final_return"):
+        assert summary[name] == expected[name], name
+    assert {path.name: path.read_bytes() for path in run.glob("*.jsonl")} == records
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    assert "is done" in capsys.readouterr().out
+
+
+def test_a_finished_run_that_lacks_its_summary_is_not_evaluated_again(tmp_path: Path) -> None:
+    config = tiny(total_frames=400, schedule="fixed", eval_period=300, eval_frames=80)
+    list(train(config, tmp_path))
+    (tmp_path / "summary.json").unlink()
+    assert list(train(config, tmp_path, start=open_newest(tmp_path))) == []
+    assert [record["frames"] for record in read_jsonl(tmp_path / "evaluations.jsonl")] == [304, 400]
+    assert json.loads((tmp_path / "summary.json").read_text())["final_return_source"] == "evaluation"
+
+
 def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"frames": 100}\n{"frames": 200}\n{"frames": 300}\n{"frames": 3')
@@ -177,7 +201,7 @@ def test_a_signal_stops_with_75_and_the_run_goes_on_as_if_it_had_not(name: str, 
     assert process.returncode == 75
     checkpoint = open_newest(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["frames"]) == ("stopped", checkpoint.frames)
+    assert (summary["status"], summary["reason"], summary["frames"]) == ("stopped", f"SIG{name}", checkpoint.frames)
 
 
 def test_the_second_signal_stops_at_once_and_harms_nothing(run: Path) -> None:

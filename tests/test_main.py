@@ -39,6 +39,7 @@ TINY = [
         (["--num-envs", "0"], "--num-envs"),
         (["--learning-starts", "300M"], "--learning-starts"),
         (["--device", "tpu"], "--device"),
+        (["--track", "tensorboard"], "wandb, trackio"),
         (["fly"], "unknown command 'fly'"),
         (["evaluate", "/nowhere"], "/nowhere"),
         (["--preset", "future"], "paper"),
@@ -73,7 +74,7 @@ def test_the_contracts_flags_and_commands_are_there(capsys: pytest.CaptureFixtur
     contract = (
         "game schedule total-frames seed device num-envs width learning-starts checkpoint-period preset run-dir anchor "
         "freeze-encoder-at intervention split trainable-heads lr replay-ratio batch-size encoder-width normalization execution "
-        "activation regularizer regularizer-strength weight-projection"
+        "activation regularizer regularizer-strength weight-projection track track-project"
     )
     for name in contract.split():
         assert f"--{name} " in text

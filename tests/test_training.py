@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from growtrain.__main__ import main
 from growtrain.checkpoint import load_learner
 from growtrain.collection import epsilon_at, epsilon_greedy, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config
@@ -95,7 +96,9 @@ def test_a_grown_run_leaves_what_the_design_says(grown: tuple[Path, list[Record]
         ("redo", "redo", 1),
     ],
 )
-def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width: int, tmp_path: Path) -> None:
+def test_a_run_of_every_schedule_to_compare_with(
+    schedule: str, kind: str, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny(
         schedule=schedule, total_frames=2_400, learning_starts=200, redo_period=600, redo_tau=0.2, eval_period=0
     )
@@ -116,6 +119,8 @@ def test_a_run_of_every_schedule_to_compare_with(schedule: str, kind: str, width
     assert [s["frames"] for s in summary["stages"]] == ([2400] if kind == "redo" else [304, 304, 592, 1200])
     assert summary["updates"] == (2400 - 200) // 16
     assert load_learner(tmp_path, torch.device("cpu"))[0].width == 32 * width
+    assert main(["evaluate", str(tmp_path), "--eval-frames", "80"]) == 0
+    assert json.loads(capsys.readouterr().out)["stage"] == events[-1]["stage"]  # though nothing was injected
 
 
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
@@ -216,7 +221,7 @@ def test_stopping_early_leaves_a_checkpoint_and_says_so(tmp_path: Path) -> None:
     calls = iter(range(10**6))
     list(train(tiny(), tmp_path / "run", should_stop=lambda: next(calls) >= 150))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["frames"]) == ("stopped", 150 * 16)
+    assert (summary["status"], summary["reason"], summary["frames"]) == ("stopped", None, 150 * 16)
     assert load_learner(tmp_path / "run", torch.device("cpu"))[2] == 150 * 16
 
 
@@ -227,9 +232,12 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     monkeypatch.setattr(transaction, "inject", fails)
     with pytest.raises(GrowthFailed, match="no memory"):
         list(train(tiny(), tmp_path / "stop"))
-    assert json.loads((tmp_path / "stop" / "summary.json").read_text())["status"] == "failed"
+    summary = json.loads((tmp_path / "stop" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["reason"].startswith("GrowthFailed: ")
+    assert "no memory for heads" in summary["reason"]
     with pytest.warns(UserWarning, match="goes on ungrown"):
         list(train(tiny(on_growth_failure="continue", total_frames=2_400, schedule="grow1x"), tmp_path / "go"))
     summary = json.loads((tmp_path / "go" / "summary.json").read_text())
-    assert summary["status"] == "done"
+    assert (summary["status"], summary["reason"]) == ("done", None)
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []

@@ -17,14 +17,17 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--at", type=parse_count, metavar="N", help="frames of the checkpoint (default: the newest)")
     parser.add_argument("--episode", type=parse_count, default=0, metavar="N", help="which one (default: 0)")
     parser.add_argument(
-        "--frames", type=parse_count, default=18_000, metavar="N", help="at most (default: 18k, 5 minutes)"
+        "--frames",
+        type=parse_count,
+        metavar="N",
+        help="at most (default: 18k, 5 minutes; 3.6k for .gif, kept in memory)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=".mp4 or .gif (default: RUN/video-<frames>-<episode>.mp4)"
     )
     parser.add_argument("--device", default="auto", help="where the network plays (default: auto)")
     namespace = parser.parse_strict(words)
-    if namespace.frames < 1:
+    if namespace.frames is not None and namespace.frames < 1:
         raise ConfigError("--frames must be at least 1")
     try:
         import PIL
@@ -44,18 +47,19 @@ def main(words: Sequence[str]) -> int:
     learner, config, frames, stage = load_learner(namespace.run, device, at=namespace.at)
     torch.set_num_threads(config.threads)
     output = namespace.output or namespace.run / f"video-{frames}-{namespace.episode}.mp4"
+    most = namespace.frames or video.MAX_FRAMES[output.suffix.lower()]
     episode = video.play(
         learner.q_values,
         config,
         frames=frames,
         episode=namespace.episode,
-        max_frames=namespace.frames,
+        max_frames=most,
         device=device,
     )
     grown = f", stage {stage}" if stage else ""
     heading = f"{config.game}, {config.schedule} after {format_count(frames)} frames{grown}"
     video.write(output, video.pictures(episode, config, heading))
     seconds, size = len(episode.actions) / video.DECISIONS_PER_SECOND, output.stat().st_size / 1e6
-    cut = "" if episode.ended else f", cut off at --frames {format_count(namespace.frames)}"
+    cut = "" if episode.ended else f", cut off at --frames {format_count(most)}"
     print(f"{output}: score {episode.score:g}, {len(episode.actions)} decisions{cut}; {seconds:.0f} s, {size:.1f} MB")
     return 0

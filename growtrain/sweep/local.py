@@ -1,4 +1,8 @@
-"""Cells as processes of this machine, each with cores and a GPU of its own as far as there are enough."""
+"""Cells as processes of this machine, each with cores and a GPU of its own as far as there are enough.
+
+Cores are dealt from this process's affinity mask, GPUs from what CUDA shows it. Drivers do not know of each other: several on one host
+are kept apart by `taskset` and `CUDA_VISIBLE_DEVICES`.
+"""
 
 import os
 from collections.abc import Collection, Sequence

@@ -218,14 +218,14 @@ def test_what_waits_for_a_tracker_is_bounded(
 
 
 def tiny(**overrides: Any) -> Config:
-    settings = {
+    settings: dict[str, Any] = {
         "game": "pong",
         "schedule": "at:800",
         "total_frames": 1_600,
         "num_envs": 2,
         "width": 32,
-        "batch_size": 8,
         "encoder_width": 0.25,
+        "batch_size": 8,
         "learning_starts": 200,
         "epsilon_decay_frames": 500,
         "target_period": 400,
@@ -341,6 +341,9 @@ def test_wandb_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check_trackers(Config(track="wandb"))
     record(tmp_path, "wandb")
     record(tmp_path, "wandb")  # as after a resume, from an earlier frame
+    deadline = time.monotonic() + 10
+    while wandb_history(tmp_path) != [SENT, SENT] and time.monotonic() < deadline:
+        time.sleep(0.1)  # its service writes the file when the run has ended
     assert wandb_history(tmp_path) == [SENT, SENT]
     assert len({path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")}) == 1  # one run to W&B
 
