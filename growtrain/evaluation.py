@@ -20,6 +20,12 @@ from growtrain.tasks import human_normalized_score
 _EVALUATION_STREAM = 0xE7A1  # keeps evaluation's random numbers apart from training's
 
 
+def random_streams(config: Config, frames: int) -> tuple[np.random.Generator, int]:
+    """The generator of exploration and the environments' seed of the evaluation at `frames` training frames."""
+    seeds = np.random.SeedSequence(config.entropy, spawn_key=(_EVALUATION_STREAM, frames)).spawn(2)
+    return np.random.default_rng(seeds[0]), int(seeds[1].generate_state(1, np.uint64)[0])
+
+
 def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device: torch.device) -> Evaluation:
     """Plays `config.eval_frames` frames at `config.eval_epsilon` and reports the true scores.
 
@@ -31,9 +37,8 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
         device: where the policy takes observations.
     """
     start = time.perf_counter()
-    seeds = np.random.SeedSequence(config.entropy, spawn_key=(_EVALUATION_STREAM, frames)).spawn(2)
-    generator = np.random.default_rng(seeds[0])
-    environment = make_environment(config, seed=int(seeds[1].generate_state(1, np.uint64)[0]))
+    generator, seed = random_streams(config, frames)
+    environment = make_environment(config, seed=seed)
     scores: list[float] = []
     running = np.zeros(config.num_envs)
     complete = np.zeros(config.num_envs, dtype=np.bool_)

@@ -1,65 +1,34 @@
-"""Writes an episode of a run's newest checkpoint as a film."""
+"""Films one evaluation episode of a run, with the action values beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser
-from growtrain.config import ConfigError, format_count, parse_count
+from growtrain.commandline import Parser, reader
+from growtrain.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = Parser(
         prog="growtrain video",
-        description="Play an evaluation episode of a run's checkpoint and write it as a film: in colour, with its action values.",
+        description="Film one evaluation episode of a run in colour and real time, with the action values beside it.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
-    parser.add_argument("--at", type=parse_count, metavar="N", help="frames of the checkpoint (default: the newest)")
-    parser.add_argument("--episode", type=parse_count, default=0, metavar="N", help="which one (default: 0)")
+    parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
+    parser.add_argument("--seed", type=reader(int), metavar="N", help="of the episode (default: the run's)")
     parser.add_argument(
-        "--frames",
-        type=parse_count,
-        metavar="N",
-        help="at most (default: 18k, 5 minutes; 3.6k for .gif, kept in memory)",
+        "--frames", type=reader(int), metavar="N", help="at most (default: the whole episode; of a GIF, its most: 3.6k)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=".mp4 or .gif (default: RUN/video-<frames>-<episode>.mp4)"
+        "--output", type=Path, metavar="FILE", help=".mp4 or .gif, replaced (default: RUN/video-<frames>-s<seed>.mp4)"
     )
-    parser.add_argument("--device", default="auto", help="where the network plays (default: auto)")
     namespace = parser.parse_strict(words)
-    if namespace.frames is not None and namespace.frames < 1:
-        raise ConfigError("--frames must be at least 1")
+
     try:
-        import PIL
+        from growtrain.video import film
     except ImportError as error:
-        raise ConfigError(f"{error}: pip install 'growtrain[video]'") from error
-    del PIL
+        raise ConfigError(f"video: {error}: pip install 'growtrain[video]'") from error
 
-    import torch
-
-    from growtrain import video
-    from growtrain.checkpoint import load_learner
-    from growtrain.training import resolve_device
-
-    if namespace.output is not None:
-        video.require_suffix(namespace.output)
-    device = resolve_device(namespace.device)
-    learner, config, frames, stage = load_learner(namespace.run, device, at=namespace.at)
-    torch.set_num_threads(config.threads)
-    output = namespace.output or namespace.run / f"video-{frames}-{namespace.episode}.mp4"
-    most = namespace.frames or video.MAX_FRAMES[output.suffix.lower()]
-    episode = video.play(
-        learner.q_values,
-        config,
-        frames=frames,
-        episode=namespace.episode,
-        max_frames=most,
-        device=device,
-    )
-    grown = f", stage {stage}" if stage else ""
-    heading = f"{config.game}, {config.schedule} after {format_count(frames)} frames{grown}"
-    video.write(output, video.pictures(episode, config, heading))
-    seconds, size = len(episode.actions) / video.DECISIONS_PER_SECOND, output.stat().st_size / 1e6
-    cut = "" if episode.ended else f", cut off at --frames {format_count(most)}"
-    print(f"{output}: score {episode.score:g}, {len(episode.actions)} decisions{cut}; {seconds:.0f} s, {size:.1f} MB")
+    for line in film(namespace.run, namespace.output, at=namespace.at, seed=namespace.seed, frames=namespace.frames):
+        print(line, flush=True)
     return 0

@@ -34,7 +34,7 @@ import os
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -498,40 +498,3 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         entries = {name: torch.from_numpy(values)[:, None] for name, values in per_lane.items()}
         observation = torch.from_numpy(self._observation)
         return TensorDict({"observation": observation, **entries}, batch_size=self.batch_size)
-
-
-def replay_in_color(
-    game: str, seed: int, actions: Iterable[int], *, noop_max: int, repeat_action_probability: float
-) -> Iterator[tuple[Frames, float]]:
-    """Plays an `AtariEnvironment`'s first episode in lane 0 again, in colour: an episode is a function of its seed and its actions.
-
-    Args:
-        game: as of that environment.
-        seed: the environment's, not the lane's.
-        actions: what lane 0 was sent, up to the end of the episode at most.
-        noop_max: as of that environment.
-        repeat_action_probability: as of that environment.
-
-    Yields:
-        The screen (210, 160, 3) uint8 after the reset and after every action, the maximum of the last two of its four frames, as the
-        agent sees them; and the reward.
-    """
-    vector = AtariVectorEnv(
-        canonical_game(game),
-        1,
-        num_threads=1,
-        repeat_action_probability=repeat_action_probability,
-        grayscale=False,
-        img_height=210,
-        img_width=160,
-        stack_num=1,
-        frameskip=FRAME_SKIP,
-        noop_max=noop_max,
-        reward_clipping=False,
-        use_fire_reset=False,
-    )
-    observation, _ = vector.reset(seed=np.array([lane_seed(seed, 0, 0)]))
-    yield observation[0, 0], 0.0
-    for action in actions:
-        observation, reward, _, _, _ = vector.step(np.array([action], dtype=np.int64))
-        yield observation[0, 0], float(reward[0])
