@@ -45,7 +45,9 @@ def holdings(study: Study, ledger_notes: Sequence[str]) -> list[Block]:
     for entry in study.entries:
         run = entry.run
         if run.status not in HEALTHY:
-            notes.append(f"{run.name}: {run.status} at {run.frames:,} of {run.budget:,} frames")
+            reason = run.summary.get("reason")
+            why = f" ({' '.join(reason.split())})" if isinstance(reason, str) else ""
+            notes.append(f"{run.name}: {run.status}{why} at {run.frames:,} of {run.budget:,} frames")
         if entry.superseded_by:
             notes.append(f"{run.name}: {entry.superseded_by} is of the same arm, game and seed, and stands for both")
         notes += [f"{run.name}: {problem}" for problem in run.problems]

@@ -65,6 +65,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             stages = [625, until // 16 - 625] if grown else [until // 16]
             summary = {
                 "status": status,
+                "reason": "OSError: no\nspace" if status == "failed" else None,
                 "frames": until,
                 "wall_seconds": until / speed,
                 "stages": [{"updates": n, "flops_per_update": c} for n, c in zip(stages, costs, strict=False)],

@@ -106,7 +106,7 @@ def test_the_verdict_comes_first_and_failures_are_shown(
         "15 runs: 13 done",
         "No run of fixed on breakout.",
         "fixed on breakout: not run",
-        "pong-fixed-2: failed at 12,000 of 40,000 frames",
+        "pong-fixed-2: failed (OSError: no space) at 12,000 of 40,000 frames",
         "pong-fixed-1: interrupted at 20,000 of 40,000 frames",
         "no aggregate: no score on breakout",
         "n=1, 2 missing",
