@@ -36,6 +36,7 @@ Axis = Literal["frames", "hours", "flops"]
 AXES: tuple[Axis, ...] = ("frames", "hours", "flops")
 LEVELS = (0.5, 0.9)  # of the way from a random policy to the reference's score
 HEALTHY = ("done", "running")
+MARGIN = 0.25  # of the reference's score: an arm that may have lost more is not said to keep up
 _ORDER = ("full3x", "full1x", "grow3x", "grow1x", "adaptive", "fixed")
 _GROWING = ("grow", "at:", "adaptive")
 
@@ -391,6 +392,11 @@ def verdict(comparison: Comparison) -> str:
         outcome = f"{arm} scores higher than {reference}"
     elif point.difference.high < 0:
         outcome = f"{arm} scores lower than {reference}"
+    elif (loss := -float(point.difference.low) / max(float(point.reference.value), 1e-9)) > MARGIN:
+        return (
+            f"Cannot tell whether {arm} keeps up with {reference}: no difference shows at {where}{_cost_clause(comparison)}, "
+            f"but losing {f'{loss:.0%} of' if loss < 1 else 'all'} its score is not excluded. {means}."
+        )
     else:
         outcome = f"{arm} reaches {reference}'s score within the interval"
     return f"{outcome} at equal frames ({where}){_cost_clause(comparison)}: {means}."

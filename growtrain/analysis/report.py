@@ -16,6 +16,7 @@ from growtrain.analysis import figures, tables
 from growtrain.analysis.aggregate import MIN_RUNS, FloatArray, Scores, estimate, iqm, mean, median, optimality_gap
 from growtrain.analysis.commands import command_of, shell_line
 from growtrain.analysis.comparison import (
+    MARGIN,
     Comparison,
     Study,
     arm_scores,
@@ -219,7 +220,8 @@ def _method(at: dict[str, float]) -> list[Block]:
     intervals = (
         f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}. They speak of other "
         "seeds on these games, not of other games; with few seeds they are too narrow rather than too wide; they are not "
-        "corrected for the number of comparisons. An interval that contains 0 does not show that two arms are equal."
+        "corrected for the number of comparisons. An interval that contains 0 does not show that two arms are equal: an arm "
+        f"is said to reach the other's score only where a loss of {MARGIN:.0%} of it is excluded."
     )
     source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
     return [Heading("How to read this"), Items([score, where, normalized, intervals, source])]

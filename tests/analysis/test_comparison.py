@@ -111,6 +111,17 @@ def test_verdict_clear_difference(write_run: WriteRun, tmp_path: Path, slope: fl
     assert f"grow1x {outcome} full3x" in verdict(first(study_of(tmp_path)))
 
 
+def test_verdict_an_interval_too_wide_to_say(write_run: WriteRun, tmp_path: Path) -> None:
+    for schedule in ("full3x", "grow1x"):
+        for seed, slope in enumerate((0.4, 1.0, 1.6)):
+            write_run(f"{schedule}-{seed}", "pong", schedule, seed, line(0, slope))
+    text = verdict(first(study_of(tmp_path)))
+    assert text.startswith(
+        "Cannot tell whether grow1x keeps up with full3x: no difference shows at 40k frames, at x1.000"
+    )
+    assert "but losing all its score is not excluded. IQM" in text
+
+
 def test_verdict_too_few_seeds(write_run: WriteRun, tmp_path: Path) -> None:
     write_arms(write_run, {"full3x": 1.0, "grow1x": 5.0}, seeds=2)
     text = verdict(first(study_of(tmp_path)))
