@@ -17,6 +17,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from growtrain.verdicts import MIN_LEARNED
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -107,6 +109,8 @@ def decide(
         inject, reason = False, f"{rule.max_injections} injections are the most"
     elif frames - last_injection < rule.min_gap:
         inject, reason = False, f"the last injection is less than {rule.min_gap} frames ago"
+    elif not lost and 1 - min(errors) < MIN_LEARNED:
+        inject, reason = False, f"neither learned more than {MIN_LEARNED:.0%} of what was asked for: nothing is known"
     elif not lost:
         inject, reason = (
             False,

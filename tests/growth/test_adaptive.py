@@ -52,6 +52,7 @@ def test_it_injects_when_plasticity_is_lost_on_a_plateau_often_enough() -> None:
         ([{}, {}, {"stage": 1, "last_injection": 150}], "less than 100 frames ago"),
         ([{}, {}, {}, {}], "1 of 2 decisions"),  # what was injected has to be given time
         ([{}, {}, {"errors": (0.0, 0.0)}], "gains 0.0%"),
+        ([{}, {}, {"errors": (0.999, 0.998)}], "neither learned more than 5%"),  # that is no sign of a healthy network
     ],
 )
 def test_it_does_not_inject_otherwise(steps: list[dict[str, Any]], reason: str) -> None:
