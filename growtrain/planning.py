@@ -32,6 +32,7 @@ from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.interventions import count_parameters
 from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import apply
+from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN, make_parts
 from growtrain.measuring import STATES
 from growtrain.networks.activations import outputs_per_unit
@@ -498,6 +499,7 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
     )
     learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
     batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
+    update = _make_update(learner, batches)
     observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8)
     updates, acts, timed, spread = [], [], 0, 0.0
     for stage in range(len(plan.stages)):
@@ -505,13 +507,22 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
             probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
             intervention = schedule_of(config).intervention
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
-        blocks, calls = _block_seconds(lambda: learner.update(batches), device, 0.8 * seconds)
+        blocks, calls = _block_seconds(update, device, 0.8 * seconds)
         act_blocks, _ = _block_seconds(lambda: learner.q_values(observation.to(device)), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)
         acts.append(float(np.median(act_blocks)))
         timed += calls * num_updates
         spread = max(spread, float(np.ptp(blocks) / np.median(blocks)))
     return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
+
+
+def _make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
+    """As many updates as there are batches, as a run does them: on a GPU in a CUDA graph, unless the execution is eager."""
+    if learner.device.type != "cuda" or learner.config.execution == "eager":
+        return lambda: learner.update(batches)
+    captured = CapturedUpdate(learner, lambda rows: batches[0], learner.config.batch_size)
+    no_rows = torch.zeros(batches.numel(), dtype=torch.int64)
+    return lambda: captured.update(no_rows)
 
 
 def _block_seconds(call: Callable[[], object], device: torch.device, seconds: float) -> tuple[list[float], int]:

@@ -19,10 +19,16 @@ def _nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", lambda device: False)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Only tests asked for with `-m gpu` see a GPU: the others hold whole runs to bits that only a CPU keeps."""
+    if "gpu" not in config.getoption("-m"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything initialises CUDA; child processes inherit it
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """GPU tests are skipped without a GPU; slow tests run only when asked for with `-m slow`."""
+    """GPU tests run only when asked for with `-m gpu`, where there is one; slow tests only when asked for with `-m slow`."""
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: run with -m gpu"))
         if "slow" in item.keywords and "slow" not in config.getoption("-m"):
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))

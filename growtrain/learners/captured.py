@@ -31,6 +31,10 @@ class CapturedUpdate:
     def __init__(self, learner: DoubleDQN, gather: Callable[[Tensor], TensorDict], batch_size: int) -> None:
         self.learner, self._gather, self.batch_size = learner, gather, batch_size
         self._rows = torch.zeros(batch_size, dtype=torch.int64, device=learner.device)
+        # No other graph may be captured on it: when a graph goes, PyTorch drops the workspaces of cuBLAS that belong to its stream, and
+        # another graph captured there would go on using their memory (PyTorch's issue 193402).
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._graph = torch.cuda.CUDAGraph()
         self._version = -1
 
     def update(self, rows: Tensor) -> None:
@@ -54,25 +58,23 @@ class CapturedUpdate:
         tensors = [*learner.online.parameters(), *learner.online.buffers(), learner.loss_sum, learner.nonfinite]
         slots_before = {p: _clones(slots) for p, slots in learner.optimizer.state.items()}
         before = [tensor.detach().clone() for tensor in tensors]
+        self._graph = torch.cuda.CUDAGraph()  # the old one and its workspaces go before the new one needs any
         try:
-            self._graph = self._warm_up_and_record()
+            self._warm_up_and_record()
         finally:
             _restore(tensors, before, learner.optimizer, slots_before)
         self._version = learner.version
 
-    def _warm_up_and_record(self) -> torch.cuda.CUDAGraph:
+    def _warm_up_and_record(self) -> None:
         learner = self.learner
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP_STEPS):
                 learner.step(self._gather(self._rows))
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         learner.optimizer.zero_grad(set_to_none=True)  # the graph's gradients live in its own memory
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(self._graph, stream=self._stream):
             learner.step(self._gather(self._rows))
-        return graph
 
 
 @torch.no_grad()

@@ -274,16 +274,17 @@ class DoubleDQN:
 
         That halves their memory, and a frozen encoder that is shared need compute its features only once for both networks.
         """
-        before = self.encoder_is_shared, self.bank_is_shared
+        before, moved = (self.encoder_is_shared, self.bank_is_shared), False
         for current, lagging in zip(self.online.parameters(), self.target.parameters(), strict=True):
             apart = current.data_ptr() != lagging.data_ptr()
             if apart and not current.requires_grad and torch.equal(current, lagging):
                 lagging.data = current.data
+                moved = True  # a captured update would go on reading the memory that this has freed
         self.encoder_is_shared = _same_tensors(self.online.encoder, self.target.encoder)
         self.bank_is_shared = self.head.frozen is not None and _same_tensors(
             self.head.frozen, self.target.get_submodule("head.frozen")
         )
-        if (self.encoder_is_shared, self.bank_is_shared) != before:
+        if moved or (self.encoder_is_shared, self.bank_is_shared) != before:
             self.version += 1
         # TorchRL's loss made a copy of the online network as its target: it reads the lagging target's tensors instead.
         captured = self.loss.target_value_network_params.flatten_keys(".")

@@ -145,7 +145,7 @@ class FrozenBank(nn.Module):
         )
         for weight, bias, output in parts:
             hidden = self.kind(weight.shape[1], weight.shape[0], device="meta")
-            hidden.weight, hidden.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+            hidden.weight, hidden.bias = (nn.Parameter(each.clone(), requires_grad=False) for each in (weight, bias))
             heads.append(nn.Sequential(hidden, copy.deepcopy(self.activation), copy.deepcopy(output)))
         return heads
 
