@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.config import Config
-from growtrain.growth.transaction import grow
+from growtrain.growth.transaction import apply, grow
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import SpectralLinear
@@ -123,6 +123,26 @@ def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
     optimizer.step()
     # m = 1.75, v = 4.75: 0.3 / sqrt(4.75 - 3.0625 + 0.25)
     assert torch.allclose(p.detach(), before - torch.tensor([0.3 / 1.9375**0.5, 0.0]))
+
+
+def test_a_fused_bank_can_be_followed_by_heads_that_all_train() -> None:
+    learner = make(small())
+    generator, probe = torch.Generator().manual_seed(1), batches(1)["observation"][0]
+    for config in (Config(), Config(trainable_heads="all")):
+        apply(learner, "inject", probe, config=config, generator=generator)
+    learner.update(batches(1))
+
+
+def test_a_captured_update_is_stale_when_the_target_reads_other_memory() -> None:
+    learner = make(small(normalization="layer"))
+    generator, probe = torch.Generator().manual_seed(1), batches(1)["observation"][0]
+    learner.update(batches(2))
+    for config in (Config(), Config(trainable_heads="all")):
+        apply(learner, "inject", probe, config=config, generator=generator)
+    storage, version = [p.data_ptr() for p in learner.target.parameters()], learner.version
+    learner.copy_target()
+    assert storage != [p.data_ptr() for p in learner.target.parameters()]  # what is frozen is shared from now on
+    assert learner.version > version
 
 
 def test_a_copied_optimizer_goes_on_as_the_original() -> None:
