@@ -192,6 +192,8 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
                     axes_label = arm if curve is curves[0] else None
                     panels[2].plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.7, label=axes_label)
         panels[2].set(title="forks: running mean return", xlabel="frames", ylabel="score")
+        panels[2].locator_params(axis="x", nbins=4)
+        panels[2].xaxis.set_major_formatter(lambda frames, _: format_count(frames))
         if panels[2].get_legend_handles_labels()[0]:
             panels[2].legend(fontsize="small")
     figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
