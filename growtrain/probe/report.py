@@ -325,7 +325,7 @@ def _draw_differences(axes: "Axes", comparison: Comparison) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(pairs)), [arm for arm, _ in pairs], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("late error minus warm start's (left is better)")
+    axes.set_xlabel("late error minus warm start's (left is better)", fontsize=8)
     axes.set_title(f"{comparison.setting}, {comparison.targets}: 95 % intervals", fontsize=10)
 
 
