@@ -368,7 +368,7 @@ class Run:
 
         What was done before a kill that came before the summary is not done again.
         """
-        self.reason = stopped if isinstance(stopped, str) else None
+        self.reason = stopped if isinstance(stopped, str) and stopped else None
         if self.collector.frames >= self.config.total_frames:
             self.learn()
             evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
