@@ -15,7 +15,7 @@ Units: frames; seconds.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m growtrain` does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
 import json
