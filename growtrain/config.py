@@ -106,13 +106,17 @@ class Config:
         0.8, "Share of the old weights after shrink-perturb, the rest is fresh (SR-SPR, D'Oro et al. 2023)."
     )
     adaptive_period: int = setting(
-        0, "Interval between decisions of the adaptive schedule (0: a 50th of the budget).", "frames"
+        0,
+        "Interval between decisions of the adaptive schedule (0: a 50th of the budget, a 10th of a short one).",
+        "frames",
     )
     adaptive_min_gap: int = setting(
         0, "Least interval between its injections, and before the first (0: an eighth of the budget).", "frames"
     )
     adaptive_max: int = setting(3, "Its injections, at most.")
-    adaptive_threshold: float = setting(0.1, "Share of the error that a fresh head must save, in its learning test.")
+    adaptive_threshold: float = setting(
+        0.1, "Gain of a fresh head that tells of lost plasticity, as a share of what can be learned."
+    )
     adaptive_patience: int = setting(2, "Decisions in a row that must find plasticity lost.")
     redo_period: int = setting(0, "Interval of the redo schedule (0: a 200th of the budget, at least 4k).", "frames")
     redo_tau: float = setting(

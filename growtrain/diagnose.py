@@ -28,7 +28,7 @@ import torch
 from growtrain.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
 from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
 from growtrain.diagnosis import Arm, Diagnosis, Settings, draw, render
-from growtrain.learning_test import COPIES, Copy, learning_test
+from growtrain.learning_test import COPIES, Copy, learning_test, mean_errors
 from growtrain.resuming import changed_config, done_injections
 from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.tasks import REFERENCE_SCORES
@@ -190,7 +190,6 @@ def _concluded(
     config, now = checkpoint.config, checkpoint.frames
     returns = {arm: [mean_return(fork, now) for fork in each] for arm, each in forks.items()}
     scale = return_scale(config.game, returns.get("untouched", []))
-    last_errors = {copy: [curve[-1] for curve in curves] for copy, curves in errors.items()}
     return Diagnosis(
         run=str(run),
         game=config.game,
@@ -203,7 +202,7 @@ def _concluded(
         evaluations={arm: [_last_evaluation(fork, now) for fork in each] for arm, each in forks.items()},
         return_scale=scale,
         verdict=verdict(
-            Evidence(errors=last_errors, returns=returns, return_scale=scale), threshold=settings.threshold
+            Evidence(errors=mean_errors(errors), returns=returns, return_scale=scale), threshold=settings.threshold
         ),
     )
 
@@ -225,8 +224,8 @@ def _learning_test_once(
             return errors
     errors = learning_test(checkpoint, settings.test, resolve_device(checkpoint.config.device))
     write_json(path, {"asked": asked, "errors": errors})
-    for copy, curves in errors.items():
-        say(f"learning test {copy}: error {np.mean([curve[-1] for curve in curves]):.3f}")
+    for copy, means in mean_errors(errors).items():
+        say(f"learning test {copy}: mean error {np.mean(means):.3f}")
     return errors
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from growtrain.config import format_count
-from growtrain.learning_test import Copy, LearningTest
+from growtrain.learning_test import Copy, LearningTest, mean_errors
 from growtrain.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_most
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
@@ -91,8 +91,8 @@ def next_command(diagnosis: Diagnosis) -> str:
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
     # The width of an interval falls with the root of the seeds, and the noise of a mean return with the root of the frames.
-    test, last = settings.test, {copy: [curve[-1] for curve in curves] for copy, curves in diagnosis.errors.items()}
-    updates = test.updates if learned_most(last) >= MIN_LEARNED else 4 * test.updates
+    test, learned = settings.test, learned_most(mean_errors(diagnosis.errors))
+    updates = test.updates if learned >= MIN_LEARNED else 4 * test.updates
     return (
         f"growtrain diagnose {run} --seeds {max(5, 2 * settings.seeds)} --learning-seeds {2 * test.seeds} --learning-updates {updates} "
         f"--frames {format_count(4 * settings.frames)} --output {run}/diagnosis-{diagnosis.frames}-longer"
@@ -119,8 +119,8 @@ def render(diagnosis: Diagnosis) -> str:
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
             f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
             f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
-            "what is left over of the change asked for) it is a share of what the best copy learned; in returns, a share of "
-            f"{diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play."
+            "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned; "
+            f"in returns, a share of {diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play."
         ),
     ]
     if diagnosis.returns:
@@ -133,9 +133,9 @@ def _table(diagnosis: Diagnosis) -> list[str]:
         "| evidence | made fresh | error or return | evaluation | gain | by seed | says |",
         "|---|---|---|---|---|---|---|",
     ]
-    for copy, curves in diagnosis.errors.items():
+    for copy, means in mean_errors(diagnosis.errors).items():
         gain = diagnosis.verdict.gains["learning"].get(copy)
-        error = f"{np.mean([curve[-1] for curve in curves]):.3f}"
+        error = f"{np.mean(means):.3f}"
         lines.append(f"| learning test | {'nothing' if gain is None else copy} | {error} | | {_gain_cells(gain)} |")
     for arm, returns in diagnosis.returns.items():
         gain = diagnosis.verdict.gains["returns"].get(arm)

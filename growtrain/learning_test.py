@@ -1,26 +1,33 @@
 """How well can this network still learn? A supervised test on a checkpoint's own replay, without an environment.
 
-Copies of the network are asked for one and the same change of their predictions, in a fixed number of updates, with the run's own loss,
-optimizer and learning rate. What is asked for is what the replay says the network should learn next: the distance from its
-action values to n-step returns, bootstrapped by the target network as it is (value-like targets, as in section 3 of
-Nikishin et al. 2023, which regresses returns). The copies differ in one part each that has been made fresh:
+Copies of the network are asked for one and the same change of their predictions, in a fixed number of updates. What is asked for is what
+the replay says the network should learn next: the distance from its action values to n-step returns, bootstrapped by the target network
+as it is (value-like targets, as in section 3 of Nikishin et al. 2023, which regresses returns). The copies differ in one part each that
+has been made fresh:
 
     current          nothing: what the run would go on with
     inject           the head, by plasticity injection
     reset-head       the head
     reset-encoder    the encoder
-    fresh-optimizer  the optimizer's slots
+    fresh-optimizer  the optimizer's slots, where the run's optimizer is Adam
     fresh-network    all of these
 
 Every copy starts from its own predictions plus that change, so all have the same error at the start: what is compared is how far the
-parameters can move the function, and a fresh part has no disadvantage for knowing nothing (the idea of injection itself). Before the
-first update every optimizer takes in `warm_up` gradients without moving anything: fresh slots would otherwise make larger first steps.
-Regularizers and weight projection, which act on the weights and not on what is asked for, are left out.
+parameters can move the function, and a fresh part has no disadvantage for knowing nothing (the idea of injection itself).
 
-Units: an error is the mean squared distance that is left over that at the start: 1 nothing was learned, 0 everything.
+All of them learn with Adam, whatever the run's optimizer: where TD errors are small, DQN's epsilon makes the steps of centred RMSProp so
+small that no copy learns anything in a few hundred updates at the run's learning rate, and hardly one evenly at any. RMSProp's slots
+forget within some 20 updates, so nothing can be lost in them; Adam's remember a thousand, and are taken over from the run if it has them.
+The change is asked for in units of its own root mean square, so that the test does not depend on the scale of the rewards; the loss is
+scaled back, so that gradients fit the slots. Before the first update every optimizer takes in `warm_up` gradients without moving
+anything: fresh slots would otherwise make larger first steps. Regularizers and weight projection, which act on the weights and not on
+what is asked for, are left out.
+
+Units: an error is the mean squared distance that is left over that at the start: 1 nothing was learned, 0 everything. Copies are compared
+by the mean error on the way (`mean_errors`), which says how fast they learn: small networks do not get to the end, large ones all do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,6 +47,7 @@ from growtrain.replay.frame_ring import FrameRing
 
 Copy = Literal["current", "inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network"]
 COPIES: tuple[Copy, ...] = get_args(Copy)
+_EPS = 1e-8  # Adam's own
 _CHUNK = 256  # observations in one forward pass without a gradient
 
 
@@ -52,6 +60,7 @@ class LearningTest:
         transitions: to fit.
         updates: gradient steps on batches of the run's size.
         n_steps: agent steps of reward in a target.
+        lr: learning rate.
         warm_up: gradients that the optimizer takes in before it may move anything.
         marks: errors measured on the way, evenly spaced, the last one at the end.
     """
@@ -60,23 +69,26 @@ class LearningTest:
     transitions: int = 128
     updates: int = 400
     n_steps: int = 10
+    lr: float = 6e-4
     warm_up: int = 50
     marks: int = 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be fitted: `change` (n,) of the value of `action` (n,) at `observation` (n, stack, 84, 84) uint8."""
+    """What is to be fitted: `change` (n,), in units of `size`, of the value of `action` (n,) at `observation` (n, stack, 84, 84) uint8."""
 
     observation: Tensor
     action: Tensor
     change: Tensor
+    size: float
 
 
 def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.device) -> dict[Copy, list[list[float]]]:
     """The errors of every copy of a checkpoint's network: one list a seed, one error a mark.
 
-    A copy that would be the same as `current` is left out: `reset-encoder` where the encoder no longer learns.
+    A copy that would be the same as `current` is left out: `reset-encoder` where the encoder no longer learns, `fresh-optimizer` where the
+    run's optimizer is not Adam.
     The checkpoint's state is read and kept.
 
     Raises:
@@ -91,7 +103,10 @@ def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.devi
         config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
     )
     learner.load_state_dict(state["learner"])
-    copies = [copy for copy in COPIES if copy != "reset-encoder" or not state["learner"]["encoder_frozen"]]
+    same = {"reset-encoder"} if state["learner"]["encoder_frozen"] else set()
+    if config.optimizer != "adam":
+        same.add("fresh-optimizer")
+    copies = [copy for copy in COPIES if copy not in same]
     return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), copies)
 
 
@@ -115,6 +130,11 @@ def compare_copies(
                 _fit(network, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)
             )
     return errors
+
+
+def mean_errors(errors: Mapping[Copy, Sequence[Sequence[float]]]) -> dict[Copy, list[float]]:
+    """The mean error on the way of every copy, one a seed."""
+    return {copy: [sum(curve) / len(curve) for curve in curves] for copy, curves in errors.items()}
 
 
 def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator: np.random.Generator) -> Task:
@@ -151,11 +171,13 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
     observation = first.frames[:, :-1]
     value = _values(learner.online, observation).gather(1, first.action[:, None])[:, 0]
     change, taken = goal - value, F.one_hot(first.action, learner.num_actions).to(goal)
-    return Task(observation, first.action, change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1)))
+    change = change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1))
+    size = float(change.square().mean().sqrt())
+    return Task(observation, first.action, change / size if size else change, size)
 
 
 def make_copy(copy: Copy, learner: DoubleDQN, generator: torch.Generator) -> tuple[QNetwork, torch.optim.Optimizer]:
-    """The network with one part made fresh, and an optimizer that has kept the slots of all other parameters."""
+    """The network with one part made fresh, and an Adam that has kept the run's slots, if it has any, of all other parameters."""
     config, network = learner.config, learner.online
     head = network.head
     assert isinstance(head, InjectedHead)
@@ -169,10 +191,11 @@ def make_copy(copy: Copy, learner: DoubleDQN, generator: torch.Generator) -> tup
     if copy in ("reset-encoder", "fresh-network"):
         network.encoder = fresh.encoder
     trainable = [p for p in network.parameters() if p.requires_grad]
+    adam = config.optimizer == "adam"
     optimizer = make_optimizer(
-        config.optimizer, trainable, lr=config.lr, eps=config.optimizer_eps, decay=config.optimizer_decay
+        "adam", trainable, lr=config.lr, eps=config.optimizer_eps if adam else _EPS, decay=config.optimizer_decay
     )
-    if copy != "fresh-optimizer":
+    if adam and copy != "fresh-optimizer":
         for parameter in trainable:
             if parameter in learner.optimizer.state:
                 optimizer.state[parameter] = learner.optimizer.state[parameter]
@@ -185,22 +208,21 @@ def _fit(
     """The errors at the marks, after the warm-up and `order[k]` as the transitions of update k."""
     goal = _chosen(_values(network, task.observation), task.action) + task.change
     spectral = [m for m in network.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
-    scale = task.change.square().mean()
     errors = []
     for update, rows in enumerate(order, start=-test.warm_up + 1):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr if update > 0 else 0.0
+            group["lr"] = test.lr if update > 0 else 0.0
         for layer in spectral:
             layer.power_iterate()
         q = _chosen(network(task.observation[rows]), task.action[rows])
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(F.smooth_l1_loss(q, goal[rows]))
+        torch.autograd.backward(task.size * F.mse_loss(q, goal[rows]) / 2)
         if config.max_grad_norm:
             nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
         optimizer.step()
         if update > 0 and update * test.marks // test.updates > (update - 1) * test.marks // test.updates:
             left = _chosen(_values(network, task.observation), task.action) - goal
-            errors.append(float(left.square().mean() / scale))
+            errors.append(float(left.square().mean()) if task.size else 1.0)  # nothing asked for, nothing learned
     return errors
 
 

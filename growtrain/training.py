@@ -32,7 +32,7 @@ from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.learning_test import LearningTest, compare_copies
+from growtrain.learning_test import LearningTest, compare_copies, mean_errors
 from growtrain.measuring import Measurer
 from growtrain.planning import make_plan
 from growtrain.provenance import describe, describe_machine, differences
@@ -48,7 +48,7 @@ from growtrain.weights import load_initial
 Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
 _REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
-_DECIDING = LearningTest(seeds=2, transitions=256, updates=100, warm_up=25, marks=1)  # some 10 seconds on two cores
+_DECIDING = LearningTest(seeds=3, updates=200)  # six fits of 250 updates
 _PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics", "decision")
 _DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
 _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
@@ -216,13 +216,14 @@ class Run:
         with self.phases("decision"):
             start, frames = time.perf_counter(), self.collector.frames
             seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
-            errors = compare_copies(self.learner, self.ring, _DECIDING, seed, ("current", "inject"))
+            curves = compare_copies(self.learner, self.ring, _DECIDING, seed, ("current", "inject"))
+            errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
             self.decision = decide(
                 rule,
                 frames=frames,
                 stage=self.stage,
                 last_injection=self.grown_at[-1] if self.grown_at else 0,
-                errors=(_final_mean(errors["current"]), _final_mean(errors["inject"])),
+                errors=(errors["current"], errors["inject"]),
                 returns=self._recent_returns,
                 before=self.decision,
                 seconds=time.perf_counter() - start,
@@ -558,8 +559,3 @@ class Run:
             "human_normalized_score": evaluation.human_normalized_score if evaluation else None,
             "resumes": self._resumes,
         }
-
-
-def _final_mean(errors: list[list[float]]) -> float:
-    """The mean over seeds of the errors at the last mark."""
-    return sum(marks[-1] for marks in errors) / len(errors)

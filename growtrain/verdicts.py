@@ -9,7 +9,7 @@ lost plasticity in that part). Two kinds of evidence, judged apart and then put 
 Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0 and its mean is at least the threshold; it is clearly
 *absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it always is with fewer than three seeds.
 A learning test in which no copy learned anything to speak of is unclear, too. A clear gain in one kind against a clear absence in the other
-is a contradiction, and nothing is claimed from it.
+is a contradiction, and nothing is claimed from it. Places that nothing tested are named, and left out of the answer.
 
 Units: gains are shares; 0.1 is ten percent of the scale of their kind.
 """
@@ -112,7 +112,7 @@ class Evidence:
     """What was measured; the k-th value of every copy or arm has the k-th seed.
 
     Attributes:
-        errors: final errors of the learning test by copy, `current` among them; empty if it was not done.
+        errors: mean errors of the learning test by copy, `current` among them; empty if it was not done.
         returns: mean training returns by arm, `untouched` among them, None where no episode ended; empty without forks.
         return_scale: points that are a gain of 1.
     """
@@ -139,15 +139,14 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
         gains["learning"] = {
             name: dataclasses.replace(gain, sign="unclear") for name, gain in gains["learning"].items()
         }
-    findings = tuple(
-        _finding(place, {kind: _signs(place, kind, gains[kind], threshold) for kind in gains}, learned)
-        for place in PLACES
-    )
+    signs = {place: {kind: _signs(place, kind, gains[kind], threshold) for kind in gains} for place in PLACES}
+    findings = tuple(_finding(place, signs[place], learned) for place in PLACES)
     lost = [finding.place for finding in findings if finding.outcome == "lost"]
     if "network" in lost and len(lost) > 1:  # a single part explains it
         lost.remove("network")
     lost.sort(key=lambda place: -_largest(place, gains))
-    named = [finding for finding in findings if finding.outcome == "cannot tell"]
+    tested = {place for place in PLACES if any(signs[place].values())} or set(PLACES)
+    named = [finding for finding in findings if finding.outcome == "cannot tell" and finding.place in tested]
     if lost:
         return Verdict(
             outcome="lost",

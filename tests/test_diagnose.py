@@ -6,7 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,17 @@ from growtrain.config import Config, ConfigError
 from growtrain.diagnose import diagnose, fork_config
 from growtrain.diagnosis import Settings
 from growtrain.learners.double_dqn import DoubleDQN, make_network
-from growtrain.learning_test import COPIES, LearningTest, Task, compare_copies, learning_test, make_copy, make_task
+from growtrain.learning_test import (
+    COPIES,
+    LearningTest,
+    Task,
+    compare_copies,
+    learning_test,
+    make_copy,
+    make_task,
+    mean_errors,
+)
+from growtrain.networks.heads import initialize
 from growtrain.rescue import rescue_weights
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.training import Run, train
@@ -35,7 +45,7 @@ TINY = {
     "learning_starts": 200, "epsilon_decay_frames": 500, "target_period": 400, "replay_capacity": 300, "eval_period": 0,
     "num_threads": 1, "log_period": 200, "checkpoint_period": 0, "max_episode_frames": 400, "optimizer": "adam", "lr": 1e-3,
 }  # fmt: skip
-TEST = LearningTest(seeds=4, transitions=12, updates=80, warm_up=5, marks=1)
+TEST = LearningTest(seeds=4, transitions=12, updates=80, warm_up=5, marks=4)
 
 
 def config(**changes: Any) -> Config:
@@ -87,17 +97,19 @@ def test_damage_is_found_where_it_was_done(
         task = make_task(*arguments)
         generator = torch.Generator().manual_seed(int(arguments[-1].integers(2**31)))
         observation = torch.randint(256, task.observation.shape, dtype=torch.uint8, generator=generator)
-        return Task(observation, task.action, torch.randn(task.change.shape, generator=generator))
+        change = torch.randn(task.change.shape, generator=generator)
+        return Task(observation, task.action, change / change.square().mean().sqrt(), task.size)
 
     monkeypatch.setattr("growtrain.learning_test.make_task", noise)
     checkpoint = open_newest(original)
     run = Run(config(), original, checkpoint)
+    initialize(run.learner.online, torch.Generator().manual_seed(7))  # healthy, because it is fresh
     damage(run.learner)
     before = [p.detach().clone() for p in run.learner.online.parameters()]
     found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), COPIES)
     assert all(map(torch.equal, before, run.learner.online.parameters()))
-    last = {copy: [curve[-1] for curve in curves] for copy, curves in found.items()}
-    assert verdict(Evidence(errors=last, returns={})).places == places, last
+    errors = mean_errors(found)
+    assert verdict(Evidence(errors=errors, returns={})).places == places, errors
     run.collector.environment.close()
 
 
@@ -140,10 +152,36 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
 
 
 def test_all_copies_start_from_the_same_error(original: Path) -> None:
-    checkpoint = open_newest(original)
-    still = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, lr=1e-20))
-    found = learning_test(still, dataclasses.replace(TEST, seeds=1, updates=4), CPU)
-    assert all(curve == pytest.approx([1.0], abs=1e-4) for curves in found.values() for curve in curves)
+    found = learning_test(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
+    assert all(curve == pytest.approx([1.0] * 4, abs=1e-4) for curves in found.values() for curve in curves)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "centered_rmsprop"])
+def test_the_scale_of_rewards_and_the_runs_optimizer_do_not_decide_what_is_learned(
+    optimizer: Literal["adam", "centered_rmsprop"], original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes 1,024 times as large, with the slots that go with them, are learned bit for bit alike; RMSProp has none to take over."""
+    run = Run(config(), original, open_newest(original))
+    run.learner.config = dataclasses.replace(run.learner.config, optimizer=optimizer, optimizer_eps=1e-30)
+    monkeypatch.setattr("growtrain.learning_test._EPS", 1e-30)
+    found, test = [], dataclasses.replace(TEST, updates=200, lr=2e-3)
+    for scale in (1, 1024):
+        for slots in run.learner.optimizer.state.values():
+            slots["exp_avg"].mul_(scale)
+            slots["exp_avg_sq"].mul_(scale**2)
+
+        def scaled(*arguments: Any, scale: int = scale) -> Task:
+            task = make_task(*arguments)
+            return dataclasses.replace(task, size=scale * task.size)
+
+        monkeypatch.setattr("growtrain.learning_test.make_task", scaled)
+        found.append(
+            compare_copies(run.learner, run.ring, test, np.random.SeedSequence(2), ("current", "fresh-network"))
+        )
+    for copy, errors in mean_errors(found[0]).items():
+        assert errors == mean_errors(found[1])[copy]
+        assert min(errors) < 0.8
+    run.collector.environment.close()
 
 
 def test_a_target_is_the_n_step_return(original: Path) -> None:
@@ -173,7 +211,8 @@ def test_a_target_is_the_n_step_return(original: Path) -> None:
     actions = task.action.tolist()
     means = {action: np.mean([c for c, a in zip(changes, actions, strict=True) if a == action]) for action in actions}
     centred = [change - means[action] for change, action in zip(changes, actions, strict=True)]
-    assert task.change.tolist() == pytest.approx(centred, abs=1e-5)
+    assert (task.size * task.change).tolist() == pytest.approx(centred, abs=1e-5)
+    assert float(task.change.square().mean()) == pytest.approx(1)
     run.collector.environment.close()
 
 

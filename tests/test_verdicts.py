@@ -150,6 +150,14 @@ def test_gains_have_their_scales() -> None:
     assert found.gains["returns"]["inject"].mean == pytest.approx(0.3)
 
 
+def test_places_that_nothing_tested_are_left_out_of_the_answer() -> None:
+    """A run with a frozen encoder, or with RMSProp: there is no copy to ask."""
+    learning = {copy: each for copy, each in errors().items() if copy not in ("reset-encoder", "fresh-optimizer")}
+    found = decide(learning)
+    assert found.outcome == "not lost"
+    assert outcomes(found) == HEALTHY | {"encoder": "cannot tell", "optimizer": "cannot tell"}
+
+
 def test_no_evidence_and_wrong_input() -> None:
     assert decide().outcome == "cannot tell"
     with pytest.raises(ValueError, match="same seeds"):

@@ -5,7 +5,7 @@ plasticity lost at 25M frames in one game, at 100M in another, never in a third)
 learn better with it than without? Here that question is put to copies of the network on the run's own replay (`learning_test`).
 
 A decision is a pure function of the signals and of what was decided before. It injects when all of these hold:
-    1. the copy with an injected head fits what the replay asks for better than the network as it is, by `threshold` at least;
+    1. the copy with an injected head learns more of what the replay asks for than the network as it is, by `threshold` at least;
     2. the score is on a plateau: the mean of the last episodes is not above that of the decision before by more than its standard error;
     3. 1 and 2 held at the `patience - 1` decisions before, too (hysteresis: one noisy measure does not inject);
     4. the last injection is `min_gap` frames away, and there have been fewer than `max_injections`.
@@ -28,7 +28,7 @@ class Rule:
         period: frames between decisions.
         min_gap: frames between injections, and before the first.
         max_injections: at most.
-        threshold: gain of the injected copy that counts as lost plasticity, 1 - (its error / the network's error).
+        threshold: gain of the injected copy that counts as lost plasticity.
         patience: decisions in a row that must say so.
     """
 
@@ -47,7 +47,7 @@ class Decision:
         frames: frames played.
         stage: injections done before it.
         error, error_injected: mean errors that the network as it is and its injected copy reach.
-        gain: 1 - error_injected / error.
+        gain: of the injected copy over the network as it is, as a share of what the better of them learned (as in `verdicts`).
         score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
         score_before: that of the decision before; None without one.
         plateau: whether the score has stopped rising.
@@ -96,20 +96,21 @@ def decide(
         seconds: what measuring took, for the record.
     """
     error, error_injected = errors
-    gain = 1 - error_injected / error if error > 0 else 0.0
+    learned = 1 - min(errors)
+    gain = (error - error_injected) / max(learned, MIN_LEARNED)
     count = len(returns)
     score = sum(returns) / count if count else None
     variance = sum((value - score) ** 2 for value in returns) / (count - 1) if score is not None and count > 1 else 0.0
     score_error = math.sqrt(variance / count) if count > 1 else None
     score_before = before.score if before else None
     plateau = score is not None and score_before is not None and score - score_before <= (score_error or 0.0)
-    lost = gain >= rule.threshold
+    lost = learned >= MIN_LEARNED and gain >= rule.threshold
     streak = (before.streak if before and not before.inject else 0) + 1 if lost and plateau else 0
     if stage >= rule.max_injections:
         inject, reason = False, f"{rule.max_injections} injections are the most"
     elif frames - last_injection < rule.min_gap:
         inject, reason = False, f"the last injection is less than {rule.min_gap} frames ago"
-    elif not lost and 1 - min(errors) < MIN_LEARNED:
+    elif learned < MIN_LEARNED:
         inject, reason = False, f"neither learned more than {MIN_LEARNED:.0%} of what was asked for: nothing is known"
     elif not lost:
         inject, reason = (

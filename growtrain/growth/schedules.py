@@ -15,10 +15,9 @@ from itertools import pairwise
 from growtrain.config import Config, ConfigError, Intervention, format_count, parse_count
 from growtrain.growth.adaptive import Rule
 
-_REDO_SHARE, _REDO_MINIMUM = (
-    200,
-    4_000,
-)  # the redo schedule's period: this part of the budget, and at least so many frames
+# The redo schedule's period: this part of the budget, and at least so many frames.
+_REDO_SHARE, _REDO_MINIMUM = 200, 4_000
+_DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 25k frames of training: a twentieth of this
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,8 @@ def schedule_of(config: Config) -> Schedule:
 
 def _adaptive(config: Config) -> Schedule:
     """The schedule that decides as it goes."""
-    period = config.adaptive_period or max(1, config.total_frames // 50)
+    short = min(config.total_frames // 10, _DECISION_FRAMES)
+    period = config.adaptive_period or max(1, short, config.total_frames // 50)
     gap = config.adaptive_min_gap or max(1, config.total_frames // 8)
     first = max(gap, config.learning_starts + period)
     times = tuple(range(first, config.total_frames, gap))[: config.adaptive_max]
