@@ -18,10 +18,10 @@ parameters can move the function, and a fresh part has no disadvantage for knowi
 All of them learn with Adam, whatever the run's optimizer: where TD errors are small, DQN's epsilon makes the steps of centred RMSProp so
 small that no copy learns anything in a few hundred updates at the run's learning rate, and hardly one evenly at any. RMSProp's slots
 forget within some 20 updates, so nothing can be lost in them; Adam's remember a thousand, and are taken over from the run if it has them.
-The change is asked for in units of its own root mean square, so that the test does not depend on the scale of the rewards; the loss is
-scaled back, so that gradients fit the slots. Before the first update every optimizer takes in `warm_up` gradients without moving
-anything: fresh slots would otherwise make larger first steps. Regularizers and weight projection, which act on the weights and not on
-what is asked for, are left out.
+The change is asked for at a root mean square of `size`, whatever the scale of the rewards, which is small enough for all copies to learn
+evenly; the loss is scaled back, so that gradients fit the slots. Before the first update every optimizer takes in `warm_up` gradients
+without moving anything: fresh slots would otherwise make larger first steps. Regularizers and weight projection, which act on the weights
+and not on what is asked for, are left out.
 
 Units: an error is the mean squared distance that is left over that at the start: 1 nothing was learned, 0 everything. Copies are compared
 by the mean error on the way (`mean_errors`), which says how fast they learn: small networks do not get to the end, large ones all do.
@@ -60,6 +60,7 @@ class LearningTest:
         transitions: to fit.
         updates: gradient steps on batches of the run's size.
         n_steps: agent steps of reward in a target.
+        size: root mean square of the change that is asked for.
         lr: learning rate.
         warm_up: gradients that the optimizer takes in before it may move anything.
         marks: errors measured on the way, evenly spaced, the last one at the end.
@@ -69,19 +70,22 @@ class LearningTest:
     transitions: int = 128
     updates: int = 400
     n_steps: int = 10
-    lr: float = 6e-4
+    size: float = 0.25
+    lr: float = 1.5e-4
     warm_up: int = 50
     marks: int = 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be fitted: `change` (n,), in units of `size`, of the value of `action` (n,) at `observation` (n, stack, 84, 84) uint8."""
+    """What is to be fitted: `change` (n,) of the value of `action` (n,) at `observation` (n, stack, 84, 84) uint8; `scale` times that is
+    what the replay says, 0 if it says nothing.
+    """
 
     observation: Tensor
     action: Tensor
     change: Tensor
-    size: float
+    scale: float
 
 
 def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.device) -> dict[Copy, list[list[float]]]:
@@ -172,8 +176,8 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
     value = _values(learner.online, observation).gather(1, first.action[:, None])[:, 0]
     change, taken = goal - value, F.one_hot(first.action, learner.num_actions).to(goal)
     change = change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1))
-    size = float(change.square().mean().sqrt())
-    return Task(observation, first.action, change / size if size else change, size)
+    scale = float(change.square().mean().sqrt()) / test.size
+    return Task(observation, first.action, change / scale if scale else change, scale)
 
 
 def make_copy(copy: Copy, learner: DoubleDQN, generator: torch.Generator) -> tuple[QNetwork, torch.optim.Optimizer]:
@@ -216,13 +220,14 @@ def _fit(
             layer.power_iterate()
         q = _chosen(network(task.observation[rows]), task.action[rows])
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(task.size * F.mse_loss(q, goal[rows]) / 2)
+        torch.autograd.backward(task.scale * F.mse_loss(q, goal[rows]) / 2)
         if config.max_grad_norm:
             nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
         optimizer.step()
         if update > 0 and update * test.marks // test.updates > (update - 1) * test.marks // test.updates:
             left = _chosen(_values(network, task.observation), task.action) - goal
-            errors.append(float(left.square().mean()) if task.size else 1.0)  # nothing asked for, nothing learned
+            # Where nothing was asked for, nothing was learned.
+            errors.append(float(left.square().mean()) / test.size**2 if task.scale else 1.0)
     return errors
 
 

@@ -45,7 +45,7 @@ TINY = {
     "learning_starts": 200, "epsilon_decay_frames": 500, "target_period": 400, "replay_capacity": 300, "eval_period": 0,
     "num_threads": 1, "log_period": 200, "checkpoint_period": 0, "max_episode_frames": 400, "optimizer": "adam", "lr": 1e-3,
 }  # fmt: skip
-TEST = LearningTest(seeds=4, transitions=12, updates=80, warm_up=5, marks=4)
+TEST = LearningTest(seeds=4, transitions=12, updates=80, lr=3e-4, warm_up=5, marks=4)
 
 
 def config(**changes: Any) -> Config:
@@ -98,7 +98,7 @@ def test_damage_is_found_where_it_was_done(
         generator = torch.Generator().manual_seed(int(arguments[-1].integers(2**31)))
         observation = torch.randint(256, task.observation.shape, dtype=torch.uint8, generator=generator)
         change = torch.randn(task.change.shape, generator=generator)
-        return Task(observation, task.action, change / change.square().mean().sqrt(), task.size)
+        return Task(observation, task.action, TEST.size * change / change.square().mean().sqrt(), task.scale)
 
     monkeypatch.setattr("growtrain.learning_test.make_task", noise)
     checkpoint = open_newest(original)
@@ -164,7 +164,7 @@ def test_the_scale_of_rewards_and_the_runs_optimizer_do_not_decide_what_is_learn
     run = Run(config(), original, open_newest(original))
     run.learner.config = dataclasses.replace(run.learner.config, optimizer=optimizer, optimizer_eps=1e-30)
     monkeypatch.setattr("growtrain.learning_test._EPS", 1e-30)
-    found, test = [], dataclasses.replace(TEST, updates=200, lr=2e-3)
+    found, test = [], dataclasses.replace(TEST, updates=200, lr=1e-3)
     for scale in (1, 1024):
         for slots in run.learner.optimizer.state.values():
             slots["exp_avg"].mul_(scale)
@@ -172,7 +172,7 @@ def test_the_scale_of_rewards_and_the_runs_optimizer_do_not_decide_what_is_learn
 
         def scaled(*arguments: Any, scale: int = scale) -> Task:
             task = make_task(*arguments)
-            return dataclasses.replace(task, size=scale * task.size)
+            return dataclasses.replace(task, scale=scale * task.scale)
 
         monkeypatch.setattr("growtrain.learning_test.make_task", scaled)
         found.append(
@@ -211,8 +211,8 @@ def test_a_target_is_the_n_step_return(original: Path) -> None:
     actions = task.action.tolist()
     means = {action: np.mean([c for c, a in zip(changes, actions, strict=True) if a == action]) for action in actions}
     centred = [change - means[action] for change, action in zip(changes, actions, strict=True)]
-    assert (task.size * task.change).tolist() == pytest.approx(centred, abs=1e-5)
-    assert float(task.change.square().mean()) == pytest.approx(1)
+    assert (task.scale * task.change).tolist() == pytest.approx(centred, abs=1e-5)
+    assert float(task.change.square().mean().sqrt()) == pytest.approx(test.size)
     run.collector.environment.close()
 
 

@@ -5,12 +5,12 @@ plasticity lost at 25M frames in one game, at 100M in another, never in a third)
 learn better with it than without? Here that question is put to copies of the network on the run's own replay (`learning_test`).
 
 A decision is a pure function of the signals and of what was decided before. It injects when all of these hold:
-    1. the copy with an injected head learns more of what the replay asks for than the network as it is, by `threshold` at least;
+    1. the copy with an injected head learns what the replay asks for faster than the network as it is, by `threshold` at least;
     2. the score is on a plateau: the mean of the last episodes is not above that of the decision before by more than its standard error;
     3. 1 and 2 held at the `patience - 1` decisions before, too (hysteresis: one noisy measure does not inject);
     4. the last injection is `min_gap` frames away, and there have been fewer than `max_injections`.
 
-Units: frames; an error is what is left over after the test's updates, as a share of what there was.
+Units: frames; an error is the share left over of what was asked for, on average over the test's updates.
 """
 
 import math
