@@ -79,7 +79,7 @@ class Collector:
 
     Attributes:
         agent_steps: actions taken over all lanes.
-        episode_returns: true scores of the episodes that ended since the last `report`.
+        episode_returns: true scores of the episodes that ended since the last `report`, less those that another run began.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Collector:
         self.generator, self.device = generator, device
         self.agent_steps = 0
         self.episode_returns: list[float] = []
+        self._inherited = np.zeros(config.num_envs, np.bool_)  # lanes whose episode another run began
         self._greedy_sum, self._greedy_count = 0.0, 0
         self._actions: npt.NDArray[np.int64] | None = None
         self._step = environment.start()
@@ -140,8 +141,14 @@ class Collector:
         )
         self._step = step
         self.agent_steps += self.config.num_envs
-        self.episode_returns.extend(float(score) for score in step.episode_returns)
+        self.episode_returns.extend(step.episode_returns[~self._inherited[step.started]].tolist())
+        self._inherited &= ~step.started
         return step
+
+    def disown_episodes(self) -> None:
+        """Leaves out of the reports what another run has played: scores not reported yet, and the episodes that are open now."""
+        self.episode_returns = []
+        self._inherited[:] = True
 
     def report(self) -> tuple[list[float], float | None]:
         """The scores of the episodes that ended and the mean greedy value acted on (None without any), since the last call."""
@@ -157,6 +164,7 @@ class Collector:
             "exploration": dict(self.generator.bit_generator.state),
             "agent_steps": self.agent_steps,
             "episode_returns": list(self.episode_returns),
+            "inherited": self._inherited.tolist(),
             "greedy_sum": self._greedy_sum,
             "greedy_count": self._greedy_count,
         }
@@ -172,4 +180,5 @@ class Collector:
         self.generator.bit_generator.state = state["exploration"]
         self.agent_steps = int(state["agent_steps"])
         self.episode_returns = [float(score) for score in state["episode_returns"]]
+        self._inherited[:] = state["inherited"]
         self._greedy_sum, self._greedy_count = float(state["greedy_sum"]), int(state["greedy_count"])

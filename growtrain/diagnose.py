@@ -12,7 +12,7 @@ A much cheaper and more sensitive test on the checkpoint's replay goes with them
 
 Deviations from the paper: 1. its diagnosis forks with and without an injection only; 2. the learning test is ours.
 
-Units: frames; returns are true scores.
+Units: frames; returns are true scores, of episodes that the fork has played from their beginning.
 """
 
 import contextlib
@@ -230,13 +230,13 @@ def _learning_test_once(
 
 
 def mean_return(fork: Path, after: int) -> float | None:
-    """The mean true score of the training episodes that ended after `after` frames; None if none did."""
+    """The mean true score of the training episodes that the fork has begun and ended; None without any."""
     curve = running_return(fork, after)
     return curve[-1][1] if curve else None
 
 
 def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:
-    """At every record after `after` frames: the frames, and the mean true score of the episodes that ended since `after`."""
+    """At every record after `after` frames: the frames, and the mean true score of the fork's own episodes so far."""
     curve: list[tuple[int, float | None]] = []
     total, episodes = 0.0, 0
     for record in read_jsonl(fork / "metrics.jsonl"):
@@ -256,5 +256,6 @@ def return_scale(game: str, untouched: list[float | None]) -> float:
 
 
 def _last_evaluation(fork: Path, after: int) -> float | None:
-    scores = [record["episode_return"] for record in read_jsonl(fork / "evaluations.jsonl") if record["frames"] > after]
-    return float(scores[-1]) if scores else None
+    """The score of the fork's evaluation; None where no episode came to its end in it."""
+    own = [record for record in read_jsonl(fork / "evaluations.jsonl") if record["frames"] > after]
+    return float(own[-1]["episode_return"]) if own and own[-1]["unfinished"] < own[-1]["episodes"] else None

@@ -57,9 +57,9 @@ class Diagnosis:
         total_frames: budget of the run.
         settings: what was done.
         errors: of the learning test, by copy: one list a seed, one error a mark.
-        curves: mean training return of every fork by arm, one list a seed of (frames, return or None).
+        curves: mean training return of every fork's own episodes by arm, one list a seed of (frames, return or None).
         returns: the same over the whole fork.
-        evaluations: score of its last evaluation.
+        evaluations: score of its last evaluation, None where no episode came to its end.
         return_scale: points that are a gain of 1: what the untouched forks earn above random play.
         verdict: the answer.
     """
@@ -124,7 +124,13 @@ def render(diagnosis: Diagnosis) -> str:
         ),
     ]
     if diagnosis.returns:
-        lines += ["", f"Forks: {format_count(settings.frames)} frames each. Evaluations are reported, not judged."]
+        lines += [
+            "",
+            (
+                f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork. "
+                "Evaluations are reported, not judged, and left out where no episode came to its end."
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 

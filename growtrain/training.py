@@ -472,6 +472,8 @@ class Run:
         try:
             self.load_state_dict(state)
             start.load_frames(self.ring)
+            if self._forked:
+                self.collector.disown_episodes()
         except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             raise Unreadable(f"{start.path}: {error}") from error
         machine = describe_machine(self.device)

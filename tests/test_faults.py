@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import growtrain
 from growtrain.__main__ import main
-from growtrain.checkpoint import NoCheckpoint, load_learner, open_newest
+from growtrain.checkpoint import NoCheckpoint, load_learner, open_at, open_newest
 from growtrain.config import Config, ConfigError
 from growtrain.environments.atari import AtariEnvironment, EnvironmentHung
 from growtrain.learners.double_dqn import MAX_NONFINITE, Diverged, DoubleDQN
@@ -190,7 +190,7 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["INT", "USR1"])
-def test_a_signal_stops_with_75_and_the_run_goes_on_as_if_it_had_not(name: str, tmp_path: Path) -> None:
+def test_a_signal_stops_with_75_after_a_checkpoint(name: str, tmp_path: Path) -> None:
     run_dir, number = tmp_path / "run", getattr(signal, f"SIG{name}")
     words = command("train", run_dir=run_dir, stop_signal="USR1", **FLAGS | {"total_frames": 1_000_000})
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -631,6 +631,24 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
     # A plan has one anchor for all stages: what the fork's updates took is not known, and not said.
     assert [stage["flops_per_update"] for stage in summary["stages"]] == [None] * 3
     assert main(words) == 2  # never over another run
+
+
+def test_a_fork_counts_the_episodes_that_it_has_played_from_their_beginning(tmp_path: Path) -> None:
+    config = tiny(max_episode_frames=320, total_frames=1_920, schedule="fixed", log_period=80)  # saved at 960 and 1920
+    run_dir, fork = tmp_path / "run", tmp_path / "fork"
+    list(train(config, run_dir))
+    start = open_at(run_dir, 960)
+    list(train(config, fork, start=start, should_stop=lambda: len(read_jsonl(fork / "metrics.jsonl")) > 14))
+    list(train(config, fork, start=open_newest(fork)))  # an interruption forgets none of it
+    assert_same_end(run_dir, fork)
+    whole, own = (
+        [record for record in read_jsonl(where / "metrics.jsonl") if record["frames"] > 960]
+        for where in (run_dir, fork)
+    )
+    counts = [[record["episodes"] for record in records] for records in (whole, own)]
+    assert sum(counts[0]) - sum(counts[1]) == config.num_envs  # one in every lane was begun by the run
+    assert sum(counts[1]) > 0
+    assert all(mine <= all_ for all_, mine in zip(*counts, strict=True))
 
 
 def test_a_finished_run_is_not_run_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
