@@ -48,7 +48,7 @@ from growtrain.weights import load_initial
 Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
 _REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
-_DECIDING = LearningTest(seeds=3, updates=200)  # six fits of 250 updates
+_DECIDING = LearningTest(seeds=2)  # four fits of 450 updates
 _PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics", "decision")
 _DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
 _CHECKPOINT_ATTEMPTS = 3  # failures in a row, each with a longer wait after it, that end a run
