@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and not words[0].startswith("-") else "train"
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _warnings_once()
     try:
         if name not in COMMANDS:
             raise ConfigError(
@@ -51,19 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Our own warnings are for whoever watches the run; others keep the place they come from."""
-    del file, line
-    ours = "growtrain" in Path(filename).parts
-    place = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
-    print(f"growtrain: warning: {place}{message}", file=sys.stderr)
+def _warnings_once() -> Callable[..., None]:
+    """What shows a warning, the same one only once: ours are for whoever watches the run; others keep the place they come from."""
+    said: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        del file, line
+        ours = "growtrain" in Path(filename).parts
+        text = f"{'' if ours else f'{filename}:{lineno}: {category.__name__}: '}{message}"
+        if text not in said:
+            said.add(text)
+            print(f"growtrain: warning: {text}", file=sys.stderr)
+
+    return show
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Units: frames; seconds on a monotonic clock.
 
 import contextlib
 import dataclasses
+import gc
 import math
 import shutil
 import time
@@ -152,6 +153,7 @@ class Run:
         self.config, self.run_dir, self._start = config, run_dir, start
         self.device = resolve_device(config.device)
         torch.set_num_threads(config.threads)
+        gc.collect()  # TorchRL's buffer and its writer hold each other: an earlier run's replay goes before this one takes memory
         self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 import time
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.wait(timeout=90) == 0
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def warns(words: list[str]) -> int:
+        for text in ("one fork", "one fork", "another"):
+            warnings.warn(text, stacklevel=1)
+        return len(words)
+
+    monkeypatch.setattr("growtrain.commands.doctor.main", warns)
+    for _ in range(2):  # a command of its own each
+        assert main(["doctor"]) == 0
+        assert [line.split(": ")[-1] for line in capsys.readouterr().err.splitlines()] == ["one fork", "another"]
 
 
 def test_doctor_says_what_works_and_why_not(

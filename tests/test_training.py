@@ -1,7 +1,9 @@
 """Whole runs on real ALE games, small enough for two cores: the files, the counters, the null, determinism."""
 
 import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.records import Evaluation, Metrics
 from growtrain.telemetry.sinks import read_jsonl
-from growtrain.training import Record, train
+from growtrain.training import Record, Run, train
 
 
 def tiny(**overrides: Any) -> Config:
@@ -241,3 +243,16 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     summary = json.loads((tmp_path / "go" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []
+
+
+def test_a_run_gives_its_memory_back_before_the_next_takes_any(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        first = Run(tiny(), tmp_path / "first")
+        first.collector.environment.close()
+        replay = weakref.ref(first.ring)
+        del first
+        Run(tiny(), tmp_path / "second").collector.environment.close()
+        assert replay() is None
+    finally:
+        gc.enable()
