@@ -82,11 +82,18 @@ class Diagnosis:
 
 
 def next_command(diagnosis: Diagnosis) -> str:
-    """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more."""
+    """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
     run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
+    longer = f"--frames {format_count(4 * settings.frames)} --output {run}/diagnosis-{diagnosis.frames}-longer"
     if found.outcome == "lost":
+        mend = _MENDS[found.places[0]]
+        forked = found.gains["returns"].get(mend)
+        if (
+            forked and forked.sign == "no gain"
+        ):  # it cannot learn, and to begin anew has cost more than that gave, so far
+            return f"growtrain diagnose {run} --arms untouched,{mend} {longer}"
         budget = max(settings.frames, diagnosis.frames // 2)
-        return f"growtrain rescue {run} --intervention {_MENDS[found.places[0]]} --frames {format_count(budget)}"
+        return f"growtrain rescue {run} --intervention {mend} --frames {format_count(budget)}"
     if found.outcome == "not lost":
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
@@ -95,7 +102,7 @@ def next_command(diagnosis: Diagnosis) -> str:
     updates = test.updates if learned >= MIN_LEARNED else 4 * test.updates
     return (
         f"growtrain diagnose {run} --seeds {max(5, 2 * settings.seeds)} --learning-seeds {2 * test.seeds} --learning-updates {updates} "
-        f"--frames {format_count(4 * settings.frames)} --output {run}/diagnosis-{diagnosis.frames}-longer"
+        f"{longer}"
     )
 
 

@@ -256,7 +256,12 @@ def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learne
         reason = f"{_KINDS[gaining[0]]} shows a gain and {_KINDS[lacking[0]]} shows none: they contradict each other"
         return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
     if gaining:
-        return Finding(place=place, outcome="lost", basis=gaining, reason=_numbers(signs, gaining, "gain"))
+        reason = _numbers(signs, gaining, "gain")
+        if any(
+            gain.sign == "no gain" for gain, _ in signs["returns"]
+        ):  # of a destructive arm, or there were a contradiction
+            reason += ", but making it fresh has not paid in the forks yet"
+        return Finding(place=place, outcome="lost", basis=gaining, reason=reason)
     if lacking:
         return Finding(place=place, outcome="not lost", basis=lacking, reason=_numbers(signs, lacking, "no gain"))
     if not said:

@@ -18,10 +18,11 @@ from growtrain.__main__ import main
 from growtrain.checkpoint import load_learner, open_newest
 from growtrain.config import Config, ConfigError
 from growtrain.diagnose import diagnose, fork_config
-from growtrain.diagnosis import Settings
+from growtrain.diagnosis import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.learners.double_dqn import DoubleDQN, make_network
 from growtrain.learning_test import (
     COPIES,
+    Copy,
     LearningTest,
     Task,
     compare_copies,
@@ -261,6 +262,33 @@ def test_diagnose_answers_is_resumable_and_names_the_next_command(
     stamps = {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")}
     assert main(words) == 0  # nothing is run twice
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")} == stamps
+
+
+@pytest.mark.parametrize(
+    ("errors", "returns", "command"),
+    [
+        ({"inject": 0.4}, {}, "growtrain rescue RUN --intervention inject --frames 5k"),
+        ({"reset-encoder": 0.4}, {}, "growtrain rescue RUN --intervention reset-encoder --frames 5k"),
+        ({"reset-encoder": 0.4}, {"reset-encoder": 140.0}, "growtrain rescue RUN --intervention reset-encoder --frames 5k"),
+        ({"reset-encoder": 0.4}, {"reset-encoder": 70.0}, "growtrain diagnose RUN --arms untouched,reset-encoder --frames 4k"),
+        ({}, {}, "leave it alone: growtrain resume RUN"),
+        ({}, {"inject": 140.0}, "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 400 --frames 4k"),
+        ({"current": 1.0, "inject": 1.0}, {}, "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 1600"),
+    ],
+)  # fmt: skip
+def test_the_next_command_follows_from_the_verdict(
+    errors: dict[Copy, float], returns: dict[Arm, float], command: str
+) -> None:
+    """Errors are 0.8 and returns 100 but where they are named; `nothing` learned where that is 1."""
+    copies: dict[Copy, float] = {copy: errors.get("current", 0.8) for copy in COPIES} | errors
+    learning = {copy: [[error]] * 3 for copy, error in copies.items()}
+    forks: dict[Arm, list[float | None]] = {arm: [returns.get(arm, 100.0)] * 3 for arm in ARMS} if returns else {}
+    evidence = Evidence(errors=mean_errors(learning), returns=forks, return_scale=100.0)
+    found = Diagnosis(
+        run="RUN", game="pong", frames=10_000, total_frames=20_000, settings=Settings(frames=1_000), errors=learning,
+        curves={}, returns=forks, evaluations={}, return_scale=100.0, verdict=verdict(evidence),
+    )  # fmt: skip
+    assert next_command(found).startswith(command)
 
 
 @pytest.mark.parametrize(

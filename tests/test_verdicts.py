@@ -101,6 +101,8 @@ def test_a_reset_that_earns_no_more_says_nothing() -> None:
     """It has to win back what it threw away: that is neither an absent gain nor a contradiction."""
     found = decide(errors(reset_encoder=0.3), returns(reset_encoder=-60))
     assert found.places == ("encoder",)
+    assert found.findings[1].reason.endswith("has not paid in the forks yet")
+    assert "not paid" not in decide(errors(reset_encoder=0.3), returns(reset_encoder=40)).findings[1].reason
     assert outcomes(decide({}, returns(reset_encoder=-60)))["encoder"] == "cannot tell"
 
 
