@@ -17,7 +17,7 @@ from growtrain.growth.adaptive import Rule
 
 # The redo schedule's period: this part of the budget, and at least so many frames.
 _REDO_SHARE, _REDO_MINIMUM = 200, 4_000
-_DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 25k frames of training: a twentieth of this
+_DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 30k frames of training: a seventeenth of this
 
 
 @dataclass(frozen=True)
