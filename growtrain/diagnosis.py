@@ -126,15 +126,15 @@ def render(diagnosis: Diagnosis) -> str:
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
             f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
             f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
-            "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned; "
-            f"in returns, a share of {diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play."
+            "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned."
         ),
     ]
     if diagnosis.returns:
         lines += [
             "",
             (
-                f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork. "
+                f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
+                f"a share of {diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play. "
                 "Evaluations are reported, not judged, and left out where no episode came to its end."
             ),
         ]

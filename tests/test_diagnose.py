@@ -78,6 +78,15 @@ def poison_optimizer(learner: DoubleDQN) -> None:
         slots["exp_avg_sq"].fill_(1e9)
 
 
+def noise(*arguments: Any) -> Task:
+    """Frames that are easily told apart, and changes that no single bias can give."""
+    task = make_task(*arguments)
+    generator = torch.Generator().manual_seed(int(arguments[-1].integers(2**31)))
+    observation = torch.randint(256, task.observation.shape, dtype=torch.uint8, generator=generator)
+    change = torch.randn(task.change.shape, generator=generator)
+    return Task(observation, task.action, TEST.size * change / change.square().mean().sqrt(), task.scale)
+
+
 @pytest.mark.parametrize(
     ("damage", "places"),
     [
@@ -94,13 +103,6 @@ def test_damage_is_found_where_it_was_done(
     original: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def noise(*arguments: Any) -> Task:  # frames that are easily told apart, and changes that no single bias can give
-        task = make_task(*arguments)
-        generator = torch.Generator().manual_seed(int(arguments[-1].integers(2**31)))
-        observation = torch.randint(256, task.observation.shape, dtype=torch.uint8, generator=generator)
-        change = torch.randn(task.change.shape, generator=generator)
-        return Task(observation, task.action, TEST.size * change / change.square().mean().sqrt(), task.scale)
-
     monkeypatch.setattr("growtrain.learning_test.make_task", noise)
     checkpoint = open_newest(original)
     run = Run(config(), original, checkpoint)
@@ -155,6 +157,19 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
 def test_all_copies_start_from_the_same_error(original: Path) -> None:
     found = learning_test(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
     assert all(curve == pytest.approx([1.0] * 4, abs=1e-4) for curves in found.values() for curve in curves)
+
+
+def test_nothing_moves_while_the_optimizers_take_in_gradients(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("growtrain.learning_test.make_task", noise)
+    run = Run(config(), original, open_newest(original))
+    initialize(run.learner.online, torch.Generator().manual_seed(7))
+    left = {}
+    for warm_up, updates in ((0, 200), (200, 1)):
+        test = dataclasses.replace(TEST, seeds=1, warm_up=warm_up, updates=updates, marks=1, lr=3e-3)
+        left[warm_up] = compare_copies(run.learner, run.ring, test, np.random.SeedSequence(1), ("current",))["current"]
+    assert left[0][0][0] < 0.5
+    assert left[200][0][0] > 0.8
+    run.collector.environment.close()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "centered_rmsprop"])
@@ -262,6 +277,23 @@ def test_diagnose_answers_is_resumable_and_names_the_next_command(
     stamps = {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")}
     assert main(words) == 0  # nothing is run twice
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")} == stamps
+
+
+def test_the_learning_test_alone_makes_no_forks_and_has_the_threads_of_the_run(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["diagnose", str(run_dir), "--learning-test-only", "--learning-seeds", "1", "--learning-updates", "8"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main([*words, "--output", str(tmp_path / "answer")]) == 0
+        assert torch.get_num_threads() == TINY["num_threads"] == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert "forks" not in capsys.readouterr().out
+    written = json.loads((tmp_path / "answer" / "diagnosis.json").read_text())
+    assert (written["returns"], written["curves"]) == ({}, {})
+    assert not [path for path in (tmp_path / "answer").iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize(

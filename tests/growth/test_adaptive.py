@@ -46,6 +46,7 @@ def test_it_injects_when_plasticity_is_lost_on_a_plateau_often_enough() -> None:
         ([{}, {}], "1 of 2 decisions"),
         ([{}, {}, {"errors": (0.21, 0.2)}], "gains 1.2%, less than 10.0%"),
         ([{}, {"errors": (0.21, 0.2)}, {}], "1 of 2 decisions"),  # a streak begins anew
+        ([{}, {"errors": (0.999, 0.989)}, {}], "1 of 2 decisions"),  # after a measurement that says nothing, too
         ([{}, {}, {"returns": RISING}], "the score is rising"),
         ([{"returns": []}, {"returns": []}, {"returns": []}], "the score is rising, or not known"),
         ([{}, {}, {"stage": 2}], "2 injections are the most"),
