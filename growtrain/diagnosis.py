@@ -177,6 +177,7 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
     forked = bool(diagnosis.returns)
@@ -210,4 +211,5 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
         if panels[2].get_legend_handles_labels()[0]:
             panels[2].legend(fontsize="small")
     figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
-    figure.savefig(path, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "diagnosis", "svg.fonttype": "none"}):  # the same numbers, the same file
+        figure.savefig(path, metadata={"Date": None})
