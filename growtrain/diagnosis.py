@@ -211,5 +211,5 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
         if panels[2].get_legend_handles_labels()[0]:
             panels[2].legend(fontsize="small")
     figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
-    with matplotlib.rc_context({"svg.hashsalt": "diagnosis", "svg.fonttype": "none"}):  # the same numbers, the same file
+    with matplotlib.rc_context({"svg.hashsalt": "diagnosis", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None})
