@@ -84,7 +84,8 @@ class Diagnosis:
 def next_command(diagnosis: Diagnosis) -> str:
     """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
     run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
-    longer = f"--frames {format_count(4 * settings.frames)} --output {run}/diagnosis-{diagnosis.frames}-longer"
+    forks = f"--frames {format_count(4 * settings.frames)}" if settings.arms else "--learning-test-only"
+    longer = f"{forks} --output {run}/diagnosis-{diagnosis.frames}-longer"
     if found.outcome == "lost":
         mend = _MENDS[found.places[0]]
         forked = found.gains["returns"].get(mend)

@@ -305,7 +305,10 @@ def test_the_learning_test_alone_makes_no_forks_and_has_the_threads_of_the_run(
         ({"reset-encoder": 0.4}, {"reset-encoder": 70.0}, "growtrain diagnose RUN --arms untouched,reset-encoder --frames 4k"),
         ({}, {}, "leave it alone: growtrain resume RUN"),
         ({}, {"inject": 140.0}, "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 400 --frames 4k"),
-        ({"current": 1.0, "inject": 1.0}, {}, "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 1600"),
+        (
+            {"current": 1.0, "inject": 1.0}, {},
+            "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 1600 --learning-test-only --output",
+        ),
     ],
 )  # fmt: skip
 def test_the_next_command_follows_from_the_verdict(
@@ -317,8 +320,9 @@ def test_the_next_command_follows_from_the_verdict(
     forks: dict[Arm, list[float | None]] = {arm: [returns.get(arm, 100.0)] * 3 for arm in ARMS} if returns else {}
     evidence = Evidence(errors=mean_errors(learning), returns=forks, return_scale=100.0)
     found = Diagnosis(
-        run="RUN", game="pong", frames=10_000, total_frames=20_000, settings=Settings(frames=1_000), errors=learning,
-        curves={}, returns=forks, evaluations={}, return_scale=100.0, verdict=verdict(evidence),
+        run="RUN", game="pong", frames=10_000, total_frames=20_000,
+        settings=Settings(frames=1_000, arms=ARMS if forks else ()), errors=learning, curves={},
+        returns=forks, evaluations={}, return_scale=100.0, verdict=verdict(evidence),
     )  # fmt: skip
     assert next_command(found).startswith(command)
 
