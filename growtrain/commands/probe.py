@@ -35,7 +35,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--setting",
         default=settings,
-        help=f"where a warm start loses, or the trainer's optimizer (default: {settings})",
+        help=f"where the small network loses, the trainer's optimizer, or such as adam:1e-3:1e-4, learning rates of encoder and head "
+        f"(default: {settings})",
     )
     parser.add_argument("--targets", default="random,value", help="kinds of targets (default: random,value)")
     parser.add_argument("--arms", default="", help="some arms, comma-separated (default: all)")

@@ -18,7 +18,7 @@ import torch
 from growtrain.config import ConfigError, flag
 from growtrain.networks.encoders import scale_frames
 from growtrain.probe.arms import WARM, Learner, arms, diagnose, error, learn, make_learner
-from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, require_known
+from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, require_known, setting_of
 from growtrain.probe.tasks import generator_of, make_targets, play
 from growtrain.provenance import describe_machine
 from growtrain.runfiles import run_lock, write_json
@@ -38,7 +38,7 @@ def learn_trunk(
     """
     fork_tasks = {times[0] for name in names if (times := arms(config)[name].times)}
     forks: dict[int, Learner] = {}
-    learner = make_learner(config, SETTINGS[cell.setting], generator_of(cell.seed, "initial"))
+    learner = make_learner(config, setting_of(cell.setting), generator_of(cell.seed, "initial"))
     records: list[Record] = []
     for task in range(config.num_tasks):
         if task in fork_tasks:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from growtrain.config import ConfigError
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record, complete, read_config
-from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig
+from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, setting_of
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.verdicts import MIN_SEEDS, interval
 
@@ -110,8 +110,10 @@ def comparisons(config: ProbeConfig, records: Sequence[Record]) -> list[Comparis
     return [Comparison(*key, by_arm, config.num_tasks // 2) for key, by_arm in found.items()]
 
 
-def _order(config: ProbeConfig, cell: Cell, arm: str) -> tuple[int, str, int, int]:
-    return list(SETTINGS).index(cell.setting), cell.targets, list(arms(config)).index(arm), cell.seed
+def _order(config: ProbeConfig, cell: Cell, arm: str) -> tuple[int, str, str, int, int]:
+    named = list(SETTINGS)
+    place = named.index(cell.setting) if cell.setting in named else len(named)
+    return place, cell.setting, cell.targets, list(arms(config)).index(arm), cell.seed
 
 
 def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, Any]) -> str:
@@ -140,7 +142,7 @@ def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, A
     ]
     for comparison in comparisons(config, records):
         lines += [f"## Setting `{comparison.setting}`, targets `{comparison.targets}`", ""]
-        optimizer = about["settings"][comparison.setting]
+        optimizer = about["settings"].get(comparison.setting) or dataclasses.asdict(setting_of(comparison.setting))
         lines += [f"{', '.join(f'{name} {value}' for name, value in optimizer.items())}.", ""]
         lines += [f"- {sentence}" for sentence in verdicts(comparison)] + ["", *table(comparison), ""]
         if config.sweep == "init":

@@ -1,8 +1,10 @@
 """What a probe is run with; light, so that a wrong flag is answered at once."""
 
+import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from growtrain.config import ConfigError, OptimizerName, flag
 
@@ -31,6 +33,26 @@ SETTINGS: dict[str, Setting] = {
     "head": Setting(optimizer="adam", encoder_lr=1e-5, head_lr=3e-3),
     "rmsprop": Setting(optimizer="centered_rmsprop", encoder_lr=2.5e-4, head_lr=2.5e-4),
 }
+
+
+def setting_of(name: str) -> Setting:
+    """A setting by its name, or as written out: `adam:1e-3:1e-4`, optimizer and learning rates of encoder and head.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if name in SETTINGS:
+        return SETTINGS[name]
+    optimizer, *rates = name.split(":")
+    if optimizer in get_args(OptimizerName):
+        with contextlib.suppress(ValueError):
+            encoder_lr, head_lr = (float(rate) for rate in rates)
+            if 0 < encoder_lr < math.inf and 0 < head_lr < math.inf:
+                return Setting(optimizer=cast(OptimizerName, optimizer), encoder_lr=encoder_lr, head_lr=head_lr)
+    raise ConfigError(
+        f"--setting: {name!r} is unknown: choose from {', '.join(SETTINGS)}, or write optimizer and learning rates of encoder and "
+        "head, such as adam:1e-3:1e-4"
+    )
 
 
 SIDES = {"small": 42, "nature": 84}  # of the square frames of each size; 42 are means of 2 x 2 pixels
@@ -71,7 +93,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A setting, a kind of targets and a seed: what the arms of one comparison share."""
+    """A setting (see `setting_of`), a kind of targets and a seed: what the arms of one comparison share."""
 
     setting: str
     targets: TargetKind
@@ -80,7 +102,8 @@ class Cell:
 
 def make_cells(settings: Sequence[str], kinds: Sequence[str], num_seeds: int) -> list[Cell]:
     """All combinations, seed by seed; raises `ConfigError` for an unknown name or no seed."""
-    require_known("--setting", settings, SETTINGS)
+    for setting in settings:
+        setting_of(setting)
     require_known("--targets", kinds, get_args(TargetKind))
     if num_seeds < 1:
         raise ConfigError(f"--seeds is {num_seeds}: it must be at least 1")

@@ -266,10 +266,26 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {name: (tmp_path / name).read_text() for name in files} == files
 
 
+def test_a_setting_can_be_written_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--output", str(tmp_path), "--targets", "random", "--arms", "warm"]
+    written_out = ["adam:6e-4:6e-4", "centered_rmsprop:2.5e-4:1e-2"]
+    assert main([*words, "--setting", ",".join([written_out[1], "encoder", written_out[0]])]) == 0
+    out = capsys.readouterr().out
+    assert "optimizer centered_rmsprop, encoder_lr 0.00025, head_lr 0.01." in out
+    assert out.index("Setting `encoder`") < out.index(f"Setting `{written_out[0]}`")
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for record in read_jsonl(tmp_path / "probe.jsonl"):
+        by_setting.setdefault(record.pop("setting"), []).append(learned(record))
+    assert by_setting["encoder"] == by_setting[written_out[0]] != by_setting[written_out[1]]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--setting", "tail"], "encoder, head"),
+        (["--setting", "adam:1e-3"], "adam:1e-3:1e-4"),
+        (["--setting", "adam:1e-3:-1"], "adam:1e-3:1e-4"),
+        (["--setting", "sgd:1e-3:1e-4"], "adam:1e-3:1e-4"),
         (["--targets", "moving"], "random, value"),
         (["--arms", "inject-rope"], "inject-mirrored"),
         (["--size", "huge"], "nature"),
