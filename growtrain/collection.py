@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import ReplayBuffer
@@ -72,10 +71,9 @@ class Collector:
 
     Args:
         environment: the lanes; started here.
-        replay: a TorchRL buffer over a `FrameRing`.
+        replay: a TorchRL buffer over a `FrameRing`, which the policy's observations are read from, too: each frame is copied once.
         config: for clipping, life loss and epsilon.
         generator: of exploration.
-        device: where the policy takes observations.
 
     Attributes:
         agent_steps: actions taken over all lanes.
@@ -88,19 +86,17 @@ class Collector:
         replay: ReplayBuffer,
         config: Config,
         generator: np.random.Generator,
-        device: torch.device,
     ) -> None:
         self.environment, self.replay, self.config = environment, replay, config
-        self.generator, self.device = generator, device
+        self.generator = generator
         self.agent_steps = 0
         self.episode_returns: list[float] = []
         self._inherited = np.zeros(config.num_envs, np.bool_)  # lanes whose episode another run began
         self._greedy_sum, self._greedy_count = 0.0, 0
         self._actions: npt.NDArray[np.int64] | None = None
-        self._step = environment.start()
-        ring = replay.storage
-        assert isinstance(ring, FrameRing)
-        ring.start(self._step.frame)
+        assert isinstance(replay.storage, FrameRing)
+        self._ring = replay.storage
+        self._ring.start(environment.start().frame)
 
     @property
     def frames(self) -> int:
@@ -114,8 +110,7 @@ class Collector:
             num_lanes, num_actions = self.config.num_envs, self.environment.num_actions
             self._actions = self.generator.integers(num_actions, size=num_lanes)
         else:
-            observation = torch.from_numpy(self._step.observation).to(self.device)
-            q = policy(observation).cpu().numpy()
+            q = policy(self._ring.newest()).cpu().numpy()
             self._greedy_sum += float(q.max(1).mean())
             self._greedy_count += 1
             self._actions = epsilon_greedy(q, epsilon, self.generator)
@@ -139,7 +134,6 @@ class Collector:
                 [self.config.num_envs],
             )
         )
-        self._step = step
         self.agent_steps += self.config.num_envs
         self.episode_returns.extend(step.episode_returns[~self._inherited[step.started]].tolist())
         self._inherited &= ~step.started
@@ -176,7 +170,7 @@ class Collector:
             ValueError: the environments do not arrive where they were saved, or the state is malformed.
         """
         environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["environment"].items()}
-        self._step = self.environment.load_state_dict(environment)
+        self.environment.load_state_dict(environment)
         self.generator.bit_generator.state = state["exploration"]
         self.agent_steps = int(state["agent_steps"])
         self.episode_returns = [float(score) for score in state["episode_returns"]]

@@ -507,6 +507,7 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
             probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
             intervention = schedule_of(config).intervention
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
+            learner.copy_target()  # what is frozen is shared with the target from its first copy on
         blocks, calls = _block_seconds(update, device, 0.8 * seconds)
         act_blocks, _ = _block_seconds(lambda: learner.q_values(observation.to(device)), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)

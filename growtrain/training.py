@@ -162,7 +162,7 @@ class Run:
             config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling), device=self.device
         )
         self.replay = frame_replay(self.ring)
-        self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration), self.device)
+        self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
         self.learner = DoubleDQN(
             config,
             environment.num_actions,

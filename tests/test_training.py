@@ -144,9 +144,7 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
 
     ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling))
     environment = make_environment(config, seed=episodes)
-    collector = Collector(
-        environment, frame_replay(ring), config, np.random.default_rng(exploration), torch.device("cpu")
-    )
+    collector = Collector(environment, frame_replay(ring), config, np.random.default_rng(exploration))
     generator = torch.Generator().manual_seed(weights)
     learner = DoubleDQN(config, environment.num_actions, width=32, device=torch.device("cpu"), generator=generator)
     plain = nn.Sequential(learner.online.encoder, learner.head.live)  # no InjectedHead anywhere

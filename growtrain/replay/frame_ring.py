@@ -319,6 +319,14 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         """Returns (num,) transitions drawn uniformly, on the ring's device, in TorchRL's layout."""
         return self.gather(self._to_device(self.sample_indices(num).numpy())).to_tensordict()
 
+    def newest(self) -> Tensor:
+        """Returns the lanes' current observations, (num_lanes, stack_size, H, W) uint8 on its device, made of the frames that it holds."""
+        back, cursor = np.arange(self.stack_size - 1, -1, -1), self._cursor
+        source = self._lane_start[:, None] + (cursor[:, None] - back) % self.rows
+        source[self._age[self._lane_start + cursor][:, None] < back] = self._zero_row
+        frames = self._pixels.index_select(0, self._to_device(source.ravel()))
+        return frames.view(self.num_lanes, self.stack_size, *self.frame_shape)
+
     def get(self, index: Array) -> TensorDict:
         """Returns the (n,) transitions that leave the (n,) int64 flat rows, in TorchRL's layout.
 

@@ -98,6 +98,7 @@ class NaiveReplay:
 
 def assert_equal_to_naive(ring: FrameRing, naive: NaiveReplay) -> None:
     ring.check_valid()
+    np.testing.assert_array_equal(ring.newest().numpy(), np.stack([naive.stack(lane) for lane in naive.lanes]))
     expected = naive.expected()
     flat = np.flatnonzero(ring.valid)
     assert flat.tolist() == sorted(expected)
@@ -222,6 +223,7 @@ def test_stacks_equal_those_of_the_emulator() -> None:
         for lane, row in enumerate(flat.tolist()):
             truth[row] = (observation[lane], action[lane], following[lane])
         observation = np.where(ended[:, None, None, None], first, following)
+        np.testing.assert_array_equal(ring.newest().numpy(), observation)
         if t % 10 == 9:
             ring.check_valid()
             rows = np.flatnonzero(ring.valid).tolist()
@@ -483,9 +485,10 @@ def test_on_a_gpu_it_equals_the_cpu_without_a_sync_and_inside_a_graph() -> None:
             step = stream.step()
             ring.extend(**step)
             reference.extend(**step)
-        batch = ring.sample(32)
+        batch, newest = ring.sample(32), ring.newest()
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+    assert torch.equal(newest.cpu(), reference.newest())
     assert (batch.cpu() == reference.sample(32)).all()
     ring.check_valid()
 
