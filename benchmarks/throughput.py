@@ -161,12 +161,11 @@ def environments_arm(config: Config) -> Arm:
 
 
 def act_arm(loop: Loop) -> Arm:
-    """Action values of one observation per lane, there and back."""
+    """Action values of one observation per lane, from the replay's frames to the host."""
     run = loop.run
-    observation = run.replay.sample(run.config.num_envs)["observation"].cpu().contiguous()
 
     def arm(seconds: float) -> Sample:
-        sample = timed(lambda: run.learner.q_values(observation.to(run.device)).cpu(), run.device, seconds)
+        sample = timed(lambda: run.learner.q_values(run.ring.newest()).cpu(), run.device, seconds)
         return sample | {"frames": FRAME_SKIP * run.config.num_envs * sample["calls"]}
 
     arm(0.2)

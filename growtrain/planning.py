@@ -500,7 +500,7 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
     learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
     batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
     update = _make_update(learner, batches)
-    observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8)
+    observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8, device=device)
     updates, acts, timed, spread = [], [], 0, 0.0
     for stage in range(len(plan.stages)):
         if stage:
@@ -509,7 +509,7 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
             learner.copy_target()  # what is frozen is shared with the target from its first copy on
         blocks, calls = _block_seconds(update, device, 0.8 * seconds)
-        act_blocks, _ = _block_seconds(lambda: learner.q_values(observation.to(device)), device, 0.2 * seconds)
+        act_blocks, _ = _block_seconds(lambda: learner.q_values(observation), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)
         acts.append(float(np.median(act_blocks)))
         timed += calls * num_updates
