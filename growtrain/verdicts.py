@@ -8,8 +8,9 @@ lost plasticity in that part). Two kinds of evidence, judged apart and then put 
 
 Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0 and its mean is at least the threshold; it is clearly
 *absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it always is with fewer than three seeds.
-A learning test in which no copy learned anything to speak of is unclear, too. A clear gain in one kind against a clear absence in the other
-is a contradiction, and nothing is claimed from it. Places that nothing tested are named, and left out of the answer.
+A learning test in which no copy learned anything to speak of is unclear, too. So is the absence of a gain at a place that learns nothing
+even when made fresh, while other copies learn: another place stands in its way. A clear gain in one kind against a clear absence in the
+other is a contradiction, and nothing is claimed from it. Places that nothing tested are named, and left out of the answer.
 
 Units: gains are shares; 0.1 is ten percent of the scale of their kind.
 """
@@ -139,8 +140,12 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
         gains["learning"] = {
             name: dataclasses.replace(gain, sign="unclear") for name, gain in gains["learning"].items()
         }
-    signs = {place: {kind: _signs(place, kind, gains[kind], threshold) for kind in gains} for place in PLACES}
-    findings = tuple(_finding(place, signs[place], learned) for place in PLACES)
+    blocked = {place for place in PLACES if learned >= MIN_LEARNED > _learned_when_fresh(place, evidence.errors)}
+    signs = {
+        place: {kind: _signs(place, kind, gains[kind], threshold, place in blocked) for kind in gains}
+        for place in PLACES
+    }
+    findings = tuple(_finding(place, signs[place], learned, place in blocked) for place in PLACES)
     lost = [finding.place for finding in findings if finding.outcome == "lost"]
     if "network" in lost and len(lost) > 1:  # a single part explains it
         lost.remove("network")
@@ -156,7 +161,10 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
             gains=gains,
         )
     if named:
-        reasons = "; ".join(dict.fromkeys(f"{finding.place}: {finding.reason}" for finding in named))
+        places_of: dict[str, list[str]] = {}
+        for finding in named:
+            places_of.setdefault(finding.reason, []).append(finding.place)
+        reasons = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in places_of.items())
         outcome, sentence = "cannot tell", f"Cannot tell whether plasticity was lost ({reasons})."
     else:
         bases = sorted({kind for finding in findings for kind in finding.basis})
@@ -182,6 +190,12 @@ _KINDS: dict[Kind, str] = {"learning": "the learning test", "returns": "the fork
 def learned_most(errors: Mapping[Any, Sequence[float]]) -> float:
     """The share of what was asked for that the best copy has learned, in the mean over the seeds; 0 without a test."""
     return max((1 - sum(values) / len(values) for values in errors.values() if values), default=0.0)
+
+
+def _learned_when_fresh(place: Place, errors: Mapping[Any, Sequence[float]]) -> float:
+    """What the best copy with this place fresh has learned; infinite without one."""
+    fresh = {name: errors[name] for name in _FRESH["learning"][place] if name in errors}
+    return learned_most(fresh) if fresh else math.inf
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -222,8 +236,10 @@ def _gains(
     }
 
 
-def _signs(place: Place, kind: Kind, gains: Mapping[str, Gain], threshold: float) -> list[tuple[Gain, Sign]]:
-    """What each copy or arm with this place fresh says about it.
+def _signs(
+    place: Place, kind: Kind, gains: Mapping[str, Gain], threshold: float, blocked: bool
+) -> list[tuple[Gain, Sign]]:
+    """What each copy or arm with this place fresh says about it; if it is blocked by another, nothing but a gain counts.
 
     A fresh part has fresh optimizer slots, too: where fresh slots alone help, it counts only if it helps clearly more than they do.
     """
@@ -237,13 +253,13 @@ def _signs(place: Place, kind: Kind, gains: Mapping[str, Gain], threshold: float
             beyond = [one - other for one, other in zip(gain.values, slots.values, strict=True)]
             gain = judge(f"{name} beyond fresh-optimizer", beyond, threshold)
             sign = gain.sign
-        if kind == "returns" and name in _DESTRUCTIVE and sign == "no gain":
+        if sign == "no gain" and (blocked or (kind == "returns" and name in _DESTRUCTIVE)):
             sign = "unclear"
         signs.append((gain, sign))
     return signs
 
 
-def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learned: float) -> Finding:
+def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learned: float, blocked: bool) -> Finding:
     """Puts the kinds together: a gain in any copy counts for its kind, and kinds must not contradict each other."""
     said: dict[Kind, Sign] = {}
     for kind, each in signs.items():
@@ -270,6 +286,8 @@ def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learne
         reason = f"fewer than {MIN_SEEDS} seeds with a value"
     elif learned < MIN_LEARNED:
         reason = f"no copy learned more than {learned:.1%} of what the learning test asked for"
+    elif blocked:
+        reason = "even made fresh it learns nothing: another part stands in its way"
     else:
         reason = "the intervals are too wide for the threshold"
     return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)

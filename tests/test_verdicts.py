@@ -76,6 +76,19 @@ def test_what_fresh_slots_explain_is_not_charged_to_the_head() -> None:
     assert both.places == ("head", "optimizer")
 
 
+@pytest.mark.parametrize("forks", [None, returns()])
+def test_a_dead_encoder_hides_what_the_other_parts_have_lost(forks: Any) -> None:
+    """Nothing reaches a fresh head or fresh slots: that they gain nothing does not clear them, in the forks neither."""
+    learning = errors(reset_encoder=0.09, fresh_network=0.14)
+    learning = {copy: [error + 0.5 - 0.05 * seed for seed, error in enumerate(each)] for copy, each in learning.items()}
+    found = decide(learning, forks)
+    assert found.places == ("encoder",)
+    assert outcomes(found) == {"head": "cannot tell", "encoder": "lost", "optimizer": "cannot tell", "network": "lost"}
+    assert "another part stands in its way" in found.findings[0].reason
+    paid = decide(learning, returns(inject=40))
+    assert outcomes(paid)["head"] == "lost"
+
+
 def test_returns_confirm_or_find_on_their_own() -> None:
     both = decide(errors(inject=0.3, reset_head=0.3), returns(inject=40))
     assert both.findings[0].basis == ("learning", "returns")
@@ -130,7 +143,7 @@ def test_a_test_in_which_nobody_learns_says_nothing() -> None:
     assert learned_most(flat) < 0.01
     found = decide(flat)
     assert found.outcome == "cannot tell"
-    assert "no copy learned" in found.sentence
+    assert found.sentence.startswith("Cannot tell whether plasticity was lost (head, encoder, optimizer, network: no copy learned")
     assert decide(flat, returns(inject=40)).places == ("head",)
 
 
