@@ -143,7 +143,9 @@ def test_a_test_in_which_nobody_learns_says_nothing() -> None:
     assert learned_most(flat) < 0.01
     found = decide(flat)
     assert found.outcome == "cannot tell"
-    assert found.sentence.startswith("Cannot tell whether plasticity was lost (head, encoder, optimizer, network: no copy learned")
+    assert found.sentence.startswith(
+        "Cannot tell whether plasticity was lost (head, encoder, optimizer, network: no copy learned"
+    )
     assert decide(flat, returns(inject=40)).places == ("head",)
 
 
