@@ -6,6 +6,7 @@ stores it. Nothing here touches the learner: it is given a function from observa
 Units: frames and agent steps are counted over all environments; rewards are stored clipped, returns are true scores.
 """
 
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -78,6 +79,8 @@ class Collector:
     Attributes:
         agent_steps: actions taken over all lanes.
         episode_returns: true scores of the episodes that ended since the last `report`, less those that another run began.
+        recent_returns: the last 100 of them, reported or not.
+        num_episodes: how many there have been.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class Collector:
         self.generator = generator
         self.agent_steps = 0
         self.episode_returns: list[float] = []
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.num_episodes = 0
         self._inherited = np.zeros(config.num_envs, np.bool_)  # lanes whose episode another run began
         self._greedy_sum, self._greedy_count = 0.0, 0
         self._actions: npt.NDArray[np.int64] | None = None
@@ -135,13 +140,17 @@ class Collector:
             )
         )
         self.agent_steps += self.config.num_envs
-        self.episode_returns.extend(step.episode_returns[~self._inherited[step.started]].tolist())
+        ended = step.episode_returns[~self._inherited[step.started]].tolist()
+        self.episode_returns.extend(ended)
+        self.recent_returns.extend(ended)
+        self.num_episodes += len(ended)
         self._inherited &= ~step.started
         return step
 
     def disown_episodes(self) -> None:
-        """Leaves out of the reports what another run has played: scores not reported yet, and the episodes that are open now."""
+        """Leaves out what another run has played: scores reported or not, and the episodes that are open now."""
         self.episode_returns = []
+        self.recent_returns.clear()
         self._inherited[:] = True
 
     def report(self) -> tuple[list[float], float | None]:
@@ -158,6 +167,8 @@ class Collector:
             "exploration": dict(self.generator.bit_generator.state),
             "agent_steps": self.agent_steps,
             "episode_returns": list(self.episode_returns),
+            "recent_returns": list(self.recent_returns),
+            "num_episodes": self.num_episodes,
             "inherited": self._inherited.tolist(),
             "greedy_sum": self._greedy_sum,
             "greedy_count": self._greedy_count,
@@ -174,5 +185,7 @@ class Collector:
         self.generator.bit_generator.state = state["exploration"]
         self.agent_steps = int(state["agent_steps"])
         self.episode_returns = [float(score) for score in state["episode_returns"]]
+        self.recent_returns.extend(float(score) for score in state["recent_returns"])
+        self.num_episodes = int(state["num_episodes"])
         self._inherited[:] = state["inherited"]
         self._greedy_sum, self._greedy_count = float(state["greedy_sum"]), int(state["greedy_count"])

@@ -27,9 +27,9 @@ import torch
 
 from growtrain.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
 from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
-from growtrain.diagnosis import Arm, Diagnosis, Settings, draw, render
+from growtrain.diagnosis import ARMS, Arm, Diagnosis, Settings, draw, render
 from growtrain.learning_test import COPIES, Copy, learning_test, mean_errors
-from growtrain.resuming import changed_config, done_injections
+from growtrain.resuming import changed_config, done_injections, next_time
 from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.tasks import REFERENCE_SCORES
 from growtrain.telemetry.sinks import read_jsonl
@@ -44,6 +44,12 @@ _LEARNING_TEST = "learning_test.json"
 def default_frames(checkpoint: Checkpoint) -> int:
     """A tenth of what the run has played: all forks together then take about as long as the run did."""
     return max(2 * FRAME_SKIP * checkpoint.config.num_envs, checkpoint.frames // 10)
+
+
+def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
+    """All arms, less `reset-encoder` where no encoder learns: it was frozen, or all of the network is the head."""
+    frozen = checkpoint.state["learner"]["encoder_frozen"]
+    return tuple(arm for arm in ARMS if not (frozen and arm == "reset-encoder"))
 
 
 def cost_lines(run: Path, checkpoint: Checkpoint, settings: Settings) -> list[str]:
@@ -79,7 +85,7 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
             f"--frames {settings.frames} is below two steps of every environment: give {2 * step} or more"
         )
     done = done_injections(checkpoint)
-    times = [*done, *([] if arm == "untouched" else [checkpoint.frames])]
+    times = [*done, *([] if arm == "untouched" else [next_time(checkpoint)])]
     total = checkpoint.frames + settings.frames
     explicit: dict[str, Any] = {
         "schedule": "at:" + ",".join(map(str, times)) if times else "fixed",

@@ -18,11 +18,12 @@ from growtrain.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-_MENDS: dict[Place, str] = {
-    "head": "inject",
-    "encoder": "reset-encoder",
-    "optimizer": "fresh-optimizer",
-    "network": "reset-all",
+# Interventions that mend a place, and the evidence for each; the first that has shown a gain is the one to use.
+_MENDS: dict[Place, dict[str, str]] = {
+    "head": {"inject": "inject", "reset-head": "reset-head"},
+    "encoder": {"reset-encoder": "reset-encoder"},
+    "optimizer": {"fresh-optimizer": "fresh-optimizer"},
+    "network": {"reset-all": "fresh-network"},
 }
 _SAYS = {"gain": "a clear gain", "no gain": "clearly no gain", "unclear": "unclear"}
 
@@ -84,27 +85,45 @@ class Diagnosis:
 def next_command(diagnosis: Diagnosis) -> str:
     """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
     run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
-    forks = f"--frames {format_count(4 * settings.frames)}" if settings.arms else "--learning-test-only"
-    longer = f"{forks} --output {run}/diagnosis-{diagnosis.frames}-longer"
-    if found.outcome == "lost":
-        mend = _MENDS[found.places[0]]
-        forked = found.gains["returns"].get(mend)
+    at = f"--at {diagnosis.frames}"
+    if found.outcome == "lost" and found.located:
+        mend, evidence = _mend(found)
+        forked = found.gains["returns"].get(evidence)
         if (
             forked and forked.sign == "no gain"
         ):  # it cannot learn, and to begin anew has cost more than that gave, so far
-            return f"growtrain diagnose {run} --arms untouched,{mend} {longer}"
+            return _ask_again(diagnosis, f"--arms untouched,{mend}", settings.seeds, settings.test)
         budget = max(settings.frames, diagnosis.frames // 2)
-        return f"growtrain rescue {run} --intervention {mend} --frames {format_count(budget)}"
+        return f"growtrain rescue {run} {at} --intervention {mend} --frames {format_count(budget)}"
     if found.outcome == "not lost":
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
     # The width of an interval falls with the root of the seeds, and the noise of a mean return with the root of the frames.
     test, learned = settings.test, learned_most(mean_errors(diagnosis.errors))
     updates = test.updates if learned >= MIN_LEARNED else 4 * test.updates
-    return (
-        f"growtrain diagnose {run} --seeds {max(5, 2 * settings.seeds)} --learning-seeds {2 * test.seeds} --learning-updates {updates} "
-        f"{longer}"
-    )
+    more = dataclasses.replace(test, seeds=2 * test.seeds, updates=updates)
+    return _ask_again(diagnosis, "", max(5, 2 * settings.seeds), more)
+
+
+def _mend(found: Verdict) -> tuple[str, str]:
+    """What mends the place with the largest gain, and the name of the evidence that it does."""
+    mends = _MENDS[found.places[0]]
+    for mend, evidence in mends.items():
+        if any(gains[evidence].sign == "gain" for gains in found.gains.values() if evidence in gains):
+            return mend, evidence
+    return next(iter(mends.items()))
+
+
+def _ask_again(diagnosis: Diagnosis, arms: str, seeds: int, test: LearningTest) -> str:
+    """The command of a larger diagnosis of the same checkpoint, with a directory of its own."""
+    run, settings = shlex.quote(diagnosis.run), diagnosis.settings
+    frames = 4 * settings.frames
+    forks = f"--frames {format_count(frames)} --seeds {seeds}" if settings.arms else "--learning-test-only"
+    threshold = "" if settings.threshold == Settings.threshold else f"--threshold {settings.threshold:g}"
+    asked = f"--learning-seeds {test.seeds} --learning-updates {test.updates}"
+    size = f"{f'{seeds}x{format_count(frames)}-' if settings.arms else ''}{test.seeds}x{test.updates}"
+    words = ("growtrain diagnose", run, f"--at {diagnosis.frames}", arms, forks, asked, threshold)
+    return " ".join(filter(None, words)) + f" --output {run}/diagnosis-{diagnosis.frames}-{size}"
 
 
 def render(diagnosis: Diagnosis) -> str:

@@ -91,8 +91,8 @@ class Task:
 def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.device) -> dict[Copy, list[list[float]]]:
     """The errors of every copy of a checkpoint's network: one list a seed, one error a mark.
 
-    A copy that would be the same as `current` is left out: `reset-encoder` where the encoder no longer learns, `fresh-optimizer` where the
-    run's optimizer is not Adam.
+    Left out is what the run could not have done to it: `reset-encoder` and `fresh-network` where no encoder learns, `fresh-optimizer` where
+    its optimizer is not Adam.
     The checkpoint's state is read and kept.
 
     Raises:
@@ -107,7 +107,7 @@ def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.devi
         config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
     )
     learner.load_state_dict(state["learner"])
-    same = {"reset-encoder"} if state["learner"]["encoder_frozen"] else set()
+    same = {"reset-encoder", "fresh-network"} if state["learner"]["encoder_frozen"] else set()
     if config.optimizer != "adam":
         same.add("fresh-optimizer")
     copies = [copy for copy in COPIES if copy not in same]

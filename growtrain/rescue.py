@@ -15,7 +15,7 @@ from growtrain.checkpoint import Checkpoint
 from growtrain.config import FRAME_SKIP, Config, ConfigError, flag
 from growtrain.growth.schedules import make_schedule
 from growtrain.presets import resolve
-from growtrain.resuming import changed_config, done_injections
+from growtrain.resuming import changed_config, done_injections, next_time
 from growtrain.weights import Weights
 
 
@@ -42,6 +42,11 @@ def rescue_schedule(name: str | None, past: tuple[int, ...], begin: int, frames:
         schedule = make_schedule(name, frames)
         if not schedule.injection_frames:
             raise ConfigError(f"--schedule {name} rescues nothing: choose grow1x, grow3x or at:..., or leave it out")
+        if schedule.intervention != "inject":
+            raise ConfigError(
+                f"--schedule {name}: a rescue takes grow1x, grow3x or at:..., and what is to happen at these times by "
+                f"--intervention {schedule.intervention}"
+            )
         times = tuple(begin + time for time in schedule.injection_frames)
     return "at:" + ",".join(map(str, (*past, *times)))
 
@@ -57,7 +62,8 @@ def rescue_run(checkpoint: Checkpoint, explicit: dict[str, Any], frames: int) ->
     Raises:
         ConfigError: a setting cannot differ, or the schedule does not fit.
     """
-    schedule = rescue_schedule(explicit.get("schedule"), done_injections(checkpoint), checkpoint.frames, frames)
+    past, begin = done_injections(checkpoint), next_time(checkpoint)
+    schedule = rescue_schedule(explicit.get("schedule"), past, begin, frames - (begin - checkpoint.frames))
     return changed_config(
         checkpoint, explicit | {"schedule": schedule, "total_frames": checkpoint.frames + frames}, fork=True
     )

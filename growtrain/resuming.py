@@ -88,6 +88,11 @@ def done_injections(checkpoint: Checkpoint) -> tuple[int, ...]:
     return schedule.injection_frames[: int(checkpoint.state["stage"])]
 
 
+def next_time(checkpoint: Checkpoint) -> int:
+    """The earliest time, in frames, of an intervention that a fork may add: after the last one, which may be as old as the checkpoint."""
+    return max(checkpoint.frames, *(time + 1 for time in done_injections(checkpoint)), 0)
+
+
 def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint, but of a network that started at the width it has: what was `full3x` of 512 is `fixed` of 2048.
 
@@ -144,7 +149,7 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
         )
-    if learner["encoder_frozen"] and new.intervention in ("reset-encoder", "reset-all"):
+    if learner["encoder_frozen"] and config.split != "conv1" and new.intervention in ("reset-encoder", "reset-all"):
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
 
 

@@ -14,7 +14,6 @@ import math
 import shutil
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from growtrain.provenance import describe, describe_machine, differences
 from growtrain.records import Diagnostics, Evaluation, Metrics
 from growtrain.replay.frame_ring import FrameRing, frame_replay
 from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file, write_json
-from growtrain.telemetry.gpu import open_monitor
+from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open_monitor
 from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
 from growtrain.telemetry.trackers import open_trackers
@@ -170,6 +169,8 @@ class Run:
             device=self.device,
             generator=torch.Generator().manual_seed(weights),
         )
+        if start is None:
+            load_initial(self.learner, run_dir)
         self.captured = make_captured(self.learner, self.ring) if uses_graph(config, self.device) else None
         self.measurer = Measurer(config, self.learner, self.ring)
         self.growth_generator = torch.Generator().manual_seed(growth)
@@ -180,19 +181,18 @@ class Run:
         self.phases = Phases()
         self.last_evaluation: Evaluation | None = None
         self.reason: str | None = None
-        self._recent_returns: deque[float] = deque(maxlen=100)
         self._wall_start = self._accounted = self._reported = time.perf_counter()
         self._frames_accounted = self._updates_accounted = 0
         self._frames_reported = self._updates_reported = 0
         self._seconds: dict[str, float] = {}
         self._resumes: list[dict[str, Any]] = []
+        self._gpu_before: dict[str, Any] | None = None
+        self._monitor: AbstractMonitor = AbsentMonitor("nothing was recorded")
         self._failed_checkpoints, self._retry_at = 0, math.inf
         resumed = start is not None and start.path.parent.parent.resolve() == run_dir.resolve()
         self._forked = start is not None and not resumed
         self._writer = CheckpointWriter(run_dir, config.keep, start.segments if start is not None and resumed else ())
-        if start is None:
-            load_initial(self.learner, run_dir)
-        else:
+        if start is not None:
             self._restore(start)
 
     def crossed(self, period: int) -> bool:
@@ -226,7 +226,8 @@ class Run:
                 stage=self.stage,
                 last_injection=self.grown_at[-1] if self.grown_at else 0,
                 errors=(errors["current"], errors["inject"]),
-                returns=self._recent_returns,
+                returns=self.collector.recent_returns,
+                episodes=self.collector.num_episodes,
                 before=self.decision,
                 seconds=time.perf_counter() - start,
             )
@@ -303,7 +304,6 @@ class Run:
         now, frames, updates = time.perf_counter(), self.collector.frames, self.learner.updates
         seconds = now - self._reported
         returns, q_mean = self.collector.report()
-        self._recent_returns.extend(returns)
         record = Metrics(
             frames=frames,
             agent_steps=self.collector.agent_steps,
@@ -392,8 +392,8 @@ class Run:
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
         frames = self.collector.frames if self._start is not None else None
         self.sinks = RunSinks(self.run_dir, frames, open_trackers(self.config, self.run_dir))
-        monitor = open_monitor(self.device)
-        monitor.start()
+        self._monitor = open_monitor(self.device)
+        self._monitor.start()
         status = "failed"
         try:
             if self._forked:
@@ -407,10 +407,10 @@ class Run:
             self.reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
             raise
         finally:
-            monitor.stop()
+            self._monitor.stop()
             self.collector.environment.close(raise_if_closed=False)
             try:
-                write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": monitor.summary()})
+                write_json(self.run_dir / "summary.json", self._summary(status) | {"gpu": self._gpu_so_far()})
             except OSError as error:  # a full disk must not hide how the run ended
                 warnings.warn(f"summary.json was not written: {error}", stacklevel=1)
             self.sinks.close(failed=status == "failed")  # last, and outside of what was timed: trackers take their time
@@ -432,13 +432,13 @@ class Run:
             "decision": dataclasses.asdict(self.decision) if self.decision else None,
             "totals": [[total.frames, total.updates, total.seconds] for total in self.totals],
             "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
-            "recent_returns": list(self._recent_returns),
             "frames_reported": self._frames_reported,
             "updates_reported": self._updates_reported,
             "seconds": self._seconds,
             "since_report": now - self._reported,
             "wall_seconds": now - self._wall_start,
             "resumes": self._resumes,
+            "gpu": self._gpu_so_far(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -455,11 +455,11 @@ class Run:
         for total, values in zip(self.totals, state["totals"], strict=False):
             total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
-        self._recent_returns.extend(float(score) for score in state["recent_returns"])
         self._frames_reported, self._updates_reported = int(state["frames_reported"]), int(state["updates_reported"])
         self._frames_accounted, self._updates_accounted = self.collector.frames, self.learner.updates
         self._seconds = {str(name): float(seconds) for name, seconds in state["seconds"].items()}
         self._resumes = list(state["resumes"])
+        self._gpu_before = state.get("gpu")
         self.phases.take()
         now = self._accounted = time.perf_counter()
         self._reported, self._wall_start = now - float(state["since_report"]), now - float(state["wall_seconds"])
@@ -474,8 +474,9 @@ class Run:
         try:
             self.load_state_dict(state)
             start.load_frames(self.ring)
-            if self._forked:
+            if self._forked:  # what is reported of it is of episodes that it has begun itself
                 self.collector.disown_episodes()
+                self.last_evaluation = None
         except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             raise Unreadable(f"{start.path}: {error}") from error
         machine = describe_machine(self.device)
@@ -515,6 +516,11 @@ class Run:
         if aside:
             warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 
+    def _gpu_so_far(self) -> dict[str, Any]:
+        """What the GPU has done for this run, before it was interrupted, too."""
+        now = self._monitor.summary()
+        return now if self._gpu_before is None else add_up(self._gpu_before, now)
+
     def _account(self) -> None:
         """Charges the time since the last call to the current stage, less the phases in which training stood still."""
         now, phases = time.perf_counter(), self.phases.take()
@@ -534,8 +540,8 @@ class Run:
     def _summary(self, status: str) -> dict[str, Any]:
         plan = make_plan(self.config, self.learner.num_actions)
         wall_seconds = time.perf_counter() - self._wall_start
-        evaluation, recent = self.last_evaluation, list(self._recent_returns)
-        planned = not any(resume.get("past_differs") for resume in self._resumes)
+        evaluation, recent = self.last_evaluation, list(self.collector.recent_returns)
+        planned = self.interventions == self.stage and not any(r.get("past_differs") for r in self._resumes)
         return {
             "status": status,
             "reason": self.reason,

@@ -92,6 +92,7 @@ class Verdict:
     Attributes:
         outcome: over all places.
         places: where plasticity was lost, the largest gain first; empty unless it was.
+        located: whether it was lost at these places; if not, somewhere within them.
         sentence: the answer in one sentence.
         findings: place by place.
         gains: the evidence, by kind and copy or arm.
@@ -99,6 +100,7 @@ class Verdict:
 
     outcome: Outcome
     places: tuple[Place, ...]
+    located: bool
     sentence: str
     findings: tuple[Finding, ...]
     gains: dict[Kind, dict[str, Gain]]
@@ -153,10 +155,14 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
     tested = {place for place in PLACES if any(signs[place].values())} or set(PLACES)
     named = [finding for finding in findings if finding.outcome == "cannot tell" and finding.place in tested]
     if lost:
+        parts = [f for f in findings if f.place in ("head", "encoder")]
+        located = lost != ["network"] or all(f.outcome == "not lost" or f.place in blocked for f in parts)
+        where = " and ".join(_WHERE[place] for place in lost) if located else _SOMEWHERE
         return Verdict(
             outcome="lost",
             places=tuple(lost),
-            sentence=f"Plasticity was lost: {' and '.join(_WHERE[place] for place in lost)}.",
+            located=located,
+            sentence=f"Plasticity was lost: {where}.",
             findings=findings,
             gains=gains,
         )
@@ -172,6 +178,7 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
     return Verdict(
         outcome=outcome,  # type: ignore[arg-type]  # one of the two literals above
         places=(),
+        located=True,
         sentence=sentence,
         findings=findings,
         gains=gains,
@@ -184,6 +191,7 @@ _WHERE: dict[Place, str] = {
     "optimizer": "in the optimizer's state",
     "network": "in head and encoder together, in neither alone",
 }
+_SOMEWHERE = "in head or encoder, and which of them, or whether only in both together, is not clear yet"
 _KINDS: dict[Kind, str] = {"learning": "the learning test", "returns": "the forks' returns"}
 
 

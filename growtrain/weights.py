@@ -118,7 +118,7 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ConfigError(f"{path}: {name} holds values that are not finite numbers: take an earlier file")
     return Weights(
-        tensors={name: tensor.to(torch.float32) for name, tensor in found.items()},
+        tensors={name: tensor.to(torch.float32).contiguous() for name, tensor in found.items()},
         width=width,
         encoder_width=encoder_width,
         num_actions=found["head.live.2.weight"].shape[0],
@@ -177,5 +177,7 @@ def load_initial(learner: DoubleDQN, run_dir: Path) -> None:
         tensors = load_safetensors(read_plain(path, _MAX_BYTES))
         for network in (learner.online, learner.target):
             network.load_state_dict(tensors)
+        learner.initial.clear()  # what it keeps to, if to anything, is what it begins with
+        learner.rebuild()
     except (SafetensorError, RuntimeError) as error:
         raise Unreadable(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error

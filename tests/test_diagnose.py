@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
-from growtrain.checkpoint import load_learner, open_newest
+from growtrain.checkpoint import load_learner, open_at, open_newest
 from growtrain.config import Config, ConfigError
-from growtrain.diagnose import diagnose, fork_config
+from growtrain.diagnose import default_arms, diagnose, fork_config
 from growtrain.diagnosis import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.learners.double_dqn import DoubleDQN, make_network
 from growtrain.learning_test import (
@@ -32,11 +32,12 @@ from growtrain.learning_test import (
     mean_errors,
 )
 from growtrain.networks.heads import initialize
+from growtrain.regularizers import penalty
 from growtrain.rescue import rescue_weights
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.training import Run, train
 from growtrain.verdicts import Evidence, verdict
-from growtrain.weights import read_weights, recognise
+from growtrain.weights import read_weights, recognise, save_initial
 
 # A run, and damage in it
 
@@ -299,15 +300,27 @@ def test_the_learning_test_alone_makes_no_forks_and_has_the_threads_of_the_run(
 @pytest.mark.parametrize(
     ("errors", "returns", "command"),
     [
-        ({"inject": 0.4}, {}, "growtrain rescue RUN --intervention inject --frames 5k"),
-        ({"reset-encoder": 0.4}, {}, "growtrain rescue RUN --intervention reset-encoder --frames 5k"),
-        ({"reset-encoder": 0.4}, {"reset-encoder": 140.0}, "growtrain rescue RUN --intervention reset-encoder --frames 5k"),
-        ({"reset-encoder": 0.4}, {"reset-encoder": 70.0}, "growtrain diagnose RUN --arms untouched,reset-encoder --frames 4k"),
+        ({"inject": 0.4}, {}, "growtrain rescue RUN --at 10000 --intervention inject --frames 5k"),
+        ({"inject": 0.4, "reset-head": 0.3}, {}, "growtrain rescue RUN --at 10000 --intervention inject --frames 5k"),
+        ({"reset-head": 0.4}, {}, "growtrain rescue RUN --at 10000 --intervention reset-head --frames 5k"),
+        ({"reset-encoder": 0.4}, {}, "growtrain rescue RUN --at 10000 --intervention reset-encoder --frames 5k"),
+        ({"reset-encoder": 0.4}, {"reset-encoder": 140.0}, "growtrain rescue RUN --at 10000 --intervention reset-encoder --frames 5k"),
+        (
+            {"reset-encoder": 0.4}, {"reset-encoder": 70.0},
+            ("growtrain diagnose RUN --at 10000 --arms untouched,reset-encoder --frames 4k --seeds 3 --learning-seeds 5 "
+            "--learning-updates 400 --output RUN/diagnosis-10000-3x4k-5x400"),
+        ),
+        ({"fresh-network": 0.4}, {}, "growtrain rescue RUN --at 10000 --intervention reset-all --frames 5k"),
         ({}, {}, "leave it alone: growtrain resume RUN"),
-        ({}, {"inject": 140.0}, "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 400 --frames 4k"),
+        (
+            {}, {"inject": 140.0},
+            ("growtrain diagnose RUN --at 10000 --frames 4k --seeds 6 --learning-seeds 10 --learning-updates 400 "
+            "--output RUN/diagnosis-10000-6x4k-10x400"),
+        ),
         (
             {"current": 1.0, "inject": 1.0}, {},
-            "growtrain diagnose RUN --seeds 6 --learning-seeds 10 --learning-updates 1600 --learning-test-only --output",
+            ("growtrain diagnose RUN --at 10000 --learning-test-only --learning-seeds 10 --learning-updates 1600 "
+            "--output RUN/diagnosis-10000-10x1600"),
         ),
     ],
 )  # fmt: skip
@@ -324,7 +337,23 @@ def test_the_next_command_follows_from_the_verdict(
         settings=Settings(frames=1_000, arms=ARMS if forks else ()), errors=learning, curves={},
         returns=forks, evaluations={}, return_scale=100.0, verdict=verdict(evidence),
     )  # fmt: skip
-    assert next_command(found).startswith(command)
+    assert next_command(found) == command
+
+
+def test_what_the_next_command_repeats_is_another_diagnosis_with_the_same_threshold() -> None:
+    learning = {copy: [[0.2 * seed]] * 3 for seed, copy in enumerate(COPIES)}
+    learning["fresh-network"] = [[0.1], [0.9], [0.2]]
+    settings, outputs = Settings(frames=1_000, seeds=2, threshold=0.05), set[str]()
+    for _ in range(2):
+        found = Diagnosis(
+            run="RUN", game="pong", frames=10_000, total_frames=20_000, settings=settings, errors=learning, curves={}, returns={},
+            evaluations={}, return_scale=100.0, verdict=verdict(Evidence(errors={}, returns={})),
+        )  # fmt: skip
+        words = next_command(found).split()
+        assert words[words.index("--threshold") + 1] == "0.05"
+        outputs.add(words[words.index("--output") + 1])
+        settings = dataclasses.replace(settings, frames=4_000, seeds=int(words[words.index("--seeds") + 1]))
+    assert len(outputs) == 2
 
 
 @pytest.mark.parametrize(
@@ -339,6 +368,10 @@ def test_the_next_command_follows_from_the_verdict(
         (["rescue", "nowhere"], "does not exist"),
         (["rescue", "RUN", "--total-frames", "9k"], "--frames"),
         (["rescue", "RUN", "--schedule", "fixed"], "rescues nothing"),
+        (["rescue", "RUN", "--schedule", "reset"], "--intervention reset-head"),
+        (["rescue", "RUN", "--schedule", "redo", "--frames", "9k"], "--intervention redo"),
+        (["rescue", "RUN", "--at", "77"], "no checkpoint at 77"),
+        (["rescue", "weights.safetensors", "--frames", "4k", "--at", "77"], "--at"),
         (["rescue", "RUN", "--game", "pong"], "--game"),
         (["rescue", "weights.txt"], "neither a run's directory"),
         (["rescue", "weights.safetensors", "--frames", "4k"], "no convolution"),
@@ -363,6 +396,43 @@ def test_rescue_goes_on_with_a_run_and_injects_at_once(run_dir: Path, tmp_path: 
     (event,) = read_jsonl(rescued / "growth_events.jsonl")
     assert (event["frames"], event["kind"], event["max_abs_q_change_online"]) == (1_608, "inject", 0.0)
     assert open_newest(rescued).frames == 1_920
+
+
+def test_a_checkpoint_made_at_an_injection_can_be_forked(tmp_path: Path) -> None:
+    """The injection is as old as the checkpoint: the next one comes after it, at the fork's first step."""
+    grown = tmp_path / "grown"
+    list(train(config(schedule="at:800", total_frames=1_200, checkpoint_period=800), grown))
+    checkpoint = open_at(grown, 800)
+    assert fork_config(checkpoint, "inject", 0, Settings(frames=80)).schedule == "at:800,801"
+    assert fork_config(checkpoint, "untouched", 0, Settings(frames=80)).schedule == "at:800"
+    rescued = tmp_path / "rescued"
+    assert main(["rescue", str(grown), "--at", "800", "--frames", "80", "--run-dir", str(rescued)]) == 0
+    assert [event["frames"] for event in read_jsonl(rescued / "growth_events.jsonl")] == [800, 808]
+
+
+def test_a_network_that_is_all_head_is_diagnosed_and_reset(tmp_path: Path) -> None:
+    """There is no encoder to ask about: no arm for it by default, and all of the network can be made fresh."""
+    whole = tmp_path / "whole"
+    list(train(config(split="conv1", total_frames=1_000), whole))
+    checkpoint = open_newest(whole)
+    assert default_arms(checkpoint) == ("untouched", "inject", "fresh-optimizer")
+    assert set(learning_test(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
+    for arm in default_arms(checkpoint):
+        fork_config(checkpoint, arm, 0, Settings(frames=80))
+    rescued = tmp_path / "rescued"
+    assert main(["rescue", str(whole), "--intervention", "reset-all", "--frames", "80", "--run-dir", str(rescued)]) == 0
+    (event,) = read_jsonl(rescued / "growth_events.jsonl")
+    assert event["kind"] == "reset-all"
+    assert event["max_abs_q_change_online"] > 0
+
+
+def test_a_fork_reports_no_score_of_its_parent(tmp_path: Path) -> None:
+    parent, fork = tmp_path / "parent", tmp_path / "fork"
+    list(train(config(eval_period=800, eval_frames=400, total_frames=1_200), parent))
+    assert json.loads((parent / "summary.json").read_text())["final_return"] is not None
+    assert main(["resume", str(parent), "--fork", str(fork), "--total-frames", "1208", "--eval-period", "0"]) == 0
+    summary = json.loads((fork / "summary.json").read_text())
+    assert (summary["frames"], summary["final_return"], summary["human_normalized_score"]) == (1_208, None, None)
 
 
 def cleanrl() -> nn.Sequential:
@@ -394,6 +464,8 @@ def test_weights_from_elsewhere_play_as_they_did_and_are_rescued(tmp_path: Path)
         expected = theirs(observation.float() / 255)
     for network in (run.learner.online, run.learner.target):
         assert torch.allclose(network(observation), expected, atol=1e-5)
+    # What it begins with is what its distance from initialisation is measured from.
+    assert run.measurer._distance("encoder", run.learner.online.encoder) == 0.0
     run.collector.environment.close()
 
 
@@ -409,6 +481,20 @@ def test_what_is_no_nature_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ConfigError, match="not a file of weights"):
         read_weights(tmp_path / "bomb.pt")
+
+
+def test_a_rescued_agent_is_pulled_towards_its_own_weights_in_any_memory_format(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(cleanrl().to(memory_format=torch.channels_last).state_dict(), tmp_path / "agent.pth")  # type: ignore[call-overload]
+    run_dir = tmp_path / "run"
+    save_initial(read_weights(tmp_path / "agent.pth"), run_dir)
+    own = config(
+        optimizer="centered_rmsprop", regularizer="l2-init", regularizer_strength=1e-2, output_bias="per_action"
+    )
+    run = Run(own, run_dir)
+    trainable = [p for p in run.learner.online.parameters() if p.requires_grad]
+    assert penalty("l2-init", trainable, [run.learner.initial[p] for p in trainable]).item() == 0.0
+    run.collector.environment.close()
 
 
 def test_names_and_targets_of_stable_baselines3(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from growtrain.__main__ import main
-from growtrain.checkpoint import load_learner
+from growtrain.checkpoint import load_learner, open_newest
 from growtrain.collection import epsilon_at, epsilon_greedy, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config
 from growtrain.growth import transaction
@@ -21,6 +21,7 @@ from growtrain.growth.interventions import GrowthEvent
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.records import Evaluation, Metrics
+from growtrain.telemetry.gpu import AbsentMonitor
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.training import Record, Run, train
 
@@ -241,6 +242,34 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     summary = json.loads((tmp_path / "go" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []
+    assert [stage["flops_per_update"] for stage in summary["stages"]] == [
+        None,
+        None,
+    ]  # not those of a head that never came
+
+
+class FakeMonitor(AbsentMonitor):
+    """A GPU that was watched for 2 s."""
+
+    def summary(self) -> dict[str, Any]:
+        watched = {"seconds": 2.0, "utilization_mean": 50.0, "utilization_samples": 5, "power_watts_mean": 100.0}
+        energy = {"energy_joules": 200.0, "energy_source": "NVML energy counter"}
+        return {"available": True, **watched, **energy, "memory_peak_bytes": 7, "lost": None}
+
+
+def test_energy_is_that_of_the_whole_run_however_often_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("growtrain.training.open_monitor", lambda device: FakeMonitor("fake"))
+    config, start = tiny(schedule="fixed", total_frames=1_600, eval_period=0, log_period=200), None
+    for stop_at in (400, 800, 10_000):
+        seen = [0]
+        for record in train(config, tmp_path, should_stop=lambda: seen[-1] >= stop_at, start=start):  # noqa: B023
+            seen.append(record.frames)
+        start = open_newest(tmp_path)
+        gpu = json.loads((tmp_path / "summary.json").read_text())["gpu"]
+    assert (gpu["energy_joules"], gpu["seconds"], gpu["utilization_samples"]) == (600.0, 6.0, 15)
+    assert (gpu["utilization_mean"], gpu["power_watts_mean"], gpu["memory_peak_bytes"]) == (50.0, 100.0, 7)
 
 
 def test_a_run_gives_its_memory_back_before_the_next_takes_any(tmp_path: Path) -> None:

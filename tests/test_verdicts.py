@@ -89,6 +89,16 @@ def test_a_dead_encoder_hides_what_the_other_parts_have_lost(forks: Any) -> None
     assert outcomes(paid)["head"] == "lost"
 
 
+def test_head_and_encoder_together_is_said_only_where_neither_is_in_doubt() -> None:
+    learning = errors(seeds=5, fresh_network=0.3)
+    assert decide(learning).sentence == "Plasticity was lost: in head and encoder together, in neither alone."
+    learning["reset-encoder"] = [0.1, 0.6, 0.2, 0.9, 0.4]
+    found = decide(learning)
+    assert outcomes(found)["encoder"] == "cannot tell"
+    assert (found.places, found.located) == (("network",), False)
+    assert "in head or encoder, and which of them" in found.sentence
+
+
 def test_returns_confirm_or_find_on_their_own() -> None:
     both = decide(errors(inject=0.3, reset_head=0.3), returns(inject=40))
     assert both.findings[0].basis == ("learning", "returns")

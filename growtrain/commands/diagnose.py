@@ -20,7 +20,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--at", type=parse_count, help="frames of the checkpoint (default: the newest)")
     parser.add_argument("--frames", type=parse_count, help="of each fork (default: a tenth of what the run has played)")
     parser.add_argument("--seeds", type=parse_count, default=3, help="forks of each arm (default: 3)")
-    parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all)")
+    parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all that fit)")
     parser.add_argument("--threshold", type=float, default=0.1, help="least gain that counts (default: 0.1)")
     parser.add_argument("--learning-seeds", type=parse_count, default=5, help="of the learning test (default: 5)")
     parser.add_argument("--learning-updates", type=parse_count, default=400, help="of the learning test (default: 400)")
@@ -31,15 +31,15 @@ def main(words: Sequence[str]) -> int:
     run, stop = namespace.run, StopSignals(namespace.stop_signal)
 
     from growtrain.checkpoint import open_at, open_newest
-    from growtrain.diagnose import cost_lines, default_frames, diagnose
+    from growtrain.diagnose import cost_lines, default_arms, default_frames, diagnose
     from growtrain.diagnosis import ARMS, Settings, next_command, render
     from growtrain.learning_test import LearningTest
     from growtrain.resuming import at_own_width
 
-    arms = tuple(namespace.arms.split(",")) if namespace.arms else ARMS
-    if unknown := [arm for arm in arms if arm not in ARMS]:
+    given = tuple(namespace.arms.split(",")) if namespace.arms else None
+    if unknown := [arm for arm in given or () if arm not in ARMS]:
         raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
-    if "untouched" not in arms:
+    if given is not None and "untouched" not in given:
         raise ConfigError("--arms lacks untouched, which the others are compared with: add it")
     for name in ("seeds", "learning_seeds", "learning_updates"):
         if getattr(namespace, name) < 1:
@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
     settings = Settings(
         frames=namespace.frames if namespace.frames is not None else default_frames(checkpoint),
         seeds=namespace.seeds,
-        arms=() if namespace.learning_test_only else arms,
+        arms=() if namespace.learning_test_only else given or default_arms(checkpoint),
         threshold=namespace.threshold,
         test=LearningTest(seeds=namespace.learning_seeds, updates=namespace.learning_updates),
     )

@@ -17,6 +17,7 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("agent", type=Path, metavar="RUN|FILE", help="a run, or weights (.pt, .pth, .safetensors)")
     parser.add_argument("--frames", type=parse_count, help="budget (default: half of what the run has played)")
+    parser.add_argument("--at", type=parse_count, help="of a run: frames of the checkpoint (default: the newest)")
     parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
     add_stop_signal(parser)
     add_config_flags(parser)
@@ -32,10 +33,10 @@ def main(words: Sequence[str]) -> int:
     from growtrain.rescue import default_frames, rescue_run, rescue_weights
 
     if agent.is_dir():
-        from growtrain.checkpoint import open_newest
+        from growtrain.checkpoint import open_at, open_newest
         from growtrain.resuming import at_own_width
 
-        checkpoint = at_own_width(open_newest(agent))
+        checkpoint = at_own_width(open_newest(agent) if namespace.at is None else open_at(agent, namespace.at))
         frames = namespace.frames if namespace.frames is not None else default_frames(checkpoint)
         config, notes = rescue_run(checkpoint, explicit, frames)
         notes = [f"from the checkpoint of {agent} at {checkpoint.frames} frames", *notes]
@@ -45,6 +46,8 @@ def main(words: Sequence[str]) -> int:
         from growtrain.collection import num_actions_of
         from growtrain.weights import read_weights, save_initial
 
+        if namespace.at is not None:
+            raise ConfigError("--at: a file of weights has no checkpoints: leave it out")
         if namespace.frames is None:
             raise ConfigError(
                 "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"

@@ -126,7 +126,7 @@ def run_training(
         schedule=config.schedule,
         device=str(device),
         stage_frames=[stage.frames for stage in plan.stages],
-        stage_costs=[stage.flops / stage.frames for stage in plan.stages],
+        stage_costs=[stage.flops_per_update for stage in plan.stages],  # updates a frame are the same in all of them
         run_name=str(run_dir),
         plan=schedule_of(config).describe(),
     )

@@ -6,7 +6,8 @@ learn better with it than without? Here that question is put to copies of the ne
 
 A decision is a pure function of the signals and of what was decided before. It injects when all of these hold:
     1. the copy with an injected head learns what the replay asks for faster than the network as it is, by `threshold` at least;
-    2. the score is on a plateau: the mean of the last episodes is not above that of the decision before by more than its standard error;
+    2. the score is on a plateau: episodes have ended since the decision before, and the mean of the last 100 is not above what it was then
+       by more than its standard error;
     3. 1 and 2 held at the `patience - 1` decisions before, too (hysteresis: one noisy measure does not inject);
     4. the last injection is `min_gap` frames away, and there have been fewer than `max_injections`.
 
@@ -50,6 +51,7 @@ class Decision:
         gain: of the injected copy over the network as it is, as a share of what the better of them learned (as in `verdicts`).
         score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
         score_before: that of the decision before; None without one.
+        episodes: that have ended in the run.
         plateau: whether the score has stopped rising.
         streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
         inject: the decision.
@@ -65,6 +67,7 @@ class Decision:
     score: float | None
     score_error: float | None
     score_before: float | None
+    episodes: int
     plateau: bool
     streak: int
     inject: bool
@@ -80,6 +83,7 @@ def decide(
     last_injection: int,
     errors: tuple[float, float],
     returns: Sequence[float],
+    episodes: int,
     before: Decision | None,
     seconds: float = 0.0,
 ) -> Decision:
@@ -92,6 +96,7 @@ def decide(
         last_injection: frames at the last one, 0 without one.
         errors: that the network as it is and its injected copy reach.
         returns: true scores of the last episodes.
+        episodes: that have ended in the run.
         before: the decision before.
         seconds: what measuring took, for the record.
     """
@@ -103,7 +108,9 @@ def decide(
     variance = sum((value - score) ** 2 for value in returns) / (count - 1) if score is not None and count > 1 else 0.0
     score_error = math.sqrt(variance / count) if count > 1 else None
     score_before = before.score if before else None
-    plateau = score is not None and score_before is not None and score - score_before <= (score_error or 0.0)
+    news = before is not None and episodes > before.episodes
+    rise = score - score_before if news and score is not None and score_before is not None else None
+    plateau = rise is not None and rise <= (score_error or 0.0)
     lost = learned >= MIN_LEARNED and gain >= rule.threshold
     streak = (before.streak if before and not before.inject else 0) + 1 if lost and plateau else 0
     if stage >= rule.max_injections:
@@ -117,8 +124,10 @@ def decide(
             False,
             f"a fresh head gains {gain:.1%}, less than {rule.threshold:.1%}: the network still learns",
         )
+    elif rise is None:
+        inject, reason = False, "the score is not known twice yet, or no episode has ended since"
     elif not plateau:
-        inject, reason = False, "the score is rising, or not known twice yet"
+        inject, reason = False, "the score is rising"
     elif streak < rule.patience:
         inject, reason = False, f"plasticity looks lost: {streak} of {rule.patience} decisions in a row"
     else:
@@ -132,6 +141,7 @@ def decide(
         score=score,
         score_error=score_error,
         score_before=score_before,
+        episodes=episodes,
         plateau=plateau,
         streak=streak,
         inject=inject,

@@ -99,6 +99,8 @@ def reset(online: nn.Module, slots: Slots, parts: tuple[str, ...], generator: to
     fresh: dict[str, nn.Module] = {}
     for part in parts:
         old = online.get_submodule(part)
+        if not list(old.parameters()):  # the encoder of a network that is all head
+            continue
         if not trains(old):
             raise ValueError(f"the {part} does not learn any more: fresh weights would stay as they are drawn")
         new = fresh_copy(old.live if isinstance(old, InjectedHead) else old, generator)

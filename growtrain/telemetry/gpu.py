@@ -7,6 +7,7 @@ watts, energy in joules, memory in bytes, time in seconds. All of them are of th
 """
 
 import contextlib
+import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -170,6 +171,41 @@ class GpuMonitor(AbstractMonitor):
             for field, value in values.items():
                 self._series[field].add(now, value)
         return None
+
+
+def add_up(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a run that went on later: seconds, samples and energy add up, means are over the seconds, peaks are the higher.
+
+    Name, driver and size are those of `now`. What one of the two lacks, the sum lacks as well.
+    """
+    if not before["available"] or not now["available"]:
+        lacking = now if before["available"] else before
+        return (
+            now
+            if before["available"] is now["available"]
+            else {"available": False, "reason": f"for a part of the run, {lacking['reason']}"}
+        )
+
+    def both(field: str, combine: Callable[[Any, Any], Any]) -> Any:
+        lacking = next((part[field] for part in (before, now) if isinstance(part[field], str)), None)
+        return combine(before[field], now[field]) if lacking is None else lacking
+
+    seconds = before["seconds"] + now["seconds"]
+
+    def mean(field: str) -> Any:
+        return both(field, lambda a, b: (a * before["seconds"] + b * now["seconds"]) / seconds if seconds else b)
+
+    sources = dict.fromkeys((before["energy_source"], now["energy_source"]))
+    return now | {
+        "seconds": seconds,
+        "utilization_mean": mean("utilization_mean"),
+        "utilization_samples": both("utilization_samples", operator.add),
+        "power_watts_mean": mean("power_watts_mean"),
+        "energy_joules": both("energy_joules", operator.add),
+        "energy_source": " and ".join(sources),
+        "memory_peak_bytes": both("memory_peak_bytes", max),
+        "lost": now["lost"] or before["lost"],
+    }
 
 
 class Series:

@@ -24,7 +24,8 @@ def after(*steps: dict[str, Any]) -> Decision:
     """The last of successive decisions, 10 frames apart from frame 200 on, by default with lost plasticity and a flat score."""
     decision = None
     for number, step in enumerate(steps):
-        values: dict[str, Any] = {"stage": 0, "last_injection": 0, "errors": (0.9, 0.8), "returns": FLAT} | step
+        values: dict[str, Any] = {"stage": 0, "last_injection": 0, "errors": (0.9, 0.8), "returns": FLAT}
+        values |= {"episodes": number} | step
         decision = decide(RULE, frames=200 + 10 * number, before=decision, **values)
     assert decision is not None
     return decision
@@ -48,7 +49,8 @@ def test_it_injects_when_plasticity_is_lost_on_a_plateau_often_enough() -> None:
         ([{}, {"errors": (0.21, 0.2)}, {}], "1 of 2 decisions"),  # a streak begins anew
         ([{}, {"errors": (0.999, 0.989)}, {}], "1 of 2 decisions"),  # after a measurement that says nothing, too
         ([{}, {}, {"returns": RISING}], "the score is rising"),
-        ([{"returns": []}, {"returns": []}, {"returns": []}], "the score is rising, or not known"),
+        ([{"returns": []}, {"returns": []}, {"returns": []}], "not known twice"),
+        ([{}, {}, {"episodes": 1}], "no episode has ended since"),  # the same score is no plateau then
         ([{}, {}, {"stage": 2}], "2 injections are the most"),
         ([{}, {}, {"stage": 1, "last_injection": 150}], "less than 100 frames ago"),
         ([{}, {}, {}, {}], "1 of 2 decisions"),  # what was injected has to be given time
@@ -144,6 +146,18 @@ def test_a_run_decides_grows_and_resumes_as_if_it_had_never_stopped(quick: None,
     events = read_jsonl(whole / "growth_events.jsonl")
     assert [event["frames"] for event in events] == grown
     assert all("a fresh head gains" in event["reason"] for event in events)
+
+
+def test_when_it_injects_does_not_depend_on_how_often_is_logged(quick: None, tmp_path: Path) -> None:
+    decisions = []
+    for log_period in (160, 5_000):
+        run_dir = tmp_path / str(log_period)
+        list(train(tiny(log_period=log_period), run_dir))
+        lines = read_jsonl(run_dir / "decisions.jsonl")
+        decisions.append([{name: value for name, value in line.items() if name != "seconds"} for line in lines])
+    assert decisions[0] == decisions[1]
+    assert sum(line["inject"] for line in decisions[0]) == 2
+    assert decisions[0][-1]["episodes"] > decisions[0][0]["episodes"] > 0
 
 
 def test_measuring_changes_nothing_in_the_run(quick: None, tmp_path: Path) -> None:

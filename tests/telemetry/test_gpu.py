@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from growtrain.telemetry.gpu import AbsentMonitor, GpuMonitor, Series, open_monitor
+from growtrain.telemetry.gpu import AbsentMonitor, GpuMonitor, Series, add_up, open_monitor
 
 UUID = "11111111-2222-3333-4444-555555555555"
 PERIOD = 0.002
@@ -117,6 +117,28 @@ def test_normal_run(nvml: FakeNvml) -> None:
     assert summary["seconds"] > 0
     assert summary["lost"] is None
     assert nvml.initialised == 0
+
+
+def test_parts_of_a_run_add_up() -> None:
+    """By hand: 10 s at 20 % and 30 s at 60 % are 40 s at 50 %. What one part lacks is unavailable, with the part's reason."""
+    parts: list[dict[str, Any]] = [
+        {
+            "available": True, "name": name, "seconds": seconds, "utilization_mean": percent, "utilization_samples": 4,
+            "power_watts_mean": 100.0, "energy_joules": joules, "energy_source": "NVML energy counter",
+            "memory_peak_bytes": peak, "lost": None,
+        }
+        for name, seconds, percent, joules, peak in (("A", 10.0, 20.0, 1_000.0, 5), ("B", 30.0, 60.0, 3_000.0, 4))
+    ]  # fmt: skip
+    total = add_up(*parts)
+    assert (total["name"], total["seconds"], total["utilization_mean"]) == ("B", 40.0, 50.0)
+    assert (total["energy_joules"], total["memory_peak_bytes"], total["utilization_samples"]) == (4_000.0, 5, 8)
+    assert total["energy_source"] == "NVML energy counter"
+    no_energy = {"energy_joules": "unavailable: not permitted", "energy_source": "unavailable: not permitted"}
+    assert add_up(parts[0] | no_energy, parts[1])["energy_joules"] == "unavailable: not permitted"
+    absent = {"available": False, "reason": "NVML: no driver"}
+    for pair in ((parts[0], absent), (absent, parts[1])):
+        assert add_up(*pair) == {"available": False, "reason": "for a part of the run, NVML: no driver"}
+    assert add_up(absent, {"available": False, "reason": "later"})["reason"] == "later"
 
 
 def test_stopping_twice_releases_once(nvml: FakeNvml) -> None:
