@@ -120,9 +120,14 @@ def test_a_disk_that_takes_half_a_line_gets_the_other_half_later(tmp_path: Path)
     assert read_jsonl(tmp_path / "a.jsonl") == [{"first": 1}, {"second": 2}]
 
 
-def test_points_after_the_checkpoint_are_left_out_by_tensorboard(tmp_path: Path) -> None:
+def test_points_after_the_checkpoint_are_left_out_by_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files of one second are ordered by the text of this process's count of them, in which 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", type(event_file_writer._global_uid)(0))
     with RunSinks(tmp_path) as sinks:
         for frames in (100, 200, 300):
             sinks.write("metrics", {"frames": frames, "loss": 1.0})
