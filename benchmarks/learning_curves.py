@@ -55,7 +55,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
             (line,) = axes.plot(
                 *training_curve(run), label=f"{run['config']['schedule']}, seed {run['config']['seed']}"
             )
-            points = [(e["frames"], e["episode_return"]) for e in run["evaluations"]]
+            points = [(e["frames"], e["episode_return"]) for e in run["evaluations"] if e["episode_return"] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=line.get_color())
             for event in run["growth_events"]:
@@ -75,7 +75,10 @@ def tabulate(runs: list[dict[str, Any]]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for run in runs:
-        config, evaluations = run["config"], run["evaluations"]
+        config = run["config"]
+        evaluations = [e for e in run["evaluations"] if e["episode_return"] is not None]
+        if not evaluations:
+            continue
         first, last = evaluations[0], evaluations[-1]
         injections = ", ".join(f"{event['frames']:,}" for event in run["growth_events"]) or "none"
         lines.append(

@@ -16,6 +16,7 @@ from growtrain.commands.running import COMMANDS
 from growtrain.config import ConfigError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EPERM, errno.ENAMETOOLONG)
 
 # Before torch is imported: a thread that waits for the others spins for some 50 microseconds and then sleeps. OpenMP's default spins
 # far longer, which costs a factor of ten as soon as another process wants the core; sleeping at once (PASSIVE) costs a tenth on a quiet
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in _PATH_ERRORS and error.filename:
+            print(f"growtrain: {error.filename}: {error.strerror}: name another path", file=sys.stderr)
+            return 2
         if error.errno not in _DISK_ERRORS:
             raise
         print(f"growtrain: {error}: free some space, or choose another directory with --run-dir", file=sys.stderr)

@@ -185,7 +185,7 @@ class Collector:
         self.generator.bit_generator.state = state["exploration"]
         self.agent_steps = int(state["agent_steps"])
         self.episode_returns = [float(score) for score in state["episode_returns"]]
-        self.recent_returns.extend(float(score) for score in state["recent_returns"])
-        self.num_episodes = int(state["num_episodes"])
+        self.recent_returns.extend(float(score) for score in state.get("recent_returns", ()))
+        self.num_episodes = int(state.get("num_episodes", 0))
         self._inherited[:] = state["inherited"]
         self._greedy_sum, self._greedy_count = float(state["greedy_sum"]), int(state["greedy_count"])

@@ -28,13 +28,13 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of `Config`; a flag that is not given leaves no trace in the namespace."""
+def add_config_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
+    """One flag for each field of `Config`, or for those named; a flag that is not given leaves no trace in the namespace."""
     hints = get_type_hints(Config)
     group = parser.add_argument_group(
         "settings (defaults: the paper preset at 200M frames; shorter budgets shrink some)"
     )
-    for item in dataclasses.fields(Config):
+    for item in (item for item in dataclasses.fields(Config) if not names or item.name in names):
         unit = f" [{item.metadata['unit']}]" if item.metadata["unit"] else ""
         default: Any = item.default
         shown = format_count(default) if item.metadata["unit"] else default

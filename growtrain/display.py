@@ -224,7 +224,7 @@ class PlainDisplay(AbstractDisplay):
             self._place(evaluation.frames, evaluation.stage),
             f"score {_score(evaluation.episode_return):>8}",
             f"human-normalized {_small(evaluation.human_normalized_score)}",
-            f"{evaluation.episodes} episodes in {format_duration(evaluation.wall_seconds)}",
+            f"{_episodes(evaluation)} in {format_duration(evaluation.wall_seconds)}",
         )
 
     def growth(self, event: "GrowthEvent") -> None:
@@ -432,6 +432,13 @@ def _score(value: float | None) -> str:
 
 def _small(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def _episodes(evaluation: Evaluation) -> str:
+    if evaluation.episodes and evaluation.episode_return is None:
+        return f"none of {evaluation.episodes} episodes ended"
+    unfinished = f" ({evaluation.unfinished} unfinished)" if evaluation.unfinished else ""
+    return f"{evaluation.episodes} episodes{unfinished}"
 
 
 def format_duration(seconds: float | None) -> str:

@@ -2,7 +2,8 @@
 
 An evaluation has its own environments and random numbers, derived from the run's seed and the frames at which it is made, so that it is
 the same whenever it is repeated. Episodes that end within the budget count, and so does the first episode of a lane that has not ended by
-then, with the score it has (`unfinished`): dropping the long episodes would favour the short ones.
+then, with the score it has (`unfinished`): dropping the long episodes would favour the short ones. Where no episode
+has ended there is no score.
 
 Units: frames.
 """
@@ -57,13 +58,13 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
     scores += [
         float(score) for score in running[~complete]
     ]  # a lane's first episode only: later ones are left out whole
-    mean = float(np.mean(scores))
+    mean = float(np.mean(scores)) if complete.any() else None
     return Evaluation(
         frames=frames,
         stage=stage,
         episode_return=mean,
-        episode_return_std=float(np.std(scores)),
-        human_normalized_score=human_normalized_score(config.game, mean),
+        episode_return_std=None if mean is None else float(np.std(scores)),
+        human_normalized_score=None if mean is None else human_normalized_score(config.game, mean),
         episodes=len(scores),
         unfinished=int((~complete).sum()),
         eval_frames=num_steps * FRAME_SKIP * config.num_envs,

@@ -51,7 +51,7 @@ class Evaluation:
     Attributes:
         frames: training frames behind the evaluated network.
         stage: in which it was.
-        episode_return: mean true score.
+        episode_return: mean true score; None, as the two after it, if no episode came to its end.
         episode_return_std: standard deviation over the episodes.
         human_normalized_score: 0 random, 1 human.
         episodes: episodes counted.

@@ -6,6 +6,7 @@ change what lies in its future, but nothing that what is already there was built
 Units: frames; sizes in bytes.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ from growtrain.checkpoint import Checkpoint, examine
 from growtrain.config import Config, ConfigError, flag, format_count
 from growtrain.growth.schedules import schedule_of
 from growtrain.runfiles import cut_back, read_plain
+from growtrain.telemetry.sinks import read_jsonl
 
 # Settings of what is learned that a fork may change: they act on what comes, and fit the state that is there.
 _FORKABLE = {
@@ -107,13 +109,28 @@ def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def restart(run_dir: Path) -> Config:
-    """The configuration of a run that ended before its first checkpoint; its records are dropped, to be made again from the start."""
+    """The configuration of a run that ended before its first checkpoint; its records are dropped, to be made again from the start.
+
+    Raises:
+        ConfigError: it has come further than that, and its checkpoints are missing: nothing is dropped; or its `config.json` is damaged.
+    """
     try:
         config = Config.from_dict(json.loads(read_plain(run_dir / "config.json", 1 << 20))["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{run_dir / 'config.json'} is damaged ({error}): train a new run in another directory"
         ) from error
+    summary, played = run_dir / "summary.json", -1
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        played = max(int(record["frames"]) for record in read_jsonl(run_dir / "metrics.jsonl"))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if json.loads(summary.read_text(encoding="utf-8"))["status"] == "done":
+            played = config.total_frames
+    if 0 < (config.checkpoint_period or config.total_frames) <= played:
+        raise ConfigError(
+            f"{run_dir} has played {played} frames and has no checkpoint any more: its records are left as they are; train a new run in "
+            "another directory"
+        )
     for path in run_dir.glob("*.jsonl"):
         cut_back(path, -1)
     return config

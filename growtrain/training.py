@@ -541,6 +541,10 @@ class Run:
         plan = make_plan(self.config, self.learner.num_actions)
         wall_seconds = time.perf_counter() - self._wall_start
         evaluation, recent = self.last_evaluation, list(self.collector.recent_returns)
+        score = evaluation.episode_return if evaluation else None
+        evaluated = score is not None
+        if score is None and recent:
+            score = sum(recent) / len(recent)
         planned = self.interventions == self.stage and not any(r.get("past_differs") for r in self._resumes)
         return {
             "status": status,
@@ -562,10 +566,8 @@ class Run:
                 }
                 for total, cost in zip(self.totals, plan.stages, strict=True)
             ],
-            "final_return": evaluation.episode_return
-            if evaluation
-            else (sum(recent) / len(recent) if recent else None),
-            "final_return_source": "evaluation" if evaluation else "last 100 training episodes",
+            "final_return": score,
+            "final_return_source": "evaluation" if evaluated else "last 100 training episodes",
             "human_normalized_score": evaluation.human_normalized_score if evaluation else None,
             "resumes": self._resumes,
         }

@@ -12,6 +12,7 @@ Nothing in a file can run code: PyTorch's are read with `weights_only=True`.
 Units: tensors are float32.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # what is not a file of weights fails in many ways
         raise ConfigError(
-            f"{path} is not a file of weights alone ({str(error).splitlines()[0][:200]}): save model.state_dict() by torch.save"
+            f"{path} is not a file of weights alone ({_first_line(error)}): save model.state_dict() by torch.save"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong in a line of plain text."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _flatten(tree: Any, path: str = "") -> dict[str, Tensor]:

@@ -374,6 +374,9 @@ def test_what_the_next_command_repeats_is_another_diagnosis_with_the_same_thresh
         (["rescue", "weights.safetensors", "--frames", "4k", "--at", "77"], "--at"),
         (["rescue", "RUN", "--game", "pong"], "--game"),
         (["rescue", "weights.txt"], "neither a run's directory"),
+        (["rescue", "empty.pt", "--frames", "4k"], "not a file of weights"),
+        (["diagnose", "RUN", "--frames", "-4"], "--frames"),
+        (["diagnose", "RUN", "--seeds", "x"], "--seeds"),
         (["rescue", "weights.safetensors", "--frames", "4k"], "no convolution"),
     ],
 )
@@ -383,6 +386,7 @@ def test_bad_input_is_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("weights.txt").write_text("x")
+    Path("empty.pt").touch()
     save_file({"a.weight": torch.zeros(3, 3)}, "weights.safetensors")
     extra = ["--frames", "4k"] if words[1] == "weights.txt" else []
     assert main([str(run_dir) if word == "RUN" else word for word in words] + extra) == 2

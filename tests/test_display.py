@@ -1,5 +1,6 @@
 """The display: what it says, on what, and that no stream can stop a run."""
 
+import dataclasses
 import io
 import os
 import pty
@@ -164,6 +165,15 @@ def test_plain_lines() -> None:
     )
     head, tail = "train    125M/200M  62.5%  stage 3/3  score   1234.6", "frames/s   312 updates/s  eta  4h09m"
     assert last == f"{head}  loss  0.0123  eps 0.125   5000 {tail}"
+
+
+def test_an_evaluation_says_how_many_episodes_ended() -> None:
+    stream = io.StringIO()
+    with plain(stream, stage_frames=[100], stage_costs=[1.0]) as display:
+        display.evaluation(dataclasses.replace(EVALUATION, episodes=8, unfinished=3))
+        display.evaluation(dataclasses.replace(EVALUATION, episodes=8, unfinished=8, episode_return=None))
+    assert "8 episodes (3 unfinished) in" in stream.getvalue()
+    assert "none of 8 episodes ended in" in stream.getvalue()
 
 
 def test_unknown_values_are_dashes() -> None:

@@ -149,6 +149,7 @@ def test_killed_before_the_first_checkpoint_it_starts_again(whole: Path, tmp_pat
     run_dir.mkdir()
     shutil.copy(whole / "config.json", run_dir)
     shutil.copy(whole / "metrics.jsonl", run_dir)
+    cut_back(run_dir / "metrics.jsonl", 800)
     assert main(["resume", str(run_dir)]) == 0
     assert_same_end(whole, run_dir)
 
@@ -169,12 +170,46 @@ def test_killed_between_the_last_checkpoint_and_the_summary_only_the_summary_is_
 
 
 def test_a_finished_run_that_lacks_its_summary_is_not_evaluated_again(tmp_path: Path) -> None:
-    config = tiny(total_frames=400, schedule="fixed", eval_period=300, eval_frames=80)
+    config = tiny(total_frames=400, schedule="fixed", eval_period=300, eval_frames=400, max_episode_frames=80)
     list(train(config, tmp_path))
     (tmp_path / "summary.json").unlink()
     assert list(train(config, tmp_path, start=open_newest(tmp_path))) == []
     assert [record["frames"] for record in read_jsonl(tmp_path / "evaluations.jsonl")] == [304, 400]
     assert json.loads((tmp_path / "summary.json").read_text())["final_return_source"] == "evaluation"
+
+
+@pytest.mark.parametrize("lacks", ["checkpoints", "checkpoints and summary"])
+def test_a_run_that_has_lost_its_checkpoints_keeps_its_records(
+    lacks: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left of a run whose checkpoints were not copied with it is results, not a beginning."""
+    shutil.rmtree(run / "checkpoints")
+    if lacks != "checkpoints":
+        (run / "summary.json").unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.lock"}
+    assert main(["resume", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has played 1600 frames and has no checkpoint any more" in line
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_file_in_place_of_a_directory_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    for words in (
+        ["train", "--total-frames", "5k", "--run-dir", str(file)],
+        ["resume", str(run), "--fork", str(file), "--total-frames", "2k"],
+        ["rescue", str(run), "--frames", "200", "--run-dir", str(file)],
+        ["diagnose", str(run), "--learning-test-only", "--output", str(file)],
+        ["probe", "--output", str(file), "--num-tasks", "8", "--num-updates", "1", "--processes", "1"],
+        ["report", str(run), "--output", str(file / "deeper")],
+    ):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(file) in line
+    assert file.read_text() == "x"
 
 
 def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
@@ -193,11 +228,12 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 def test_a_signal_stops_with_75_after_a_checkpoint(name: str, tmp_path: Path) -> None:
     run_dir, number = tmp_path / "run", getattr(signal, f"SIG{name}")
     words = command("train", run_dir=run_dir, stop_signal="USR1", **FLAGS | {"total_frames": 1_000_000})
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     next(line for line in process.stdout if line.startswith("train"))
     process.send_signal(number)
-    process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
+    assert f"stopped by SIG{name}; go on with: growtrain resume {run_dir}" in errors
     assert process.returncode == 75
     checkpoint = open_newest(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())

@@ -94,7 +94,16 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["evaluate", str(run_dir), "--eval-frames", "800"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["stage"] == 3
-    assert record["episode_return"] <= 0
+    assert (record["episode_return"], record["human_normalized_score"]) == (
+        None,
+        None,
+    )  # no game of Pong is over so soon
+    assert record["unfinished"] == record["episodes"] > 0
+    for other in (["--game", "breakout"], ["--width", "9"]):  # an agent's own
+        assert main(["evaluate", str(run_dir), *other]) == 2
+        assert other[0] in capsys.readouterr().err
+    assert main(["evaluate", str(run_dir), "--at", "77"]) == 2
+    assert "no checkpoint at 77" in capsys.readouterr().err
     assert main([*TINY, "--run-dir", str(run_dir)]) == 2  # never over another run
     assert "already" in capsys.readouterr().err
 

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser
+from growtrain.commandline import Parser, reader
 from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal
-from growtrain.config import ConfigError, parse_count
+from growtrain.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -17,13 +17,13 @@ def main(words: Sequence[str]) -> int:
         epilog="The same command again goes on with what was interrupted.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
-    parser.add_argument("--at", type=parse_count, help="frames of the checkpoint (default: the newest)")
-    parser.add_argument("--frames", type=parse_count, help="of each fork (default: a tenth of what the run has played)")
-    parser.add_argument("--seeds", type=parse_count, default=3, help="forks of each arm (default: 3)")
+    parser.add_argument("--at", type=reader(int), help="frames of the checkpoint (default: the newest)")
+    parser.add_argument("--frames", type=reader(int), help="of each fork (default: a tenth of what the run has played)")
+    parser.add_argument("--seeds", type=reader(int), default=3, help="forks of each arm (default: 3)")
     parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all that fit)")
     parser.add_argument("--threshold", type=float, default=0.1, help="least gain that counts (default: 0.1)")
-    parser.add_argument("--learning-seeds", type=parse_count, default=5, help="of the learning test (default: 5)")
-    parser.add_argument("--learning-updates", type=parse_count, default=400, help="of the learning test (default: 400)")
+    parser.add_argument("--learning-seeds", type=reader(int), default=5, help="of the learning test (default: 5)")
+    parser.add_argument("--learning-updates", type=reader(int), default=400, help="of the learning test (default: 400)")
     parser.add_argument("--learning-test-only", action="store_true", help="no forks: minutes, instead of hours")
     parser.add_argument("--output", type=Path, help="where the answer goes (default: RUN/diagnosis-<frames>)")
     add_stop_signal(parser)
@@ -41,8 +41,8 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
     if given is not None and "untouched" not in given:
         raise ConfigError("--arms lacks untouched, which the others are compared with: add it")
-    for name in ("seeds", "learning_seeds", "learning_updates"):
-        if getattr(namespace, name) < 1:
+    for name in ("frames", "seeds", "learning_seeds", "learning_updates"):
+        if (value := getattr(namespace, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 < namespace.threshold < 1:
         raise ConfigError(f"--threshold {namespace.threshold:g} must lie between 0 and 1, such as 0.1")

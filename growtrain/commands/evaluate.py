@@ -1,19 +1,33 @@
-"""Evaluates a run's newest checkpoint."""
+"""Evaluates a checkpoint of a run."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.commandline import Parser, add_config_flags, explicit_settings, reader
 from growtrain.config import ConfigError
+
+# What an evaluation may do otherwise than the run's own; all else is the agent's, and its game's.
+_SETTINGS = (
+    "seed",
+    "num_envs",
+    "eval_frames",
+    "eval_epsilon",
+    "sticky_actions",
+    "noop_max",
+    "max_episode_frames",
+    "device",
+    "num_threads",
+)
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    parser = Parser(prog="growtrain evaluate", description="Play a run's newest checkpoint and report true scores.")
+    parser = Parser(prog="growtrain evaluate", description="Play a run's checkpoint and report true scores.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
-    add_config_flags(parser)
+    parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
+    add_config_flags(parser, _SETTINGS)
     namespace = parser.parse_strict(words)
 
     import torch
@@ -24,7 +38,7 @@ def main(words: Sequence[str]) -> int:
 
     try:
         device = resolve_device(getattr(namespace, "device", "auto"))
-        learner, config, frames, stage = load_learner(namespace.run, device)
+        learner, config, frames, stage = load_learner(namespace.run, device, at=namespace.at)
     except FileNotFoundError as error:
         raise ConfigError(f"{namespace.run} holds no run that can be evaluated ({error})") from error
     config = dataclasses.replace(config, **explicit_settings(namespace))

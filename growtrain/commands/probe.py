@@ -6,6 +6,7 @@ from pathlib import Path
 
 from growtrain.commandline import Parser, reader
 from growtrain.commands.running import explicit_with_game
+from growtrain.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -73,6 +74,8 @@ def main(words: Sequence[str]) -> int:
         return 0
     names = choose_arms(config, namespace.arms.split(",") if namespace.arms else [])
     directory = namespace.output or Path("runs") / f"probe-{config.game}"
+    if namespace.processes < 0:
+        raise ConfigError(f"--processes {namespace.processes} must be 0, for one for each core, or more")
     processes = namespace.processes or len(os.sched_getaffinity(0))
     for records in run(config, cells, names, directory, processes):
         print(one_line(records), flush=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, add_config_flags
+from growtrain.commandline import Parser, add_config_flags, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, default_run_dir, explicit_with_game, run_training
-from growtrain.config import Config, ConfigError, parse_count
+from growtrain.config import Config, ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -16,8 +16,8 @@ def main(words: Sequence[str]) -> int:
         epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update.",
     )
     parser.add_argument("agent", type=Path, metavar="RUN|FILE", help="a run, or weights (.pt, .pth, .safetensors)")
-    parser.add_argument("--frames", type=parse_count, help="budget (default: half of what the run has played)")
-    parser.add_argument("--at", type=parse_count, help="of a run: frames of the checkpoint (default: the newest)")
+    parser.add_argument("--frames", type=reader(int), help="budget (default: half of what the run has played)")
+    parser.add_argument("--at", type=reader(int), help="of a run: frames of the checkpoint (default: the newest)")
     parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
     add_stop_signal(parser)
     add_config_flags(parser)

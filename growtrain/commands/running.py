@@ -1,6 +1,7 @@
 """What several commands share: the settings on the command line, a training run under its display, signals that stop it."""
 
 import re
+import shlex
 import signal
 import sys
 import time
@@ -139,6 +140,11 @@ def run_training(
     except (CheckpointFailed, Diverged, EnvironmentHung, GrowthFailed) as error:
         print(f"growtrain: {' '.join(str(error).split())}; the checkpoints made before are whole", file=sys.stderr)
         return 1
+    if stop.received:
+        print(
+            f"growtrain: stopped by {stop.received}; go on with: growtrain resume {shlex.quote(str(run_dir))}",
+            file=sys.stderr,
+        )
     return STOPPED if stop.received else 0
 
 

@@ -108,7 +108,7 @@ def run(
         ConfigError: the directory holds another configuration, or another process works there.
     """
     with run_lock(directory), contextlib.closing(open_records(config, directory)) as sink:
-        done = complete(config, read_jsonl(directory / "probe.jsonl"))
+        done = complete(config, _read_records(directory))
         missing = {cell: wanted for cell in cells if (wanted := [n for n in names if (cell, n) not in done])}
         for records in _run_cells(config, missing, processes):
             for record in records:
@@ -164,6 +164,13 @@ def one_line(records: Sequence[Record]) -> str:
     return f"{name:56} late error {mean:.3f}  {sum(r['seconds'] for r in records):.0f} s"
 
 
+def _read_records(directory: Path) -> list[Record]:
+    try:
+        return read_jsonl(directory / "probe.jsonl")
+    except ValueError as error:
+        raise ConfigError(f"{error}: remove the line, or choose another --output") from error
+
+
 def complete(config: ProbeConfig, records: Sequence[Record]) -> dict[tuple[Cell, str], list[Record]]:
     """The records of every arm of every cell that has one for each task, in the order of the tasks."""
     found: dict[tuple[Cell, str], dict[int, Record]] = {}
@@ -192,5 +199,7 @@ def read_config(directory: Path) -> ProbeConfig:
     try:
         values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         return ProbeConfig(**{item.name: values[item.name] for item in dataclasses.fields(ProbeConfig)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ConfigError(f"{directory / 'config.json'} lacks {error}: choose another --output") from error
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{directory} holds no probe ({error}): name the --output of growtrain probe") from error

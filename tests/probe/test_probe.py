@@ -234,6 +234,23 @@ def test_records_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     assert one == two
 
 
+def test_damaged_records_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--output", str(tmp_path), "--setting", "head", "--targets", "random", "--arms", "warm"]
+    assert main(words) == 0
+    records, about = (tmp_path / "probe.jsonl").read_text(), (tmp_path / "config.json").read_text()
+    for name, damaged, says in (
+        ("probe.jsonl", "junk\n" + records, "line 1"),
+        ("config.json", "{}", "lacks 'game'"),
+    ):
+        (tmp_path / "probe.jsonl").write_text(records)
+        (tmp_path / "config.json").write_text(about)
+        (tmp_path / name).write_text(damaged)
+        capsys.readouterr()
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+
+
 def test_a_directory_holds_one_configuration_and_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, [WARM])
     with pytest.raises(ConfigError, match="--num-updates 3"):
@@ -291,6 +308,7 @@ def test_a_setting_can_be_written_out(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--size", "huge"], "nature"),
         (["--sweep", "lr"], "init"),
         (["--seeds", "0"], "--seeds"),
+        (["--processes", "-1"], "--processes -1"),
         (["--num-tasks", "4"], "at least 8"),
         (["--num-updates", "many"], "--num-updates"),
         (["--game", "upndwn"], "up_n_down"),
