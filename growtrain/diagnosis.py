@@ -154,7 +154,8 @@ def render(diagnosis: Diagnosis) -> str:
             "",
             (
                 f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
-                f"a share of {diagnosis.return_scale:.4g} points, which is what untouched forks earn above random play. "
+                f"a share of {diagnosis.return_scale:.4g} points: what untouched forks earn above random play, or if that is less "
+                "a hundredth of the way to human play. "
                 "Evaluations are reported, not judged, and left out where no episode came to its end."
             ),
         ]

@@ -118,7 +118,7 @@ def restart(run_dir: Path) -> Config:
         config = Config.from_dict(json.loads(read_plain(run_dir / "config.json", 1 << 20))["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{run_dir / 'config.json'} is damaged ({error}): train a new run in another directory"
+            f"{run_dir / 'config.json'} is damaged, or of another version ({error}): train a new run in another directory"
         ) from error
     summary, played = run_dir / "summary.json", -1
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
