@@ -42,7 +42,7 @@ _SCALED_MINIMA = {
     "target_period": 4_000,
     "replay_capacity": 25_000,
     "eval_period": 25_000,
-    "eval_frames": 10_000,
+    "eval_frames": 40_000,  # most episodes come to their end
     "log_period": 2_000,
     "diagnostics_period": 25_000,
     "checkpoint_period": 25_000,
@@ -74,11 +74,9 @@ def resolve(preset: PresetName, explicit: dict[str, Any]) -> tuple[Config, list[
             share = round(value * total_frames / PAPER_TOTAL_FRAMES)
             # Evaluation, logs and checkpoints stay at about what a person would look at; the rest leaves most of the run to learning.
             minimum = max(minimum, total_frames // 4) if name in ("eval_period", "checkpoint_period") else minimum
-            minimum = (
-                minimum
-                if name == "replay_capacity"
-                else min(minimum, max(1, total_frames // (4 if "period" in name else 20)))
-            )
+            if name != "replay_capacity":
+                most = total_frames // (4 if "period" in name else 2 if name == "eval_frames" else 20)
+                minimum = min(minimum, max(1, most))
             minimum = max(minimum, FRAME_SKIP * num_envs) if name == "learning_starts" else minimum
             scaled[name] = min(max(share, minimum), value)
     notes = [
