@@ -36,6 +36,7 @@ from recording import describe_machine, machine_lines, summarize, with_spread, w
 from tensordict import TensorDict
 from torch.utils.flop_counter import FlopCounterMode
 
+from growtrain.allocator import keep_freed_memory
 from growtrain.collection import num_actions_of
 from growtrain.config import PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
 from growtrain.growth.schedules import make_schedule
@@ -214,6 +215,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Builds and times one group of learners after the other; returns the record that goes into the JSON file."""
     device = resolve_device(arguments.device)
     torch.set_num_threads(arguments.num_threads or len(os.sched_getaffinity(0)))
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     machine = describe_machine(device.type)
     num_actions = num_actions_of(arguments.game)
     config = paper(
@@ -235,10 +238,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         updates: list[Callable[[], object]] = []
         for subject in subjects:
             learner, batches = build(subject, config, num_actions, device)
-            # A replayed CUDA graph dispatches nothing that could be counted: a twin on the CPU is counted instead.
-            twin = (
-                (learner, batches) if device.type == "cpu" else build(subject, config, num_actions, torch.device("cpu"))
-            )
+            # A replayed CUDA graph dispatches nothing that could be counted: a twin on the CPU is counted instead. On a CPU, too, so
+            # that nothing of the counting is left in what is timed.
+            twin = build(subject, config, num_actions, torch.device("cpu"))
             rows.append(
                 {
                     "name": subject.name,

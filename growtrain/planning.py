@@ -26,6 +26,7 @@ from rich.table import Table
 from tensordict import TensorDict
 from torch import nn
 
+from growtrain.allocator import keep_freed_memory
 from growtrain.collection import make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
@@ -497,6 +498,8 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
         torch.Generator().manual_seed(0),
         _updates_at_once(config),
     )
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
     batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
     update = _make_update(learner, batches)

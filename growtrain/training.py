@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from growtrain.allocator import keep_freed_memory
 from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter, set_aside_newer
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention
@@ -152,6 +153,8 @@ class Run:
         self.config, self.run_dir, self._start = config, run_dir, start
         self.device = resolve_device(config.device)
         torch.set_num_threads(config.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         gc.collect()  # TorchRL's buffer and its writer hold each other: an earlier run's replay goes before this one takes memory
         self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)

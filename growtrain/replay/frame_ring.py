@@ -13,6 +13,8 @@ Deviations:
 Units: ages, rows and capacity are agent steps; rewards are as learned from (the caller clips); sizes, bytes.
 """
 
+import contextlib
+import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,8 +134,11 @@ class FrameRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         # One row beyond the lanes' stays zero and is read wherever a stack reaches back before its episode:
         # padding then costs neither a pass over pixels nor a branch on data.
         self._zero_row = total
-        if self.device.type == "cpu":  # numpy's zeros are committed when first written, torch's at once
-            self._pixels = torch.from_numpy(np.zeros((total + 1, pixels), np.uint8))
+        if self.device.type == "cpu":  # a mapping is committed as it is written, and goes back to the kernel as a whole
+            mapping = mmap.mmap(-1, (total + 1) * pixels, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError, AttributeError):  # a kernel without them
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._pixels = torch.from_numpy(np.frombuffer(mapping, np.uint8).reshape(total + 1, pixels))
         else:
             self._pixels = torch.zeros((total + 1, pixels), dtype=torch.uint8, device=self.device)
         # Columns action, reward, terminated, age: written in one piece once the transition is complete.
