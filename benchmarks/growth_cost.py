@@ -238,9 +238,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         updates: list[Callable[[], object]] = []
         for subject in subjects:
             learner, batches = build(subject, config, num_actions, device)
-            # A replayed CUDA graph dispatches nothing that could be counted: a twin on the CPU is counted instead. On a CPU, too, so
-            # that nothing of the counting is left in what is timed.
-            twin = build(subject, config, num_actions, torch.device("cpu"))
             rows.append(
                 {
                     "name": subject.name,
@@ -248,7 +245,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "stage": subject.stage,
                     "head_width": subject.width,
                     "encoder_trains": subject.encoder_trains,
-                    "flops_counted": count_flops(*twin),
                     "flops_planned": planned_flops(subject, config, num_actions),
                 }
             )
@@ -259,6 +255,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for row, row_times in zip(rows, times, strict=True):
             row["seconds"] = row_times
         record.append({"width": width, "freeze_encoder_at": freeze_at, "learners": rows})
+    # Twins on the CPU are counted, because a replayed CUDA graph dispatches nothing; and last, because once an update has been counted, the
+    # process does not run an optimizer's compiled step any more.
+    for (width, freeze_at), group in zip(groups, record, strict=True):
+        for subject, row in zip(make_subjects(width, freeze_at), group["learners"], strict=True):
+            row["flops_counted"] = count_flops(*build(subject, config, num_actions, torch.device("cpu")))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "figures_from")}
     return {
         "benchmark": "growth_cost",
