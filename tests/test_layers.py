@@ -9,7 +9,7 @@ ROOT = Path(growtrain.__file__).parent
 
 # From the bottom up. A name with a slash-less folder stands for every module in it.
 LAYERS = [
-    ["config"],
+    ["config", "allocator"],
     ["presets", "tasks", "records", "runfiles", "provenance"],
     ["commandline", "diagnostics", "networks.activations", "regularizers"],
     ["networks.heads", "networks.encoders", "networks.q_network", "environments", "replay", "optimizers", "telemetry"],
