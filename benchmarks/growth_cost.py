@@ -6,11 +6,11 @@ machine hits all of them. A ratio is taken within a round; tables show the media
 
     python benchmarks/growth_cost.py --widths 512 --seconds 240 --output results/growth_cost_512
 
-1. FLOPs are counted by torch's `FlopCounterMode` on the same learners and compared with the formula that `growtrain plan` uses.
+1. FLOPs are counted by torch's `FlopCounterMode` on learners built alike and compared with the formula that `growtrain plan` uses.
 2. The target has been copied since the last growth: but for the first frames of a stage, that is what a run's updates are like.
 3. A schedule's figure weights its stages by their share of the frames; acting, environments, sampling and the growth itself are not in it.
-4. Every learner has one batch of noise in memory. The first update of a turn is not timed: the others have driven the weights and optimizer
-   slots out of the caches, where in a run they are from the update before. Timing it favours whoever has less to train.
+4. Every learner has one batch of noise in memory. The first update of a turn is not timed: in a run, the update before was this learner's,
+   too.
 
 Units: seconds; FLOPs of one update (2 per multiply-add, matrix products and convolutions only); bytes.
 """
@@ -190,9 +190,7 @@ def time_rounds(
         taken = [0.0] * len(updates)
         order = range(len(updates)) if number % 2 else reversed(range(len(updates)))
         for index in order:
-            updates[
-                index
-            ]()  # in a run, too, the update before was this learner's: its weights and slots are in the caches
+            updates[index]()
             synchronize(device)
             start = time.perf_counter()
             for _ in range(updates_per_turn):
@@ -266,7 +264,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": machine,
         "settings": settings | {"device": device.type, "num_actions": num_actions, "optimizer": config.optimizer},
         "warm_up_rounds": WARM_UP_ROUNDS,
-        "untimed_per_turn": 1,
         "peak_memory_bytes": int(_peak_gb() * 1e9),
         "groups": record,
     }
@@ -307,15 +304,14 @@ def report(record: dict[str, Any]) -> str:
     settings = record["settings"]
     rounds = [len(group["learners"][0]["seconds"]) for group in record["groups"]]
     turns = settings["updates_per_turn"]
-    untimed = ", after one that is not timed" if record.get("untimed_per_turn") else ""
     lines = [
         "# What an update costs at every stage of growth",
         "",
         machine_lines(record["machine"])
         + f"- Measured: `DoubleDQN.update` on {settings['device']}, execution {settings['execution']}, batch {settings['batch_size']}, "
         f"encoder width {settings['encoder_width']:g}, {settings['optimizer']}, {settings['num_actions']} actions ({settings['game']}); "
-        f"{'one update' if turns == 1 else f'{turns} updates'} of each learner per round{untimed}, {_range(rounds)} rounds after "
-        f"{record['warm_up_rounds']} of warm-up; peak memory {record['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{'one update' if turns == 1 else f'{turns} updates'} of each learner per round, after one that is not timed, "
+        f"{_range(rounds)} rounds after {record['warm_up_rounds']} of warm-up; peak memory {record['peak_memory_bytes'] / 1e9:.1f} GB",
         "- Cells: median over rounds of the ratio within a round [quartiles] (ratio of counted FLOPs)",
         "",
     ]

@@ -77,14 +77,15 @@ def tabulate(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         config = run["config"]
         evaluations = [e for e in run["evaluations"] if e["episode_return"] is not None]
-        if not evaluations:
-            continue
-        first, last = evaluations[0], evaluations[-1]
+        first = last = "none"
+        if evaluations:
+            at = evaluations[-1]
+            first = f"{evaluations[0]['episode_return']:.0f} at {evaluations[0]['frames']:,}"
+            last = f"**{at['episode_return']:.0f}** ({at['episode_return_std']:.0f}, {at['episodes']})"
         injections = ", ".join(f"{event['frames']:,}" for event in run["growth_events"]) or "none"
         lines.append(
             f"| {run['name']} | {config['game']} | {config['schedule']} | {run['metrics'][-1]['frames']:,} "
-            f"| {REFERENCE_SCORES[config['game']][0]:g} | {first['episode_return']:.0f} at {first['frames']:,} "
-            f"| **{last['episode_return']:.0f}** ({last['episode_return_std']:.0f}, {last['episodes']}) | {injections} |"
+            f"| {REFERENCE_SCORES[config['game']][0]:g} | {first} | {last} | {injections} |"
         )
     return "\n".join(lines) + "\n"
 
