@@ -86,6 +86,7 @@ class DoubleDQN:
         updates: gradient steps so far.
         initial: for `l2-init` and `nap`, the values with which each parameter that trains began to do so.
         version: counts changes after which a captured update is stale.
+        asynchronous: the device works behind Python's back, so that reading one of its values means waiting for it.
         loss_sum: () sum of the losses since the last report, on the device.
         nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite: how many
             since the last report, how many in a row up to now, and the most in a row.
@@ -96,7 +97,7 @@ class DoubleDQN:
     ) -> None:
         self.config = config
         self.num_actions = num_actions
-        self.device = device
+        self.device, self.asynchronous = device, device.type != "cpu"
         self.online = make_network(config, num_actions, width)
         initialize(self.online, generator)
         self.online.to(device)
@@ -169,7 +170,7 @@ class DoubleDQN:
         for batch in batches.unbind(0):
             self.step(batch)
             self.updates += 1
-        if self.device.type == "cpu":  # elsewhere it would wait for the device: whoever makes records asks then
+        if not self.asynchronous:  # otherwise whoever makes records asks then
             self.require_finite()
 
     def step(self, batch: TensorDict) -> None:
@@ -199,7 +200,7 @@ class DoubleDQN:
     def _may_apply(self, loss: Tensor) -> bool:
         """Counts whether the loss and all gradients are finite; an update that is not must leave the network as it is.
 
-        On the CPU the answer is known at once. On a GPU it stays there, and the gradients become zero: that moves no parameter
+        On the CPU the answer is known at once. A GPU keeps it, and the gradients become zero: that moves no parameter
         (Adam is told to skip, as a gradient scaler tells it; the moments of centred RMSProp decay by one step).
         """
         gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
@@ -208,7 +209,7 @@ class DoubleDQN:
         skipped += bad
         streak.add_(1).mul_(bad)
         torch.maximum(longest, streak, out=longest)
-        if self.device.type == "cpu":
+        if not self.asynchronous:
             return not bool(bad)
         for gradient in gradients:
             gradient.masked_fill_(bad, 0.0)
