@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,14 @@ _PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py", "numpy", "
 
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of what the numbers depend on."""
-    own = {"growtrain": version("growtrain"), "python": platform.python_version()}
-    return own | {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: _version(name) for name in ("growtrain", *_PACKAGES)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # imported from a directory that was never installed
+        return "not installed"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

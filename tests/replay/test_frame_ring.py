@@ -472,6 +472,7 @@ def test_check_valid_notices_corruption() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_on_a_gpu_it_equals_the_cpu_without_a_sync_and_inside_a_graph() -> None:
     ring, reference = make_ring(60, 4, device="cuda"), make_ring(60, 4)
     stream = Stream(4, seed=0)
@@ -479,8 +480,8 @@ def test_on_a_gpu_it_equals_the_cpu_without_a_sync_and_inside_a_graph() -> None:
     ring.start(first)
     reference.start(first)
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(100):
             step = stream.step()
             ring.extend(**step)
