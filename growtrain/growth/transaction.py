@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from growtrain.config import Anchor, Config, Intervention
 from growtrain.growth.alternatives import Replacement, Slots, prepare
-from growtrain.growth.interventions import GrowthEvent, NotPreserved, count_parameters, inject, same_function
+from growtrain.growth.interventions import GrowthEvent, NotPreserved, count_parameters, inject, nearly_equal, same_function
 from growtrain.networks.injected import InjectedHead
 
 
@@ -167,7 +167,7 @@ def _preserved(intervention: Intervention, network: str, before: Tensor, after: 
     if intervention in ("inject", "fresh-optimizer") or (intervention == "redo" and network == "target"):
         return same_function(before, after)
     if intervention == "net2wider":
-        return _max_change(before, after) <= 1e-5 * float(before.abs().max().clamp(min=1e-8))
+        return nearly_equal(before, after)
     return True
 
 

@@ -11,7 +11,7 @@ import growtrain
 from growtrain import InjectedHead, inject
 from growtrain.config import Config
 from growtrain.growth import transaction
-from growtrain.growth.interventions import NotPreserved
+from growtrain.growth.interventions import NotPreserved, nearly_equal
 from growtrain.growth.transaction import GrowthFailed, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.optimizers import CenteredRMSProp
@@ -209,6 +209,19 @@ def test_freezing_the_encoder_takes_it_out_of_the_optimizer() -> None:
     learn(subject)
     assert_same(before, subject.online.encoder.state_dict())
     grow(subject, observations(), anchor="mirrored", generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("after", "accepted"),
+    [
+        ([[-2.0, 1.0], [0.5, 0.50001]], True),  # a near tie, decided the other way
+        ([[-2.0, 1.0], [0.5001, 0.5]], False),
+        ([[-2.0, 1.0], [0.5, float("nan")]], False),
+    ],
+)
+def test_where_sums_are_reordered_a_near_tie_refuses_no_growth(after: list[list[float]], accepted: bool) -> None:
+    before = torch.tensor([[-2.0, 1.0], [0.50001, 0.5]])
+    assert nearly_equal(before, torch.tensor(after)) is accepted
 
 
 @pytest.mark.parametrize("broken", ["rebuild", "verification", "optimizer", "no memory"])
