@@ -20,6 +20,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import resource
@@ -38,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growtrain.allocator import keep_freed_memory
 from growtrain.collection import num_actions_of
-from growtrain.config import PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
+from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
 from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
 from growtrain.learners.captured import CapturedUpdate
@@ -248,13 +249,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             updates.append(make_update(learner, batches))
         seconds = arguments.seconds * work[width, freeze_at] / sum(work.values())
-        _say(f"width {width}, {encoder_name(freeze_at)}: {len(updates)} learners, {_peak_gb():.2f} GB, {seconds:.0f} s")
+        _say(
+            f"width {width}, {encoder_name(freeze_at)}: {len(updates)} learners, {_peak_bytes(device) / 1e9:.2f} GB, {seconds:.0f} s"
+        )
         times = time_rounds(updates, device, seconds, arguments.updates_per_turn)
         for row, row_times in zip(rows, times, strict=True):
             row["seconds"] = row_times
         record.append({"width": width, "freeze_encoder_at": freeze_at, "learners": rows})
     # Twins on the CPU are counted, because a replayed CUDA graph dispatches nothing; and last, because once an update has been counted, the
-    # process does not run an optimizer's compiled step any more.
+    # process does not run an optimizer's compiled step any more; a run without updates has none.
+    config = dataclasses.replace(config, total_frames=config.learning_starts + FRAME_SKIP)
     for (width, freeze_at), group in zip(groups, record, strict=True):
         for subject, row in zip(make_subjects(width, freeze_at), group["learners"], strict=True):
             row["flops_counted"] = count_flops(*build(subject, config, num_actions, torch.device("cpu")))
@@ -264,7 +268,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": machine,
         "settings": settings | {"device": device.type, "num_actions": num_actions, "optimizer": config.optimizer},
         "warm_up_rounds": WARM_UP_ROUNDS,
-        "peak_memory_bytes": int(_peak_gb() * 1e9),
+        "peak_memory_bytes": _peak_bytes(device),
         "groups": record,
     }
 
@@ -440,8 +444,11 @@ def _range(counts: Sequence[int]) -> str:
     return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(min(counts))
 
 
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+def _peak_bytes(device: torch.device) -> int:
+    """Most memory used so far: what PyTorch has allocated of a GPU, or the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def _say(text: str) -> None:

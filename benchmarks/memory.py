@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--replay-capacity 1M] [--num-envs 8] [--schedule grow3x] [--anchor frozen]
 
 Builds the run's parts, touches every row of the replay, does updates at every stage and one evaluation, and reads the process's peak
-resident size. Prints one JSON line.
+resident size and, with `--device cuda`, the peak of what it holds of the GPU. Prints one JSON line.
 
 Units: bytes.
 """
@@ -14,6 +14,7 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,14 +44,28 @@ def main() -> int:
             grow(run.learner, observations, anchor=config.anchor, generator=torch.Generator().manual_seed(stage))
             run.learner.copy_target()
         for _ in range(20):
-            run.learner.update(run.ring.sample(2 * config.batch_size).view(2, config.batch_size))
+            if run.captured is None:
+                run.learner.update(run.ring.sample(2 * config.batch_size).view(2, config.batch_size))
+            else:
+                run.captured.update(run.ring.sample_indices(2 * config.batch_size))
     brief = dataclasses.replace(config, eval_frames=20_000)
     evaluate(run.learner.q_values, brief, frames=0, stage=run.stage, device=run.device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    planned = make_plan(config, num_actions_of(config.game)).memory.needed("cpu")["host"]
-    record = {"planned_bytes": planned, "peak_bytes": peak, "planned_over_peak": round(planned / peak, 4)}
+    needed = make_plan(config, num_actions_of(config.game)).memory.needed(run.device.type)
+    record = _compare(needed["host"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if run.device.type == "cuda":
+        record["gpu"] = _compare(needed["GPU"], _peak_gpu_bytes())
     print(json.dumps(record | {"config": explicit, "torch": torch.__version__}))
     return 0
+
+
+def _compare(planned: int, peak: int) -> dict[str, Any]:
+    return {"planned_bytes": planned, "peak_bytes": peak, "planned_over_peak": round(planned / peak, 4)}
+
+
+def _peak_gpu_bytes() -> int:
+    """Of a GPU that nothing else uses: the most that PyTorch has held, and what CUDA holds beside it."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved()
 
 
 if __name__ == "__main__":

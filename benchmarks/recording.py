@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,10 +42,10 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         device: `cpu` or `cuda`; names the GPU if it is the latter.
 
     Returns:
-        JSON-serialisable: `date` (UTC), `command`, `git_commit`, `git_modified` (tracked files differ from it), `cpu`, `cores` (that this
-        process may use), `threads` (torch's), `load_average` (of the minute before), `busy_cores` (that others use, over half a second in
-        which this process sleeps), `memory_bytes`, `gpu`, `cuda`, `platform`,
-        `environment` (thread settings, null if unset) and `versions`.
+        JSON-serialisable: `date` (UTC), `command`, `git_commit`, `git_modified` (tracked files differ from it), `cpu`, `instruction_set`
+        (that torch's kernels use), `cores` (that this process may use), `threads` (torch's), `load_average` (of the minute before),
+        `busy_cores` (that others use, over half a second in which this process sleeps), `memory_bytes`, `gpu`, `cuda`, `tf32` (of the GPU's
+        convolutions), `platform`, `environment` (thread settings, null if unset) and `versions`.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,6 +53,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_modified": None if (status := _git("status", "--porcelain", "-uno")) is None else bool(status),
         "cpu": _cpu_name(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -60,6 +61,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cuda": torch.version.cuda if device == "cuda" else None,
+        "tf32": torch.backends.cudnn.allow_tf32 if device == "cuda" else None,
         "platform": platform.platform(),
         "environment": {name: os.environ.get(name) for name in THREAD_SETTINGS},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -78,11 +80,22 @@ def with_spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{s['median']:.{digits}f} [{s['q1']:.{digits}f}-{s['q3']:.{digits}f}]"
 
 
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
 def machine_lines(machine: dict[str, Any]) -> str:
     """`describe_machine`'s answer as Markdown lines for the head of a report."""
     settings = ", ".join(f"{k}={v}" for k, v in machine["environment"].items() if v is not None) or "none set"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
-    gpu = f"{machine['gpu']} (CUDA {machine['cuda']}), " if machine["gpu"] else ""
+    tf32 = ", TF32 convolutions" if machine.get("tf32") else ""
+    gpu = f"{machine['gpu']} (CUDA {machine['cuda']}{tf32}), " if machine["gpu"] else ""
+    cpu = " ".join(filter(None, (machine["cpu"], machine.get("instruction_set"))))
     busy = (
         f"{machine['busy_cores']:.1f} cores in use"
         if "busy_cores" in machine
@@ -91,7 +104,7 @@ def machine_lines(machine: dict[str, Any]) -> str:
     modified = " with local modifications" if machine["git_modified"] else ""
     return (
         f"- Command: `{machine['command']}`\n"
-        f"- Machine: {gpu}{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
+        f"- Machine: {gpu}{cpu}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
         f"{machine['threads']} threads; {settings}; {busy} at the start\n"
         f"- Versions: {versions}; commit {(machine['git_commit'] or 'unknown')[:12]}{modified}; {machine['date']}\n"
     )

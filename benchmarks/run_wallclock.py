@@ -33,7 +33,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `growtrain` does, before 
 
 import torch
 from recording import describe_machine, write_outputs
-from wallclock_cells import EVALUATION_SHARE, WARM_SHARE, Cell, build, cell_config, measure_window, open_stack, play
+from wallclock_cells import (
+    EVALUATION_SHARE,
+    WARM_SHARE,
+    Cell,
+    build,
+    cell_config,
+    measure_busy,
+    measure_window,
+    open_stack,
+    play,
+)
 from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
 
@@ -286,6 +296,8 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
             left -= 1
             window = measure_window(run, cell, seconds or max(MIN_WINDOW, share), job.stack == "reference")
             _say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
+    for cell in cells.values():
+        measure_busy(run, cell, job.stack == "reference")
     stack["cells"] |= {key: cell.record for key, cell in cells.items()}
     for arm in job.arms:
         raw["arms"].append(

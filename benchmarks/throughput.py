@@ -34,7 +34,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from recording import describe_machine, machine_lines, summarize, with_spread, write_outputs
+from recording import covered, describe_machine, machine_lines, summarize, with_spread, write_outputs
 from sb3_dqn import Arm, Sample, sb3_arm
 
 from growtrain.collection import make_environment
@@ -220,15 +220,6 @@ def flop_ratios(update: Sequence[Sample], product: Sequence[Sample], flops_per_u
 def divided(numerators: Iterable[float], denominators: Iterable[float]) -> list[float]:
     """Quotients, repeat by repeat."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
-
-
-def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals (start, end)."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 def profile(loop: Loop, steps: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from wallclock_hours import busy_seconds
+from recording import covered
 
 from growtrain.collection import updates_due
 from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
@@ -150,7 +150,7 @@ def enter(run: Run, cell: Cell) -> None:
 def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> dict[str, Any]:
     """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run.
 
-    The first one on a GPU also shows who waits for whom, and when it is busy.
+    The first one on a GPU also shows who waits for whom.
     """
     enter(run, cell)
     play(run, WARM_SHARE * seconds, alternating=alternating)
@@ -168,8 +168,15 @@ def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> d
         )
     if run.device.type == "cuda" and len(cell.record["repeats"]) == 1:
         cell.record["waits"] = play(run, WAITS_SECONDS, alternating=alternating, settle=True)
-        cell.record["busy"] = profile(run, alternating)
     return window
+
+
+def measure_busy(run: Run, cell: Cell, alternating: bool) -> None:
+    """Profiles a cell on a GPU; after all windows, for what a profiler leaves in the driver may slow down those that follow."""
+    if run.device.type == "cuda":
+        enter(run, cell)
+        play(run, WAITS_SECONDS, alternating=alternating)
+        cell.record["busy"] = profile(run, alternating)
 
 
 def play(
@@ -238,7 +245,7 @@ def profile(run: Run, alternating: bool) -> dict[str, Any]:
         return {"available": False, "reason": f"torch.profiler: {error}"}
     if not intervals:
         return {"available": False, "reason": "torch.profiler saw no kernels (CUPTI missing or not permitted)"}
-    return window | {"available": True, "busy_seconds": busy_seconds(intervals), "events": len(intervals)}
+    return window | {"available": True, "busy_seconds": covered(intervals), "events": len(intervals)}
 
 
 def timed_evaluation(run: Run, steps: int) -> dict[str, float]:

@@ -11,7 +11,6 @@ which all cells ran in turn, so that a saving is always a difference within one 
 Units: frames, seconds, hours, watts, kilowatt-hours; GPU utilisation in percent.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -145,15 +144,6 @@ def width_reaching(points: Sequence[tuple[int, float]], threshold: float) -> Rea
     if h1 <= h0:
         return Reaching(width=None, how=f"not reached up to {w1}, and the saving does not grow with the width")
     return Reaching(width=w1 + (threshold - h1) / (h1 - h0) * (w1 - w0), how=f"extrapolated beyond {w1}")
-
-
-def busy_seconds(intervals: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of (start, end) intervals, in their unit."""
-    busy, until = 0.0, -math.inf
-    for start, end in sorted(intervals):
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return busy
 
 
 # --- the raw JSON -> costs

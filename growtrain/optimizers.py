@@ -7,11 +7,14 @@
 
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_MAX_COMPILATIONS = 64
 
 
 class CenteredRMSProp(torch.optim.Optimizer):
@@ -22,8 +25,8 @@ class CenteredRMSProp(torch.optim.Optimizer):
         lr: learning rate.
         decay: decay of both moments, in [0, 1).
         eps: added inside the root; positive.
-        compiled: fuse the step's passes over memory into one with `torch.compile`; needs a C++ compiler on the CPU, and falls back
-            with a warning where it fails.
+        compiled: fuse the step's passes over memory into one with `torch.compile` (see `can_compile`); falls back with a warning where
+            that fails.
 
     Raises:
         ValueError: a hyperparameter is out of range.
@@ -41,7 +44,7 @@ class CenteredRMSProp(torch.optim.Optimizer):
         if not (lr >= 0 and 0 <= decay < 1 and eps > 0):
             raise ValueError(f"lr {lr}, decay {decay}, eps {eps}: need lr >= 0, 0 <= decay < 1, eps > 0")
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
-        self._step = torch.compile(centered_rmsprop_step, dynamic=False) if compiled else centered_rmsprop_step
+        self._step = _compile_step() if compiled else centered_rmsprop_step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy runs uncompiled; restored state leaves the step as it is."""
@@ -102,6 +105,17 @@ def centered_rmsprop_step(
     torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
 
 
+def _compile_step() -> Callable[..., None]:
+    """The step compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled."""
+    step = torch.compile(centered_rmsprop_step, dynamic=False)
+
+    def compiled(*arguments: Any, **settings: Any) -> None:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILATIONS):
+            step(*arguments, **settings)
+
+    return compiled
+
+
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, decay: float, compiled: bool = False
 ) -> torch.optim.Optimizer:
@@ -115,5 +129,7 @@ def make_optimizer(
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` has a compiler for the CPU at hand; on a GPU a CUDA graph makes it needless."""
+    """Whether `torch.compile` has what it needs at hand: a C++ compiler for the CPU, Triton and a C compiler for a GPU."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None and any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang"))
     return device.type == "cpu" and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))

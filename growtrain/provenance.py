@@ -29,9 +29,16 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Versions, device and threads: what the last bits of a result may depend on."""
     return {
         "versions": versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": _device_name(device),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    """With what kernels round differently for: a CPU's instruction set, a GPU's convolutions in TF32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) + (", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else "")
+    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def describe(config: Config, device: torch.device) -> dict[str, Any]:

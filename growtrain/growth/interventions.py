@@ -37,7 +37,7 @@ class GrowthEvent:
         max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
         max_abs_q_change_target: the same for the target network; None without one.
         recycled_units: dormant units that `redo` recycled; None for the others.
-        pause_seconds: time for which training stood still.
+        pause_seconds: time for which training stood still; what the next update takes longer (capture on a GPU) is not in it.
     """
 
     frames: int | None = None

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from growtrain.config import Anchor, Config, Intervention
 from growtrain.growth.alternatives import Replacement, Slots, prepare
-from growtrain.growth.interventions import GrowthEvent, NotPreserved, count_parameters, inject, nearly_equal, same_function
+from growtrain.growth.interventions import (
+    GrowthEvent,
+    NotPreserved,
+    count_parameters,
+    inject,
+    nearly_equal,
+    same_function,
+)
 from growtrain.networks.injected import InjectedHead
 
 

@@ -179,11 +179,6 @@ def test_the_width_that_reaches_twenty_hours(
     assert how in reaching.how
 
 
-def test_overlapping_kernels_are_busy_once(hours: ModuleType) -> None:
-    assert hours.busy_seconds([(3.0, 4.0), (0.0, 2.0), (1.0, 1.5), (1.5, 2.5)]) == pytest.approx(3.5)
-    assert hours.busy_seconds([]) == 0
-
-
 def test_a_validation_compares_with_its_own_start(hours: ModuleType) -> None:
     values = raw()
     values["stacks"]["fast"]["cells"]["small"]["compile_seconds"] = 7.0  # done before, in the same process

@@ -1,6 +1,7 @@
 """The Double-DQN learner against naive oracles, before and after growth."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -160,11 +161,17 @@ def test_a_copied_optimizer_goes_on_as_the_original() -> None:
     assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not can_compile(torch.device("cpu")):
-        pytest.skip("no C++ compiler")
-    parameters = [[nn.Parameter(torch.ones(7, 5)), nn.Parameter(torch.zeros(3))] for _ in range(3)]
+def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device(name)
+    if not can_compile(device):
+        pytest.skip("no compiler")
+    parameters = [
+        [nn.Parameter(torch.ones(7, 5, device=device)), nn.Parameter(torch.zeros(3, device=device))] for _ in range(3)
+    ]
 
     def no_compiler(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler")
@@ -174,7 +181,7 @@ def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(mon
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
         for index in range(2):
-            gradient = torch.randn(parameters[0][index].shape, generator=generator)
+            gradient = torch.randn(parameters[0][index].shape, generator=generator).to(device)
             for copies in parameters:
                 copies[index].grad = gradient.clone()
         plain.step()
@@ -188,6 +195,17 @@ def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(mon
     for expected, got, survived in zip(*parameters, strict=True):
         assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7)
         assert torch.equal(survived, expected)
+
+
+def test_the_step_is_compiled_for_more_shapes_than_pytorch_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # traced, but not compiled
+    stats, num_shapes = torch._dynamo.utils.counters["stats"], torch._dynamo.config.recompile_limit + 2
+    before = stats["unique_graphs"]
+    for size in range(101, 101 + num_shapes):
+        parameter = nn.Parameter(torch.ones(size))
+        parameter.grad = torch.ones(size)
+        CenteredRMSProp([parameter], compiled=True).step()
+    assert stats["unique_graphs"] - before == num_shapes
 
 
 def test_target_moves_only_when_it_is_copied_and_bit_for_bit() -> None:
