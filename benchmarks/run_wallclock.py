@@ -236,7 +236,7 @@ def work_of(config: Config, num_actions: int) -> Work:
     period, capacity = config.checkpoint_period, config.replay_capacity
     frames = [*range(period, config.total_frames, period), config.total_frames] if period else [config.total_frames]
     new = [min(capacity, (b - a) // FRAME_SKIP) for a, b in zip([0, *frames], frames, strict=False)]
-    warmup = min(config.learning_starts, stages[0].frames)
+    warmup, every = min(config.learning_starts, stages[0].frames), config.diagnostics_period
     return Work(
         warmup_frames=warmup,
         stage_frames=[stage.frames - (warmup if stage.stage == 0 else 0) for stage in stages],
@@ -245,6 +245,7 @@ def work_of(config: Config, num_actions: int) -> Work:
         checkpoints=[sum(stage.start_frame < f <= stage.end_frame for f in frames) for stage in stages],
         checkpoint_transitions=sum(new),
         records=-(-config.total_frames // config.log_period),
+        diagnostics=[stage.end_frame // every - stage.start_frame // every for stage in stages] if every else [],
     )
 
 

@@ -20,6 +20,7 @@ from growtrain.collection import updates_due
 from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
 from growtrain.evaluation import evaluate
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.measuring import Measurer
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.training import Run, make_captured, uses_graph
 
@@ -98,6 +99,7 @@ def build(run: Run, config: Config, stage: int) -> Cell:
     captured = make_captured(learner, run.ring) if uses_graph(config, run.device) else None
     cell = Cell(config=config, stage=0, learner=learner, captured=captured)
     enter(run, cell)
+    run.measurer = Measurer(config, learner, run.ring)
     growth_seconds = []
     for _ in range(stage):
         play(run)  # so that the optimizer has what a growth must keep
@@ -115,6 +117,7 @@ def build(run: Run, config: Config, stage: int) -> Cell:
         "first_step_seconds": [window["seconds"] / window["steps"] for window in first],
         "evaluations": [],
         "checkpoint_seconds": timed_checkpoint(run)["seconds"],
+        "diagnostics_seconds": timed_diagnostics(run),
         "repeats": [],
         "waits": None,
         "busy": {"available": False, "reason": f"the run computes on {run.device.type}, which CUDA does not profile"},
@@ -279,6 +282,18 @@ def timed_record(run: Run) -> float:
     play(run)
     start = time.perf_counter()
     run.report()
+    return time.perf_counter() - start
+
+
+def timed_diagnostics(run: Run) -> float:
+    """Seconds of a measure of the network's plasticity, as a run makes it every `diagnostics_period` frames; 0 if it makes none."""
+    if not run.config.diagnostics_period:
+        return 0.0
+    play(run)
+    run.diagnose("period")  # later ones compare with the one before
+    play(run)
+    start = time.perf_counter()
+    run.diagnose("period")
     return time.perf_counter() - start
 
 

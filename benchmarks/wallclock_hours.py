@@ -4,15 +4,15 @@ The claim examined is Nikishin et al. 2023, section 5 ("dynamic growth": a small
 of wall-clock on one A100 against a network of full width), with everything that growing costs charged to it.
 
 An arm's time is the sum of: frames before learning at the speed of random play; the frames of each stage at that stage's speed; the pause
-of each growth and what the first steps after it take longer (capture, allocation); evaluations and checkpoints at what they took with
-that stage's network; records; start-up. Speeds are medians of the repeats; intervals are the least and the greatest of the repeats, in
-which all cells ran in turn, so that a saving is always a difference within one repeat.
+of each growth and what the first steps after it take longer (capture, allocation); evaluations, checkpoints and diagnostics at what they
+took with that stage's network; records; start-up. Speeds are medians of the repeats; intervals are the least and the greatest of the
+repeats, in which all cells ran in turn, so that a saving is always a difference within one repeat.
 
 Units: frames, seconds, hours, watts, kilowatt-hours; GPU utilisation in percent.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -34,6 +34,7 @@ class Work:
         checkpoints: checkpoints per stage.
         checkpoint_transitions: transitions that all checkpoints together add to those before them.
         records: lines of metrics.
+        diagnostics: of the network's plasticity, per stage, beside those around a growth.
     """
 
     warmup_frames: int
@@ -43,6 +44,7 @@ class Work:
     checkpoints: list[int]
     checkpoint_transitions: int
     records: int
+    diagnostics: list[int] = field(default_factory=list)  # early results do not have them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class Costs:
         checkpoint_seconds: of a checkpoint with no new transitions.
         seconds_per_transition: more for each new transition.
         record_seconds, startup_seconds: of a line of metrics, and from nothing to the first frame.
+        diagnostics_seconds: of a measure of the network's plasticity.
     """
 
     warmup_speed: float
@@ -66,6 +69,7 @@ class Costs:
     seconds_per_transition: float
     record_seconds: float
     startup_seconds: float
+    diagnostics_seconds: list[float]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Projection:
     growth: float
     evaluation: float
     checkpoints: float
-    records: float
+    records: float  # metrics and diagnostics
 
     @property
     def training(self) -> float:
@@ -121,7 +125,8 @@ def project(work: Work, costs: Costs) -> Projection:
         evaluation=sum(n * e.at(work.eval_frames) for n, e in zip(work.evaluations, costs.evaluations, strict=True)),
         checkpoints=sum(n * s for n, s in zip(work.checkpoints, costs.checkpoint_seconds, strict=True))
         + costs.seconds_per_transition * work.checkpoint_transitions,
-        records=work.records * costs.record_seconds,
+        records=work.records * costs.record_seconds
+        + sum(n * s for n, s in zip(work.diagnostics, costs.diagnostics_seconds, strict=False)),
     )
 
 
@@ -164,6 +169,7 @@ def costs_of(stack: Raw, arm: Raw, repeat: int | None = None) -> Costs:
         seconds_per_transition=max(0.0, filled["seconds"] - empty["seconds"]) / new if new > 0 else 0.0,
         record_seconds=median(stack["record_seconds"]),
         startup_seconds=stack["startup_seconds"] + cells[0]["compile_seconds"] + _excess(cells[0]),
+        diagnostics_seconds=[cell.get("diagnostics_seconds", 0.0) for cell in cells],
     )
 
 

@@ -28,9 +28,14 @@ class CenteredRMSProp(torch.optim.Optimizer):
         compiled: fuse the step's passes over memory into one with `torch.compile` (see `can_compile`); falls back with a warning where
             that fails.
 
+    Attributes:
+        found_inf: () float32, set by whoever checks gradients, as `torch.amp.GradScaler` does: unless it is 0, they count as zeros.
+
     Raises:
         ValueError: a hyperparameter is out of range.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -72,17 +77,18 @@ class CenteredRMSProp(torch.optim.Optimizer):
                 lr=group["lr"],
                 decay=group["decay"],
                 eps=group["eps"],
+                found_inf=self.found_inf,
             )
 
-    def _apply(self, *tensors: list[Tensor], lr: float, decay: float, eps: float) -> None:
+    def _apply(self, *tensors: list[Tensor], **settings: Any) -> None:
         try:
-            self._step(*tensors, lr=lr, decay=decay, eps=eps)
+            self._step(*tensors, **settings)
         except Exception as error:  # compilation happens before anything is changed, and can fail in many ways
             if self._step is centered_rmsprop_step:
                 raise
             warnings.warn(f"the optimizer step could not be compiled and runs uncompiled: {error}", stacklevel=2)
             self._step = centered_rmsprop_step
-            self._step(*tensors, lr=lr, decay=decay, eps=eps)
+            self._step(*tensors, **settings)
 
 
 def centered_rmsprop_step(
@@ -94,8 +100,12 @@ def centered_rmsprop_step(
     lr: float,
     decay: float,
     eps: float,
+    found_inf: Tensor | None = None,
 ) -> None:
-    """The formula above on lists of tensors of equal shapes, in place."""
+    """The formula above on lists of tensors of equal shapes, in place; with gradients of zero where `found_inf` () is not zero."""
+    if found_inf is not None:
+        bad = found_inf != 0
+        gradients = [gradient.masked_fill(bad, 0.0) for gradient in gradients]
     torch._foreach_lerp_(means, gradients, 1 - decay)
     torch._foreach_mul_(mean_squares, decay)
     torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - decay)

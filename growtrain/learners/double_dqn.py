@@ -200,8 +200,8 @@ class DoubleDQN:
     def _may_apply(self, loss: Tensor) -> bool:
         """Counts whether the loss and all gradients are finite; an update that is not must leave the network as it is.
 
-        On the CPU the answer is known at once. A GPU keeps it, and the gradients become zero: that moves no parameter
-        (Adam is told to skip, as a gradient scaler tells it; the moments of centred RMSProp decay by one step).
+        On the CPU the answer is known at once. A GPU keeps it and tells the optimizer as a gradient scaler does, which then moves no
+        parameter (Adam skips the step, the moments of centred RMSProp decay by one).
         """
         gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
         bad = ~torch.isfinite(torch.stack([loss.detach(), *torch._foreach_norm(gradients)]).sum())
@@ -211,10 +211,7 @@ class DoubleDQN:
         torch.maximum(longest, streak, out=longest)
         if not self.asynchronous:
             return not bool(bad)
-        for gradient in gradients:
-            gradient.masked_fill_(bad, 0.0)
-        if isinstance(self.optimizer, torch.optim.Adam):
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # what GradScaler sets
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         return True
 
     def require_finite(self) -> None:

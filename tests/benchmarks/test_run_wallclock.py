@@ -50,6 +50,7 @@ def cell(*speeds: int, growth: tuple[float, ...] = (), **values: Any) -> dict[st
         "first_step_seconds": [4 / sorted(speeds)[len(speeds) // 2]] * 2,
         "evaluations": [{"frames": 1000, "start_seconds": 1.0, "seconds": 2.0}],
         "checkpoint_seconds": 2.0,
+        "diagnostics_seconds": 0.5,
         "waits": None,
         "busy": {"available": True, "busy_seconds": 0.5, "frames": 500},
         "live_width": 8,
@@ -68,6 +69,7 @@ def raw() -> dict[str, Any]:
         "checkpoints": [1, 1],
         "checkpoint_transitions": 10_000,
         "records": 10,
+        "diagnostics": [2, 4],
     }
     arm = {"stack": "fast", "width": 8, "full_width": 16}
     return {
@@ -99,7 +101,7 @@ def raw() -> dict[str, Any]:
             {**arm, "name": "grow1x", "baseline": False, "anchor": "frozen", "cells": ["small", "grown"], "work": work},
             {
                 **arm, "name": "full1x", "baseline": True, "anchor": None, "cells": ["full"],
-                "work": {**work, "stage_frames": [76_000], "evaluations": [3], "checkpoints": [2]},
+                "work": {**work, "stage_frames": [76_000], "evaluations": [3], "checkpoints": [2], "diagnostics": [6]},
             },
         ],
         "validation": [],
@@ -115,9 +117,9 @@ def test_every_part_of_a_projection(hours: ModuleType) -> None:
     assert p.growth == 3
     assert p.evaluation == pytest.approx(3 * (1 + 2_000 * 2 / 1_000))  # 1 s to start, then 2 ms a frame
     assert p.checkpoints == pytest.approx(2 * 2 + 10_000 * 1e-3)
-    assert p.records == pytest.approx(1)
+    assert p.records == pytest.approx(10 * 0.1 + 6 * 0.5)
     assert p.training == 584
-    assert p.total == pytest.approx(5 + 584 + 3 + 15 + 14 + 1)
+    assert p.total == pytest.approx(5 + 584 + 3 + 15 + 14 + 4)
 
 
 def test_what_the_first_steps_take_longer_is_charged_to_the_growth_or_the_start(hours: ModuleType) -> None:
@@ -182,7 +184,13 @@ def test_the_width_that_reaches_twenty_hours(
 def test_a_validation_compares_with_its_own_start(hours: ModuleType) -> None:
     values = raw()
     values["stacks"]["fast"]["cells"]["small"]["compile_seconds"] = 7.0  # done before, in the same process
-    short = {**values["arms"][0]["work"], "warmup_frames": 1_000, "stage_frames": [2_000, 2_000], "evaluations": [0, 1]}
+    short = {
+        **values["arms"][0]["work"],
+        "warmup_frames": 1_000,
+        "stage_frames": [2_000, 2_000],
+        "evaluations": [0, 1],
+        "diagnostics": [0, 0],
+    }
     values["validation"] = [{"arm": 0, "frames": 5_000, "wall_seconds": 50.0, "startup_seconds": 1.0, "work": short}]
     found = hours.validated(values, values["validation"][0])
     assert found["projected_seconds"] == pytest.approx(1 + 1 + 10 + 20 + 3 + 5 + 14 + 1)

@@ -197,6 +197,28 @@ def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(
         assert torch.equal(survived, expected)
 
 
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gradients_that_are_not_finite_move_nothing_if_the_optimizer_is_told(compiled: bool, name: str) -> None:
+    device = torch.device(name)
+    if compiled and not can_compile(device):
+        pytest.skip("no compiler")
+    parameter = nn.Parameter(torch.ones(2, device=device))
+    optimizer = CenteredRMSProp([parameter], lr=0.1, compiled=compiled)
+    parameter.grad = torch.tensor([1.0, -1.0], device=device)
+    optimizer.step()
+    before = parameter.detach().clone()
+    parameter.grad = torch.tensor([float("nan"), float("inf")], device=device)
+    optimizer.found_inf = torch.ones((), device=device)
+    optimizer.step()
+    assert torch.equal(parameter, before)
+    assert all(slot.isfinite().all() for slot in optimizer.state[parameter].values())
+    optimizer.found_inf = torch.zeros((), device=device)
+    optimizer.step()
+    assert parameter.isnan().all()
+
+
 def test_the_step_is_compiled_for_more_shapes_than_pytorch_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # traced, but not compiled
     stats, num_shapes = torch._dynamo.utils.counters["stats"], torch._dynamo.config.recompile_limit + 2
