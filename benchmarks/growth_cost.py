@@ -44,8 +44,9 @@ from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
 from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.planning import FROZEN_HEADS_PER_INJECTION, network_shape, synthetic_batches, update_flops
+from growtrain.planning import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
 from growtrain.presets import paper
+from growtrain.speed import synthetic_batches
 from growtrain.training import resolve_device, uses_graph
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a run will cost, before anything runs: parameters, FLOPs, memory, disk, and hours projected from timed updates.
+"""What a run will cost, before anything runs: parameters, FLOPs, memory, disk. Its speed is measured in `growtrain.speed`.
 
 The anchors of Nikishin et al. (2023, section 4) add two frozen heads per injection, which carry gradients into the encoder for ever;
 `zero` and `mirrored` add one; a frozen encoder needs none of those gradients. Here is what that comes to against a full-width network.
@@ -6,38 +6,25 @@ The anchors of Nikishin et al. (2023, section 4) add two frozen heads per inject
 Conventions: 2 FLOPs per multiply-add; matrix products and convolutions only. A layer of M multiply-adds costs M forward, M more for its
 weights' gradient if it trains, and M more for its input's gradient if something below it trains, which the first convolution never needs.
 
-Units: frames; FLOPs; bytes (GB = 10^9); seconds.
+Units: frames; FLOPs; bytes (GB = 10^9).
 """
 
-import bisect
 import dataclasses
-import io
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-import psutil  # type: ignore[import-untyped]
 import torch
-from rich.console import Console
-from rich.table import Table
-from tensordict import TensorDict
 from torch import nn
 
-from growtrain.allocator import keep_freed_memory
-from growtrain.collection import make_environment, updates_due
-from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
+from growtrain.collection import updates_due
+from growtrain.config import FRAME_SKIP, Config
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.interventions import count_parameters
 from growtrain.growth.schedules import schedule_of
-from growtrain.growth.transaction import apply
-from growtrain.learners.captured import CapturedUpdate
-from growtrain.learners.double_dqn import DoubleDQN, make_parts
+from growtrain.learners.double_dqn import make_parts
 from growtrain.measuring import STATES
 from growtrain.networks.activations import outputs_per_unit
-from growtrain.replay.frame_ring import Transitions, replay_bytes, rows_per_lane
+from growtrain.replay.frame_ring import replay_bytes, rows_per_lane
 
 PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
 SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
@@ -52,13 +39,9 @@ PROCESS_BYTES = 384 * 2**20  # Python, PyTorch, TorchRL: 330 MiB resident after 
 LANE_BYTES = 8 * 2**20  # two emulators, 4 MiB each: one for training, one for evaluation
 CUDA_HOST_BYTES = 2 * 2**30  # CUDA's libraries and pinned memory
 CUDA_DEVICE_BYTES = 1 * 2**30  # CUDA context, workspaces of cuBLAS and cuDNN, graph pools
-SPARE_MEMORY = 0.03  # share of the free memory that a suggested capacity leaves alone, since what is free varies
 COMPRESSED_REPLAY = 0.05  # share of its size; zlib takes the frames of four games to 1.5-4 %
 CHECKPOINTS = 2  # the newest and one being written, besides the ones that --keep keeps; what they share counts for each
-BUSY_SPREAD = 0.5  # spread of timed updates beyond which a projection is not to be trusted
 LINE_BYTES = 2_000  # a line of metrics.jsonl, 500 bytes, and what other sinks make of it
-
-_CGROUP_MEMBERSHIP, _CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +301,7 @@ def _evaluations(config: Config, start: int, end: int) -> int:
     )
 
 
-def _updates_at_once(config: Config) -> int:
+def updates_at_once(config: Config) -> int:
     """Updates owed after one step of all lanes, rounded up; their batches are drawn together."""
     return math.ceil(config.num_envs * config.replay_ratio)
 
@@ -336,7 +319,7 @@ def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[St
     if config.diagnostics_period:
         at_once = max(at_once, STATES)
     activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
-    drawn = _updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
+    drawn = updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
     return Memory(
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
         replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
@@ -351,256 +334,6 @@ def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[St
     )
 
 
-def check_memory(plan: Plan, device: torch.device) -> None:
-    """Refuses a run that cannot fit, before anything is allocated.
-
-    What other processes take later is not foreseen: on the CPU the replay's memory is only committed as it fills.
-
-    Raises:
-        ConfigError: one line with the numbers and the largest `--replay-capacity` that fits.
-    """
-    free = {"host": _free_host_memory()}
-    if device.type == "cuda":
-        free["GPU"] = torch.cuda.mem_get_info(device)[0]
-    config, needed = plan.config, plan.memory.needed(device.type)
-    short = [name for name in free if needed[name] > free[name]]
-    if not short:
-        return
-
-    def too_large(capacity: int) -> bool:
-        memory = make_plan(dataclasses.replace(config, replay_capacity=capacity), plan.num_actions).memory
-        return any(size > (1 - SPARE_MEMORY) * free[name] for name, size in memory.needed(device.type).items())
-
-    granule = 1000 if config.replay_capacity >= 10_000 else 1
-    smallest = -(-max(config.batch_size, config.num_envs) // granule) * granule
-    capacities = range(smallest, config.replay_capacity, granule)
-    fitting = bisect.bisect_left(capacities, True, key=too_large)
-    remedy = (
-        f"use --replay-capacity {capacities[fitting - 1]} or less"
-        if fitting
-        else "free memory, or lower --width or --batch-size"
-    )
-    shortage = " and ".join(f"{_gb(needed[name])} of {name} memory where {_gb(free[name])} is free" for name in short)
-    replay = f"--replay-capacity {config.replay_capacity} ({_gb(plan.memory.replay)})"
-    raise ConfigError(f"{replay} does not fit: the run needs {shortage}: {remedy}")
-
-
-def _free_host_memory() -> int:
-    """Bytes that this process may come to occupy, those it has included: by the machine and by its memory cgroups."""
-    return int(
-        min(psutil.virtual_memory().available, *_cgroup_headrooms(), math.inf) + psutil.Process().memory_info().rss
-    )
-
-
-def _cgroup_headrooms() -> list[int]:
-    """Limit less usage of this process's memory cgroups (v1 and v2) and all above them."""
-    headrooms = []
-    for line in _CGROUP_MEMBERSHIP.read_text().splitlines() if _CGROUP_MEMBERSHIP.exists() else []:
-        number, controllers, path = line.split(":", 2)
-        names, bases = ("memory.max", "memory.current", "inactive_file"), (_CGROUP_ROOT, _CGROUP_ROOT / "unified")
-        if "memory" in controllers.split(","):
-            names, bases = (
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-                (_CGROUP_ROOT / "memory",) * 2,
-            )
-        elif number != "0":
-            continue
-        inside = Path() if ".." in path else Path(path.lstrip("/"))  # beyond this cgroup namespace nothing can be read
-        for directory in (base / part for base in bases for part in (inside, *inside.parents)):
-            if (directory / names[0]).exists() and (limit := (directory / names[0]).read_text().strip()) != "max":
-                statistics = dict(entry.split() for entry in (directory / "memory.stat").read_text().splitlines())
-                # Page cache that can be dropped is not in use.
-                used = int((directory / names[1]).read_text()) - int(statistics.get(names[2], 0))
-                headrooms.append(max(0, int(limit) - used))
-    return headrooms
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Seconds per stage of one update and of one action of all lanes, from `timed` updates.
-
-    `spread` is the worst stage's (slowest - fastest) / median over its blocks of updates: large where the machine is busy.
-    """
-
-    update_seconds: tuple[float, ...]
-    act_seconds: tuple[float, ...]
-    timed: int
-    spread: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """What was measured on this machine.
-
-    Attributes:
-        machine: the device, in words.
-        run, baseline: times of the run and of its full-width baseline.
-        environment_seconds: one step of all lanes.
-        overlapped: updates on a GPU run while the environments step; on a CPU both use the same cores, so their times add up.
-    """
-
-    machine: str
-    run: Timing
-    baseline: Timing
-    environment_seconds: float
-    overlapped: bool
-
-    def projected_hours(self, plan: Plan, timing: Timing) -> list[float]:
-        """Hours of training per stage: acting, environments, updates; not evaluation, sampling, logging or checkpoints."""
-        hours, lanes = [], plan.config.num_envs
-        for cost, update, act in zip(plan.stages, timing.update_seconds, timing.act_seconds, strict=True):
-            learning, playing = cost.updates * update, cost.frames / FRAME_SKIP / lanes * self.environment_seconds
-            both = max(learning, playing) if self.overlapped else learning + playing
-            hours.append((cost.policy_steps / lanes * act + both) / 3600)
-        return hours
-
-    def evaluation_hours(self, plan: Plan) -> float:
-        """Hours of all evaluations."""
-        frames = (cost.evaluation_frames for cost in plan.stages)
-        steps = zip(frames, self.run.act_seconds, strict=True)
-        return sum(n / FRAME_SKIP / plan.config.num_envs * (act + self.environment_seconds) for n, act in steps) / 3600
-
-
-def measure_speed(config: Config, num_actions: int, device: torch.device, *, seconds: float = 6.0) -> Speed:
-    """Times real updates of a learner grown stage by stage and of the full-width baseline, and steps real environments.
-
-    Takes about `seconds`, longer on slow machines; batches are noise. Sets torch's number of threads as a run does.
-    """
-    torch.set_num_threads(config.threads)
-    baseline = full_width(config)
-    share = 0.75 * seconds / (len(make_plan(config, num_actions).stages) + (baseline != config))
-    run = _time_stages(config, num_actions, device, share)
-    cuda = device.type == "cuda"
-    return Speed(
-        machine=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
-        run=run,
-        baseline=run if baseline == config else _time_stages(baseline, num_actions, device, share),
-        environment_seconds=_time_environments(config, 0.25 * seconds),
-        overlapped=cuda,
-    )
-
-
-def synthetic_batches(config: Config, num_actions: int, num_updates: int, generator: torch.Generator) -> TensorDict:
-    """Batches of noise (num_updates, batch_size), laid out as the replay's, on the host."""
-    count = num_updates * config.batch_size
-    transitions = Transitions(
-        frames=torch.randint(256, (count, STACK_SIZE + 1, *FRAME_SHAPE), dtype=torch.uint8, generator=generator),
-        action=torch.randint(num_actions, (count,), generator=generator),
-        reward=torch.randint(-1, 2, (count, 1), generator=generator).float(),
-        terminated=torch.zeros((count, 1), dtype=torch.bool),
-    )
-    return transitions.to_tensordict().view(num_updates, config.batch_size)
-
-
-def _time_stages(config: Config, num_actions: int, device: torch.device, seconds: float) -> Timing:
-    plan, generator, num_updates = (
-        make_plan(config, num_actions),
-        torch.Generator().manual_seed(0),
-        _updates_at_once(config),
-    )
-    if device.type == "cpu":
-        keep_freed_memory()  # as a run does
-    learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
-    batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
-    update = _make_update(learner, batches)
-    observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8, device=device)
-    updates, acts, timed, spread = [], [], 0, 0.0
-    for stage in range(len(plan.stages)):
-        if stage:
-            probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
-            intervention = schedule_of(config).intervention
-            apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
-            learner.copy_target()  # what is frozen is shared with the target from its first copy on
-        blocks, calls = _block_seconds(update, device, 0.8 * seconds)
-        act_blocks, _ = _block_seconds(lambda: learner.q_values(observation).cpu(), device, 0.2 * seconds)
-        updates.append(float(np.median(blocks)) / num_updates)
-        acts.append(float(np.median(act_blocks)))
-        timed += calls * num_updates
-        spread = max(spread, float(np.ptp(blocks) / np.median(blocks)))
-    return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
-
-
-def _make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
-    """As many updates as there are batches, as a run does them: on a GPU in a CUDA graph, unless the execution is eager."""
-    if learner.device.type != "cuda" or learner.config.execution == "eager":
-        return lambda: learner.update(batches)
-    captured = CapturedUpdate(learner, lambda rows: batches[0], learner.config.batch_size)
-    no_rows = torch.zeros(batches.numel(), dtype=torch.int64)
-    return lambda: captured.update(no_rows)
-
-
-def _block_seconds(call: Callable[[], object], device: torch.device, seconds: float) -> tuple[list[float], int]:
-    """Seconds per call of five blocks, and how many calls they were; the device is waited for once a block."""
-
-    def block(calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / calls
-
-    block(2)  # warm-up: allocator, kernel choice, graph capture
-    calls = max(1, int(seconds / (6 * block(1))))
-    return [block(calls) for _ in range(5)], 5 * calls
-
-
-def _time_environments(config: Config, seconds: float) -> float:
-    """Mean time of a random step of all lanes."""
-    environment, generator, steps = make_environment(config, seed=0), np.random.default_rng(0), 0
-    try:
-        environment.start()
-        start = time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds or not steps:
-            environment.send(generator.integers(environment.num_actions, size=config.num_envs))
-            environment.recv()
-            steps += 1
-    finally:
-        environment.close()
-    return elapsed / steps
-
-
-def render(plan: Plan, speed: Speed | None = None) -> str:
-    """The plan as plain ASCII of at most 100 columns, with projected hours if speeds were measured."""
-    baseline, memory = make_plan(full_width(plan.config), plan.num_actions), plan.memory
-    checkpoints = CHECKPOINTS + plan.config.keep
-    full, hours = baseline.stages[0], speed.projected_hours(plan, speed.run) if speed else []
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    headers = ("stage", "frames", "width", "parameters", "trainable", "updates", "GFLOP/update", "vs full", "hours")
-    for header in headers if speed else headers[:-1]:
-        table.add_column(header, justify="right", no_wrap=True)
-    for cost in plan.stages:
-        row = [str(cost.stage), f"{format_count(cost.start_frame)}-{format_count(cost.end_frame)}"]
-        row += [f"{cost.live_width}+{cost.frozen_width}" if cost.frozen_width else str(cost.live_width)]
-        row += [format_count(count) for count in (cost.parameters_total, cost.parameters_trainable, cost.updates)]
-        row += [f"{cost.flops_per_update / 1e9:.3f}", f"{cost.flops_per_update / full.flops_per_update:.0%}"]
-        table.add_row(*row, *(f"{hour:.2f}" for hour in hours[cost.stage : cost.stage + 1]))
-    text = io.StringIO()
-    Console(file=text, width=100, color_system=None).print(table)
-    gpu, evaluation = memory.needed("cuda"), f"{plan.evaluation_flops / 1e15:.3g} PFLOP"
-    share = f"{plan.flops / baseline.flops:.0%} of full width ({full.live_width} hidden units)"
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    schedule = schedule_of(plan.config)
-    plain = schedule.intervention == "inject" and not schedule.adaptive
-    lines += [] if plain else ["", f"does     {schedule.describe()}"]
-    lines += f"""
-compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
-memory   {_gb(memory.needed("cpu")["host"])} on a CPU; {_gb(gpu["host"])} host and {_gb(gpu["GPU"])} device on a GPU
-         replay {_gb(memory.replay)}, networks and optimizer {_gb(memory.networks)}, batches {_gb(memory.batch)}
-disk     {_gb(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {COMPRESSED_REPLAY:.0%}
-""".rstrip().split("\n")
-    if speed:
-        total, at_full = sum(hours), sum(speed.projected_hours(baseline, speed.baseline))
-        spread, how = max(speed.run.spread, speed.baseline.spread), "overlapped" if speed.overlapped else "added"
-        step = f"{1e3 * speed.environment_seconds:.2f} ms per step of {plan.config.num_envs} ({how})"
-        lines += f"""\
-time     {total:.2f} h of training, {total / at_full:.0%} of full width ({at_full:.2f} h); \
-{speed.evaluation_hours(plan):.2f} h of evaluation
-         projected from {speed.run.timed} timed updates on this machine: {speed.machine}
-         spread of the timings {spread:.0%}{": the machine is busy, time it again" if spread > BUSY_SPREAD else ""}
-         environments {step}; not included: sampling, logs, checkpoints""".split("\n")
-    return "\n".join(lines)
-
-
-def _gb(count: int) -> str:
+def format_bytes(count: int) -> str:
+    """As in `1.50 GB`, of 10^9 bytes."""
     return f"{count / 1e9:.2f} GB"

@@ -30,9 +30,9 @@ from growtrain.checkpoint import NoCheckpoint, load_learner, open_at, open_newes
 from growtrain.config import Config, ConfigError
 from growtrain.environments.atari import AtariEnvironment, EnvironmentHung
 from growtrain.learners.double_dqn import MAX_NONFINITE, Diverged, DoubleDQN
-from growtrain.planning import synthetic_batches
 from growtrain.resuming import changed_config
 from growtrain.runfiles import RunLocked, Unreadable, cut_back, require_unlocked, run_lock
+from growtrain.speed import synthetic_batches
 from growtrain.telemetry.sinks import read_jsonl
 from growtrain.training import Run, train
 

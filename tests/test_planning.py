@@ -11,24 +11,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from growtrain import planning
 from growtrain.collection import updates_due
 from growtrain.config import Config, ConfigError
 from growtrain.growth.interventions import count_parameters
 from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.planning import (
-    check_memory,
-    full_width,
-    make_plan,
-    measure_speed,
-    render,
-    synthetic_batches,
-    update_flops,
-)
+from growtrain.memory import check_memory
+from growtrain.plan_table import render
+from growtrain.planning import full_width, make_plan, network_shape, update_flops
 from growtrain.presets import paper, resolve
 from growtrain.replay.frame_ring import FrameRing, replay_bytes
+from growtrain.speed import Speed, Timing, measure_speed, synthetic_batches
 
 CPU = torch.device("cpu")
 
@@ -149,7 +143,7 @@ def test_flops_of_the_nature_network_by_hand():
 
 
 def test_a_frozen_encoder_leaves_only_the_live_heads_gradients():
-    shape = planning.network_shape(paper(), 6, 512)
+    shape = network_shape(paper(), 6, 512)
     trained, frozen = (update_flops(shape, 32, 2, encoder_trains) for encoder_trains in (True, False))
     saved = {name for name, flops in dataclasses.asdict(frozen).items() if flops < dataclasses.asdict(trained)[name]}
     assert saved == {
@@ -226,8 +220,8 @@ def limit_memory(monkeypatch, tmp_path: Path, version: int, limit: str, used: in
         (directory / "memory.stat").write_text(f"anon 1\n{counter} {cache}\n")
     membership = tmp_path / "membership"
     membership.write_text("0::/job/step/task\n" if version == 2 else "5:cpu:/job\n4:memory:/job/step/task\n0::/\n")
-    monkeypatch.setattr(planning, "_CGROUP_ROOT", root)
-    monkeypatch.setattr(planning, "_CGROUP_MEMBERSHIP", membership)
+    monkeypatch.setattr("growtrain.memory._CGROUP_ROOT", root)
+    monkeypatch.setattr("growtrain.memory._CGROUP_MEMBERSHIP", membership)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -267,11 +261,9 @@ def test_refuses_what_the_gpu_does_not_have(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("total_frames", [200_000_000, 123_456_789])
 def test_the_table_fits_a_terminal_and_says_what_was_measured(total_frames):
-    timing = planning.Timing(update_seconds=(0.9,) * 4, act_seconds=(0.9,) * 4, timed=80, spread=0.1)
-    slower = planning.Timing(update_seconds=(1.8,), act_seconds=(0.9,), timed=20, spread=0.7)
-    speed = planning.Speed(
-        machine="CPU, 2 threads", run=timing, baseline=slower, environment_seconds=0.9, overlapped=False
-    )
+    timing = Timing(update_seconds=(0.9,) * 4, act_seconds=(0.9,) * 4, timed=80, spread=0.1)
+    slower = Timing(update_seconds=(1.8,), act_seconds=(0.9,), timed=20, spread=0.7)
+    speed = Speed(machine="CPU, 2 threads", run=timing, baseline=slower, environment_seconds=0.9, overlapped=False)
     plan = make_plan(paper(total_frames=total_frames), 18)
     text = render(plan, speed)
     assert text.isascii()
@@ -288,8 +280,8 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
     config = paper(schedule="fixed", learning_starts=32, total_frames=32 + 4 * 4 * 3600, num_envs=8, eval_period=0)
     plan = make_plan(config, 6)
     assert plan.stages[0].updates == 3600
-    timing = planning.Timing(update_seconds=(2.0,), act_seconds=(8.0,), timed=1, spread=0.0)
-    speed = planning.Speed(machine="", run=timing, baseline=timing, environment_seconds=3.0, overlapped=False)
+    timing = Timing(update_seconds=(2.0,), act_seconds=(8.0,), timed=1, spread=0.0)
+    speed = Speed(machine="", run=timing, baseline=timing, environment_seconds=3.0, overlapped=False)
     environment = (4 * 3600 + 8) / 8 * 3 / 3600
     assert speed.projected_hours(plan, timing) == pytest.approx([4 + 2 + environment])
     overlapped = dataclasses.replace(speed, overlapped=True)
@@ -300,7 +292,7 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
 def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):
     grown = []
     monkeypatch.setattr(
-        planning, "apply", lambda learner, *a, **k: grown.append((apply(learner, *a, **k), k["freeze_encoder"]))
+        "growtrain.speed.apply", lambda learner, *a, **k: grown.append((apply(learner, *a, **k), k["freeze_encoder"]))
     )
     config = paper(width=16, encoder_width=0.1, batch_size=2, num_envs=2, freeze_encoder_at=2, game="pong")
     speed = measure_speed(config, 6, CPU, seconds=0.2)

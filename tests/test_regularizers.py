@@ -11,7 +11,6 @@ from growtrain.config import Config
 from growtrain.growth import transaction
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.planning import synthetic_batches
 from growtrain.regularizers import (
     PARSEVAL_SCALE,
     hidden_matrices,
@@ -22,6 +21,7 @@ from growtrain.regularizers import (
     penalty,
     project,
 )
+from growtrain.speed import synthetic_batches
 
 ACTIONS = 4
 OPTIONS: dict[str, dict[str, Any]] = {

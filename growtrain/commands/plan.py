@@ -13,12 +13,14 @@ def main(words: Sequence[str]) -> int:
     parser.set_defaults(run_dir=None)
     config, _, _ = read_configuration(parser, words)
 
-    from growtrain import planning
     from growtrain.collection import num_actions_of
+    from growtrain.plan_table import render
+    from growtrain.planning import make_plan
+    from growtrain.speed import measure_speed
     from growtrain.training import resolve_device
 
     num_actions, device = num_actions_of(config.game), resolve_device(config.device)
-    plan = planning.make_plan(config, num_actions)
+    plan = make_plan(config, num_actions)
     timed = not parser.parse_known_args(list(words))[0].no_timing
-    print(planning.render(plan, planning.measure_speed(config, num_actions, device) if timed else None))
+    print(render(plan, measure_speed(config, num_actions, device) if timed else None))
     return 0

@@ -114,7 +114,8 @@ def run_training(
     from growtrain.environments.atari import EnvironmentHung
     from growtrain.growth.transaction import GrowthFailed
     from growtrain.learners.double_dqn import Diverged
-    from growtrain.planning import check_memory, make_plan
+    from growtrain.memory import check_memory
+    from growtrain.planning import make_plan
     from growtrain.telemetry.trackers import check_trackers
     from growtrain.training import resolve_device, train
 
