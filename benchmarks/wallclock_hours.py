@@ -225,6 +225,13 @@ def saved_hours(raw: Raw, arm: Raw) -> tuple[float, list[float]]:
     return saved(None), [saved(repeat) for repeat in range(repeats)]
 
 
+def saved_shares(raw: Raw, arm: Raw) -> list[float]:
+    """Share of the baseline's hours that an arm saves in each repeat, which a machine that is not always equally fast blurs least."""
+    base = baseline_of(raw, arm)
+    hours = [projection_of(raw, base, repeat).total / 3600 for repeat in range(len(saved_hours(raw, arm)[1]))]
+    return [saved / full for saved, full in zip(saved_hours(raw, arm)[1], hours, strict=True)]
+
+
 def gpu_mean(raw: Raw, arm: Raw, field: str) -> float | str:
     """Mean of a GPU field over an arm's training, each stage weighted by its projected time; a string where it is unavailable."""
     stack, weights = raw["stacks"][arm["stack"]], projection_of(raw, arm).stages
@@ -280,6 +287,7 @@ def summary(raw: Raw) -> Raw:
                 "hours_saved": saved,
                 "hours_saved_interval": [min(each), max(each)],
                 "share_saved": saved / full,
+                "share_saved_each": saved_shares(raw, arm),
                 "gpu_utilization": gpu_mean(raw, arm, "utilization_mean"),
                 "gpu_busy_share": busy_share(raw, arm),
                 "gpu_watts": watts,

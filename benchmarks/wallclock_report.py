@@ -18,6 +18,7 @@ from wallclock_hours import (
     num_repeats,
     projection_of,
     saved_hours,
+    saved_shares,
     speeds,
     sweeps,
     validated,
@@ -93,6 +94,7 @@ def _projection_table(raw: Raw, stack: str) -> str:
                 f"{p.total / 3600:.2f}",
                 "-" if arm["baseline"] else f"{saved:.2f}{_extremes(each)}",
                 "-" if arm["baseline"] else f"{saved / full:.1%}",
+                "-" if arm["baseline"] else with_spread([100 * share for share in saved_shares(raw, arm)], 1),
                 _short(gpu_mean(raw, arm, "utilization_mean"), "%"),
                 _short(busy_share(raw, arm), share=True),
                 _short(energy),
@@ -100,7 +102,7 @@ def _projection_table(raw: Raw, stack: str) -> str:
         )
     header = (
         "arm", "full width", "warm-up", "training", "growth", "evaluation", "checkpoints", "rest", "total h",
-        "saved h [least to greatest]", "saved", "GPU util", "GPU busy", "GPU kWh",
+        "saved h [least to greatest]", "saved", "% in each repeat", "GPU util", "GPU busy", "GPU kWh",
     )  # fmt: skip
     return (
         "### Projected hours\n\n"

@@ -144,6 +144,8 @@ def test_a_saving_is_taken_within_each_repeat(hours: ModuleType) -> None:
             76_000 / 81 - (36_000 / 210 + 40_000 / 110) - 3,
         ]
     )
+    # Full width at 80 frames/s takes 5 + 4 + 950 s, and 15 for evaluations, 14 for checkpoints, 4 for records.
+    assert hours.saved_shares(values, values["arms"][0])[0] == pytest.approx((76_000 / 80 - 580 - 3) / 992)
     assert hours.saved_hours(values, values["arms"][1]) == (0, [0, 0, 0])
 
 
