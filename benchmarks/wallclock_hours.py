@@ -227,9 +227,8 @@ def saved_hours(raw: Raw, arm: Raw) -> tuple[float, list[float]]:
 
 def saved_shares(raw: Raw, arm: Raw) -> list[float]:
     """Share of the baseline's hours that an arm saves in each repeat, which a machine that is not always equally fast blurs least."""
-    base = baseline_of(raw, arm)
-    hours = [projection_of(raw, base, repeat).total / 3600 for repeat in range(len(saved_hours(raw, arm)[1]))]
-    return [saved / full for saved, full in zip(saved_hours(raw, arm)[1], hours, strict=True)]
+    base, (_, each) = baseline_of(raw, arm), saved_hours(raw, arm)
+    return [3600 * saved / projection_of(raw, base, repeat).total for repeat, saved in enumerate(each)]
 
 
 def gpu_mean(raw: Raw, arm: Raw, field: str) -> float | str:
