@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from growtrain.config import Config
 
@@ -225,7 +226,7 @@ def test_the_figure_shows_the_gpu_where_there_is_one(script: ModuleType) -> None
 
 def test_work_is_counted_as_the_loop_does_it(script: ModuleType) -> None:
     config = Config(schedule="grow1x", total_frames=100_000, learning_starts=10_000, eval_period=40_000, eval_frames=500,
-                    log_period=30_000, checkpoint_period=25_000, replay_capacity=5_000)  # fmt: skip
+                    log_period=30_000, checkpoint_period=25_000, replay_capacity=5_000, diagnostics_period=20_000)  # fmt: skip
     work = script.work_of(config, num_actions=6)
     assert work.warmup_frames == 10_000
     assert work.stage_frames == [15_000, 75_000]
@@ -233,6 +234,7 @@ def test_work_is_counted_as_the_loop_does_it(script: ModuleType) -> None:
     assert work.checkpoints == [1, 3]
     assert work.checkpoint_transitions == 4 * 5_000  # 6,250 new ones each, of which the replay holds 5,000
     assert work.records == 4
+    assert work.diagnostics == [1, 4]  # at 20k; at 40k, 60k, 80k and the end
 
 
 def test_cells_of_one_network_are_shared_by_the_arms(script: ModuleType) -> None:
@@ -273,11 +275,15 @@ def test_a_dry_run_writes_its_files_and_makes_them_again(
     json_text, markdown = (output.with_suffix(f".{suffix}").read_text() for suffix in ("json", "md"))
     assert markdown in capsys.readouterr().out
     values = json.loads(json_text)
+    assert values["machine"]["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert values["machine"]["tf32"] is None
+    assert f"{torch.backends.cpu.get_cpu_capability()}, " in markdown
     cells = values["stacks"]["fast"]["cells"]
     assert list(cells) == ["w8 stage 0", "w8 frozen stage 1", "w8 full width 16"]
     for each in cells.values():
         assert [one["updates"] * 16 for one in each["repeats"]] == [one["frames"] for one in each["repeats"]]
         assert each["repeats"][0]["gpu"]["available"] is False
+        assert each["diagnostics_seconds"] > 0
         assert sum(each["repeats"][0]["phases"].values()) <= each["repeats"][0]["seconds"]
     assert len(cells["w8 frozen stage 1"]["growth_seconds"]) == 1
     assert values["stacks"]["fast"]["filled"] >= 200
