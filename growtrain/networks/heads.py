@@ -4,22 +4,65 @@ Source: Nature DQN's two last layers (Mnih et al. 2015); the shared output bias 
 DQN Zoo; spectral normalisation of the penultimate layer (Gogianu et al. 2021).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from growtrain.config import Activation, Normalization, OutputBias
 from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
+
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def _flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
+    return 2 * a[0] * a[1] * b[0]
+
+
+if _HAS_ONEDNN:  # PyTorch's counter takes it for free
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+
+
+class _MatrixProduct(torch.autograd.Function):
+    """A B^T by oneDNN on a CPU: (M, K), (N, K) -> (M, N) float32; differentiable any number of times.
+
+    `torch.mm` asks MKL, which on AMD's processors does not use their AVX-512: for a hidden layer of 512 on 3136 features and 32 rows oneDNN
+    takes less than half as long, forward and backward, and with AVX2 still three quarters. PyTorch offers it for float32 only through the
+    operator that its compiler emits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        if not (b.is_contiguous() or b.t().is_contiguous()):
+            b = b.contiguous()
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        needs_a, needs_b = ctx.needs_input_grad
+        return (
+            matrix_product(gradient, b.t()) if needs_a else None,
+            matrix_product(gradient.t(), a.t()) if needs_b else None,
+        )
+
+
+matrix_product: Callable[[Tensor, Tensor], Tensor] = _MatrixProduct.apply
 
 
 def hidden_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear` for few rows and a large weight: (B, F), (H, F), (H,) -> (B, H).
 
-    On a CPU the product is taken the other way round, (H, F) x (F, B): at batch 32 and 3136 features that is some 40 % faster in MKL.
+    On a CPU oneDNN computes it, and the other way round, (H, F) x (F, B), which spares it a copy of the weight.
     """
-    if features.is_cuda:
-        return F.linear(features, weight, bias)
-    return torch.addmm(bias[:, None], weight, features.t()).t()
+    if features.device.type == "cpu" and features.dtype == torch.float32 and _HAS_ONEDNN:
+        return (matrix_product(weight, features) + bias[:, None]).t()
+    return F.linear(features, weight, bias)
 
 
 class HiddenLinear(nn.Linear):
@@ -67,7 +110,7 @@ class SpectralLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """The product with the normalised weight, plus the bias."""
         sigma = torch.dot(self.left, self.weight @ self.right)
-        return F.linear(input, self.weight / sigma, self.bias)
+        return hidden_linear(input, self.weight / sigma, self.bias)
 
 
 class ConvolutionalHead(nn.Sequential):

@@ -158,6 +158,10 @@ class FrozenBank(nn.Module):
         hidden = product(features, self.hidden_weight, self.hidden_bias)
         if isinstance(self.activation, POINTWISE):
             parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=1)
+            if any(
+                width % _ALIGNED for width in self.widths
+            ):  # products of operands that are aligned alike round alike
+                parts = map(torch.clone, parts)
         else:  # what concatenates does so head by head
             parts = map(self.activation, torch.split(hidden, self.widths, dim=1))
         for part, output in zip(parts, self.outputs, strict=True):
@@ -274,13 +278,15 @@ class InjectedHead(nn.Module):
         trainable = trainable_heads == "all"
         fused = can_fuse(heads) and not trainable
         grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fused, trainable=trainable)
-        if grown.frozen.fused and not self._keeps_bits(grown.frozen, place):
+        if grown.frozen.fused and not self._keeps_bits(grown, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
         return grown
 
     @torch.no_grad()
-    def _keeps_bits(self, bank: FrozenBank, place: int) -> bool:
-        """Whether a fused bank computes every head bit for bit as it was computed so far; on a GPU rounding is allowed to differ."""
+    def _keeps_bits(self, grown: "InjectedHead", place: int) -> bool:
+        """Whether a fused bank computes every head as it was computed so far, and the newest anchor as the head from which it is
+        subtracted, bit for bit; on a GPU rounding is allowed to differ."""
+        assert grown.frozen is not None
         for batch in _PROBE_BATCHES:
             features = probe_features(self.live, batch)
             assert features is not None  # fused heads begin with a linear layer
@@ -288,9 +294,9 @@ class InjectedHead(nn.Module):
                 return True
             expected = [] if self.frozen is None else list(self.frozen.head_outputs(features))
             expected.insert(place, self.live(features))
-            if not all(
-                map(torch.equal, expected, bank.head_outputs(features))
-            ):  # a fresh anchor comes last and has no past
+            if grown.anchors[-1] == "frozen":
+                expected.append(grown.live(features))
+            if not all(map(torch.equal, expected, grown.frozen.head_outputs(features))):
                 return False
         return True
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -142,6 +143,37 @@ def test_fused_bank_is_the_sum_of_the_heads(name: str, anchor: str) -> None:
     heads_frozen = 6 if anchor == "frozen" else 3
     units = 32 if name == "fourier" else 64
     assert head.frozen.hidden_weight.shape == (units * heads_frozen, FEATURES)
+
+
+def test_heads_whose_outputs_are_not_aligned_in_memory_are_fused_and_keep_every_bit() -> None:
+    for seed in range(20):
+        head = InjectedHead(heads()["odd width"])
+        before = head(features(seed, batch=1)).detach()
+        head.inject(torch.Generator().manual_seed(seed), "frozen")
+        assert head.frozen is not None
+        assert head.frozen.fused
+        assert torch.equal(head(features(seed, batch=1)), before)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_bank_that_would_round_a_head_or_the_new_anchor_otherwise_is_not_fused(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = FrozenBank.head_outputs
+
+    def rounded(self: FrozenBank, x: Tensor) -> Iterator[Tensor]:
+        outputs = list(exact(self, x))
+        if self.fused:
+            outputs[place] = outputs[place] * (1 + 1e-6)
+        yield from outputs
+
+    monkeypatch.setattr(FrozenBank, "head_outputs", rounded)
+    head = InjectedHead(heads()["mlp"])
+    before = head(features()).detach()
+    head.inject(torch.Generator().manual_seed(0), "frozen")
+    assert head.frozen is not None
+    assert not head.frozen.fused
+    assert torch.equal(head(features()), before)
 
 
 @pytest.mark.parametrize("anchor", ANCHORS)

@@ -1,0 +1,82 @@
+"""The product of hidden layers: against float64 and against `F.linear`, forward, backward and twice backward."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from growtrain.networks.heads import HiddenLinear, hidden_linear, matrix_product
+
+SHAPES = [(1, 96, 33), (8, 3136, 512), (32, 3136, 512), (32, 77, 130), (5, 1568, 1)]
+
+
+def operands(batch: int, inputs: int, units: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(batch + inputs + units)
+    features, weight, bias = (
+        torch.randn(size, generator=generator) for size in ((batch, inputs), (units, inputs), (units,))
+    )
+    return [tensor.requires_grad_() for tensor in (features, weight * inputs**-0.5, bias)]
+
+
+def gradients(outputs: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs.square().sum(), inputs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hidden_linear_and_its_gradients_are_those_of_a_linear_layer(shape: tuple[int, int, int]) -> None:
+    given = [tensor.detach().requires_grad_() for tensor in operands(*shape)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    out, expected = hidden_linear(*given), F.linear(*exact)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    for gradient, oracle in zip(gradients(out, given), gradients(expected, exact), strict=True):
+        torch.testing.assert_close(gradient.double(), oracle, rtol=1e-5, atol=1e-5 * float(oracle.abs().max()))
+
+
+def test_operands_in_any_layout() -> None:
+    a, b = torch.randn(24, 40), torch.randn(16, 80)
+    for left, right in ((a, b[:, ::2]), (a.t().contiguous().t(), b[:, 40:]), (a[:, :1].expand(24, 40), b[:, :40])):
+        torch.testing.assert_close(matrix_product(left, right), left @ right.t(), rtol=1e-5, atol=1e-4)
+    column = torch.randn(16, 1).expand(16, 40)
+    torch.testing.assert_close(matrix_product(a, column), a @ column.t(), rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_of_gradients() -> None:
+    def gradient_norms(product: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        features, weight, bias = (tensor.detach().requires_grad_() for tensor in operands(8, 64, 32))
+        out = product(features, weight, bias).tanh()
+        first = torch.autograd.grad(out.square().sum(), (features, weight, bias), create_graph=True)
+        norm = sum((each.square().sum() for each in first), torch.zeros(()))
+        return torch.autograd.grad(norm, (features, weight, bias))
+
+    for own, reference in zip(gradient_norms(hidden_linear), gradient_norms(F.linear), strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    features, weight, bias = operands(8, 64, 32)
+    layer = HiddenLinear(64, 32).requires_grad_(False)
+    leaf = features.detach().requires_grad_()
+    layer(leaf).sum().backward()
+    assert leaf.grad is not None
+    assert layer.weight.grad is None
+    with torch.no_grad():
+        assert not hidden_linear(features, weight, bias).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype) -> None:
+    given = [tensor.detach().to(dtype) for tensor in operands(8, 64, 32)]
+    assert torch.equal(hidden_linear(*given), F.linear(*given))
+
+
+@pytest.mark.parametrize("widths", [(64, 64), (512, 512, 512), (33, 33, 33), (100, 20)])
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_layers_side_by_side_are_bit_for_bit_the_layers(widths: tuple[int, ...], batch: int) -> None:
+    """What lets a frozen bank compute all its hidden layers in one product."""
+    parts = [operands(batch, 3136, width) for width in widths]
+    features = parts[0][0]
+    together = hidden_linear(features, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
+    apart = [hidden_linear(features, weight, bias) for _, weight, bias in parts]
+    assert torch.equal(together, torch.cat(apart, dim=1))
