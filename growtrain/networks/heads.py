@@ -58,11 +58,13 @@ matrix_product: Callable[[Tensor, Tensor], Tensor] = _MatrixProduct.apply
 def hidden_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear` for few rows and a large weight: (B, F), (H, F), (H,) -> (B, H).
 
-    On a CPU oneDNN computes it, and the other way round, (H, F) x (F, B), which spares it a copy of the weight.
+    On a CPU oneDNN computes it, and the other way round, (H, F) x (F, B), which spares it a copy of the weight. In what is compiled,
+    PyTorch chooses.
     """
-    if features.device.type == "cpu" and features.dtype == torch.float32 and _HAS_ONEDNN:
-        return (matrix_product(weight, features) + bias[:, None]).t()
-    return F.linear(features, weight, bias)
+    by_onednn = _HAS_ONEDNN and features.device.type == "cpu" and features.dtype == torch.float32
+    if not by_onednn or torch.compiler.is_compiling():
+        return F.linear(features, weight, bias)
+    return (matrix_product(weight, features) + bias[:, None]).t()
 
 
 class HiddenLinear(nn.Linear):

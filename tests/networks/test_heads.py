@@ -71,6 +71,22 @@ def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype) -> None:
     assert torch.equal(hidden_linear(*given), F.linear(*given))
 
 
+def test_a_compiler_is_shown_a_linear_layer() -> None:
+    """PyTorch's own cannot lower a product by oneDNN that it has not made itself."""
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        del inputs
+        graphs.append(graph.code)
+        return graph
+
+    layer, features = HiddenLinear(64, 32), operands(8, 64, 32)[0]
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(features), layer(features))
+    assert "linear(" in graphs[0]
+    assert "mkldnn" not in graphs[0]
+
+
 @pytest.mark.parametrize("widths", [(64, 64), (512, 512, 512), (33, 33, 33), (100, 20)])
 @pytest.mark.parametrize("batch", [1, 8, 32])
 def test_layers_side_by_side_are_bit_for_bit_the_layers(widths: tuple[int, ...], batch: int) -> None:
