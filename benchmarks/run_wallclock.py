@@ -12,6 +12,9 @@ checkpoints, records and start-up are timed apart and charged to the arm that ca
 Deviations from a complete run: 1. the replay holds less than it would (`--cell-capacity`); checkpoints are scaled to what it would hold.
 2. Copies of the target network, one in 30,000 agent steps, fall into a window only by chance.
 
+A projection is compared with complete short runs, which come after the windows. A machine may be faster or slower by then: a gauge, the
+same updates each time, is read before every round of windows and around every complete run.
+
 Units: seconds on a monotonic clock that stands still in suspend; frames; transitions.
 """
 
@@ -37,6 +40,7 @@ from wallclock_cells import (
     EVALUATION_SHARE,
     WARM_SHARE,
     Cell,
+    Gauge,
     build,
     cell_config,
     measure_busy,
@@ -126,6 +130,7 @@ def measure(options: argparse.Namespace) -> None:
         "machine": describe_machine(device.type),
         "stacks": {},
         "arms": [],
+        "machine_speed": [],
         "validation": [],
         "not_validated": "the measurement did not get that far",
         "stopped_early": False,
@@ -288,7 +293,11 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
                 }
                 _say(f"{job.stack}: {key} is ready")
     left = job.weight
+    gauged = job.kind == "main" and job.stack == "fast" and options.validate
+    gauge = Gauge(job.arms[0].config, run.learner.num_actions, run.device) if gauged else None
     for repeat in range(job.repeats):
+        if gauge is not None:
+            raw["machine_speed"].append(gauge())
         if repeat and seconds is None and time.perf_counter() > end:
             raw["stopped_early"] = True
             break
@@ -333,7 +342,11 @@ def validate(
     raw["not_validated"] = (
         "complete runs have the fast stack's loop" if options.validate else "turned off with --no-validate"
     )
-    for arm in _validated_arms(options, jobs) * options.validate_repeats:
+    arms = _validated_arms(options, jobs) * options.validate_repeats
+    if not arms:
+        return
+    gauge = Gauge(arms[0].config, raw["stacks"]["fast"]["num_actions"], resolve_device(arms[0].config.device))
+    for arm in arms:
         place = next(i for i, a in enumerate(raw["arms"]) if a["name"] == arm.name and a["stack"] == "fast")
         stack = raw["stacks"]["fast"]
         config = _short_run(arm, stack, raw["arms"][place], options.validate_seconds)
@@ -344,15 +357,18 @@ def validate(
         with Run(config, scratch / f"startup-{number}").recording():
             pass
         startup = time.perf_counter() - start
+        before = gauge()
         run_dir, start = scratch / f"validation-{number}", time.perf_counter()
         with _compiling():
             for _ in train(config, run_dir):
                 pass
+        wall = time.perf_counter() - start
         raw["validation"].append(
             {
                 "arm": place,
                 "frames": config.total_frames,
-                "wall_seconds": time.perf_counter() - start,
+                "wall_seconds": wall,
+                "machine_speed": [before, gauge()],
                 "startup_seconds": startup,
                 "work": dataclasses.asdict(work_of(config, stack["num_actions"])),
                 "run_summary": json.loads((run_dir / "summary.json").read_text(encoding="utf-8")),

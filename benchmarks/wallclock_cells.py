@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from recording import covered
+from tensordict import TensorDict
 
 from growtrain.collection import updates_due
 from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
@@ -30,6 +31,7 @@ MONITOR_PERIOD = 0.1
 EVALUATION_SHARE, MAX_EVALUATION = 0.3, 1.5  # of a window, and seconds at most
 MIN_EVALUATION_STEPS = 20
 FILL_WINDOWS = 5
+GAUGE_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,35 @@ class Cell:
     learner: DoubleDQN
     captured: Any
     record: dict[str, Any] = field(default_factory=dict)
+
+
+class Gauge:
+    """How fast the machine is just now, in updates per second of a network and a batch that stay the same."""
+
+    def __init__(self, config: Config, num_actions: int, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._learner = DoubleDQN(config, num_actions, width=config.width, device=device, generator=generator)
+        size = config.batch_size
+        frames = torch.randint(256, (2, size, 4, 84, 84), dtype=torch.uint8, generator=generator, device="cpu")
+        following = {
+            "observation": frames[1],
+            "reward": torch.zeros(size, 1),
+            "done": torch.zeros(size, 1, dtype=torch.bool),
+            "terminated": torch.zeros(size, 1, dtype=torch.bool),
+        }
+        batch = {"observation": frames[0], "action": torch.zeros(size, dtype=torch.int64), "next": following}
+        self._batches = TensorDict(batch, [size]).unsqueeze(0).to(device)
+
+    def __call__(self, seconds: float = GAUGE_SECONDS) -> float:
+        """Measures it, after a few updates of warm-up."""
+        for warm in (True, False):
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() - start < (0.2 if warm else 1.0) * seconds:
+                self._learner.update(self._batches)
+                count += 1
+                if self._learner.asynchronous:
+                    torch.cuda.synchronize()
+        return count / (time.perf_counter() - start)
 
 
 def open_stack(config: Config, run_dir: Path, open_runs: ExitStack) -> tuple[Run, dict[str, Any]]:

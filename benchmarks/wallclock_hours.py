@@ -14,7 +14,7 @@ Units: frames, seconds, hours, watts, kilowatt-hours; GPU utilisation in percent
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 PAPER_HOURS = 20.0  # Nikishin et al. 2023, section 5: saved on one A100
@@ -312,18 +312,27 @@ def sweeps(raw: Raw) -> list[Raw]:
 
 
 def validated(raw: Raw, validation: Raw) -> Raw:
-    """A complete run beside its projection, with the projection's error; it ran in a process that had compiled its updates before."""
+    """A complete run beside its projection, with the projection's error; it ran in a process that had compiled its updates before.
+
+    `machine_speed` is the gauge's around the run relative to its median before the windows, `error_at_that_speed` the error that is left
+    if all of the projection shrinks or stretches by it; None in files without a gauge. Whether the projection `holds` is judged without.
+    """
     arm = raw["arms"][validation["arm"]]
     stack = raw["stacks"][arm["stack"]]
     first = stack["cells"][arm["cells"][0]]
     startup = validation["startup_seconds"] - first["compile_seconds"]
     projection = project(Work(**validation["work"]), costs_of(stack | {"startup_seconds": startup}, arm))
     error = projection.total / validation["wall_seconds"] - 1
+    speeds, speed = raw.get("machine_speed"), None
+    if speeds and "machine_speed" in validation:
+        speed = fmean(validation["machine_speed"]) / median(speeds)
     return {
         "name": arm["name"],
         "frames": validation["frames"],
         "projected_seconds": projection.total,
         "wall_seconds": validation["wall_seconds"],
         "error": error,
+        "machine_speed": speed,
+        "error_at_that_speed": None if speed is None else (1 + error) / speed - 1,
         "holds": abs(error) <= TOLERANCE,
     }

@@ -175,10 +175,15 @@ def _validation_section(raw: Raw) -> str:
     rows = []
     for v in (validated(raw, each) for each in raw["validation"]):
         verdict = "yes" if v["holds"] else "**no**"
+        drift = ["-", "-"]
+        if v["machine_speed"] is not None:
+            drift = [f"{v['machine_speed']:.2f}", f"{v['error_at_that_speed']:+.1%}"]
         rows.append(
-            [v["name"], v["frames"], f"{v['projected_seconds']:.1f}", f"{v['wall_seconds']:.1f}", f"{v['error']:+.1%}", verdict]
+            [v["name"], v["frames"], f"{v['projected_seconds']:.1f}", f"{v['wall_seconds']:.1f}", f"{v['error']:+.1%}", verdict, *drift]
         )  # fmt: skip
-    header = ("arm", "frames", "projected s", "complete run s", "error", f"within {TOLERANCE:.0%}")
+    header = (
+        "arm", "frames", "projected s", "complete run s", "error", f"within {TOLERANCE:.0%}", "machine's speed then", "error at that speed",
+    )  # fmt: skip
     return (
         "## Validation: complete short runs of `growtrain.training.train`, projected from the same measurements\n\n"
         + _table(header, rows)

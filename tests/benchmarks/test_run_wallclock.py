@@ -199,6 +199,13 @@ def test_a_validation_compares_with_its_own_start(hours: ModuleType) -> None:
     assert found["projected_seconds"] == pytest.approx(1 + 1 + 10 + 20 + 3 + 5 + 14 + 1)
     assert found["error"] == pytest.approx(0.1)
     assert not found["holds"]
+    assert found["machine_speed"] is found["error_at_that_speed"] is None  # a file from before there was a gauge
+    values["machine_speed"] = [90.0, 100.0, 110.0]
+    values["validation"][0]["machine_speed"] = [105.0, 115.0]
+    found = hours.validated(values, values["validation"][0])
+    assert found["machine_speed"] == pytest.approx(1.1)
+    assert found["error_at_that_speed"] == pytest.approx(0.0)
+    assert not found["holds"]  # which the gauge does not excuse
 
 
 def test_the_paper_is_quoted_beside_an_a100_only(script: ModuleType) -> None:
@@ -308,6 +315,8 @@ def test_a_complete_run_is_compared_with_its_projection(script: ModuleType, tmp_
     values = json.loads(output.with_suffix(".json").read_text())
     assert [v["name"] for v in values["summary"]["validation"]] == ["grow3x frozen", "full3x"]
     assert all(v["run_summary"]["status"] == "done" for v in values["validation"])
+    assert all(v["machine_speed"] > 0 for v in values["summary"]["validation"])
+    assert len(values["machine_speed"]) == 1
     assert {(sweep["stack"], len(sweep["points"])) for sweep in values["summary"]["reaching"]} == {
         ("fast", 2),
         ("reference", 2),
