@@ -293,7 +293,9 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     arms |= {"environments": environments_arm(config), "act": act_arm(loop)}
     no_sb3: str | None = "on a GPU the loop is compared with its parts only"
     if device.type == "cpu":
-        arms |= {"product": product_arm(torch.mm), "product oneDNN": product_arm(matrix_product)}
+        arms["product"] = product_arm(torch.mm)
+        if torch.backends.mkldnn.is_available():
+            arms["product oneDNN"] = product_arm(matrix_product)
         names = ["dummy:1", f"dummy:{config.num_envs}", f"subproc:{config.num_envs}"]
         no_sb3 = add_sb3(arms, names if arguments.sb3 is None else arguments.sb3, config)
     samples = take_turns(arms, arguments.seconds, arguments.repeats)

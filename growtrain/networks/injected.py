@@ -158,9 +158,8 @@ class FrozenBank(nn.Module):
         hidden = product(features, self.hidden_weight, self.hidden_bias)
         if isinstance(self.activation, POINTWISE):
             parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=1)
-            if any(
-                width % _ALIGNED for width in self.widths
-            ):  # products of operands that are aligned alike round alike
+            # Products of operands that are aligned alike round alike.
+            if any(width % _ALIGNED for width in self.widths):
                 parts = map(torch.clone, parts)
         else:  # what concatenates does so head by head
             parts = map(self.activation, torch.split(hidden, self.widths, dim=1))
