@@ -97,6 +97,9 @@ class Child:
         parent = os.getpid()
 
         def prepare() -> None:
+            signal.signal(
+                signal.SIGTERM, signal.SIG_DFL
+            )  # the driver's handler, inherited by the fork, would swallow it
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died before we asked to be told
                 os.kill(os.getpid(), signal.SIGTERM)
