@@ -42,12 +42,12 @@ from growtrain.collection import num_actions_of
 from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
 from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
-from growtrain.learners.captured import CapturedUpdate
+from growtrain.learners.captured import CapturedUpdate, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
 from growtrain.presets import paper
 from growtrain.speed import synthetic_batches
-from growtrain.training import resolve_device, uses_graph
+from growtrain.training import resolve_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -40,12 +40,13 @@ from sb3_dqn import Arm, Sample, sb3_arm
 
 from growtrain.collection import make_environment
 from growtrain.config import FRAME_SKIP, Config, ConfigError, Execution
+from growtrain.learners.captured import make_captured, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import matrix_product
 from growtrain.planning import network_shape, update_flops
 from growtrain.presets import paper
 from growtrain.tasks import canonical_game
-from growtrain.training import Run, make_captured, uses_graph
+from growtrain.training import Run
 
 GOAL_EFFICIENCY, GOAL_FLOP_RATIO, GOAL_SPEEDUP = 0.85, 1.5, 1.5
 PRODUCT_SIZE = 2048

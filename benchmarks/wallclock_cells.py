@@ -20,10 +20,11 @@ from tensordict import TensorDict
 from growtrain.collection import updates_due
 from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
 from growtrain.evaluation import evaluate
+from growtrain.learners.captured import make_captured, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.measuring import Measurer
 from growtrain.telemetry.gpu import open_monitor
-from growtrain.training import Run, make_captured, uses_graph
+from growtrain.training import Run
 
 WARM_SHARE = 0.15  # of a window, played before it
 WAITS_SECONDS, PROFILE_SECONDS = 1.0, 0.3  # GPU only; the profiler keeps an event for every kernel

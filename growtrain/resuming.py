@@ -9,13 +9,18 @@ Units: frames; sizes in bytes.
 import contextlib
 import dataclasses
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
-from growtrain.checkpoint import Checkpoint, examine
+import torch
+
+from growtrain.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.config import Config, ConfigError, flag, format_count
 from growtrain.growth.schedules import schedule_of
-from growtrain.runfiles import cut_back, read_plain
+from growtrain.provenance import describe_machine, differences
+from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.telemetry.sinks import read_jsonl
 
 # Settings of what is learned that a fork may change: they act on what comes, and fit the state that is there.
@@ -168,6 +173,49 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         )
     if learner["encoder_frozen"] and config.split != "conv1" and new.intervention in ("reset-encoder", "reset-all"):
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
+
+
+def resumption(
+    start: Checkpoint, config: Config, device: torch.device, *, forked: bool, interventions: int
+) -> dict[str, Any]:
+    """What `summary.json` says of going on from `start`; warns where the machine is another one.
+
+    Args:
+        start: where the run goes on from.
+        config: what it goes on with.
+        device: where it goes on.
+        forked: whether it is another run from here.
+        interventions: those done before; if this configuration would have made others, the record says that no plan counts them.
+    """
+    skew = differences(start.machine, describe_machine(device))
+    if skew:
+        warnings.warn(
+            f"the checkpoint was made with other {', '.join(skew)}: results may differ in the last bits", stacklevel=1
+        )
+    before = start.config.to_dict()
+    changes = {name: value for name, value in config.to_dict().items() if before[name] != value}
+    ways = [
+        (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (start.config, config)
+    ]
+    return (
+        {"frames": start.frames, "changes": changes, "skew": skew}
+        | ({"forked_from": str(start.path)} if forked else {})
+        | ({"past_differs": True} if interventions and ways[0] != ways[1] else {})
+    )
+
+
+def take_up(run_dir: Path, start: Checkpoint, *, forked: bool) -> None:
+    """Brings a run's files back to the checkpoint: no record after it, nothing half-written; a fork begins with its parent's records."""
+    sweep(run_dir)
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    if forked:
+        for path in start.path.parent.parent.glob("*.jsonl"):
+            shutil.copyfile(path, run_dir / path.name)
+    for path in run_dir.glob("*.jsonl"):
+        cut_back(path, start.frames)
+    aside = set_aside_newer(run_dir, start.frames)
+    if aside:
+        warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 
 
 def render(run_dir: Path) -> tuple[list[str], bool]:

@@ -11,11 +11,9 @@ import contextlib
 import dataclasses
 import gc
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 
 from growtrain.allocator import keep_freed_memory
-from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter, set_aside_newer
+from growtrain.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter
 from growtrain.collection import Collector, epsilon_at, make_environment, updates_due
 from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention
 from growtrain.evaluation import evaluate
@@ -31,17 +29,18 @@ from growtrain.growth.adaptive import Decision, Rule, decide
 from growtrain.growth.interventions import GrowthEvent
 from growtrain.growth.schedules import schedule_of
 from growtrain.growth.transaction import GrowthFailed, apply
-from growtrain.learners.captured import CapturedUpdate
+from growtrain.learners.captured import make_captured, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learning_test import LearningTest, compare_copies, mean_errors
 from growtrain.measuring import Measurer
 from growtrain.planning import make_plan
-from growtrain.provenance import describe, describe_machine, differences
+from growtrain.provenance import describe
 from growtrain.records import Diagnostics, Evaluation, Metrics
 from growtrain.replay.frame_ring import FrameRing, frame_replay
-from growtrain.runfiles import Unreadable, cut_back, run_lock, sweep, sync_file, write_json
+from growtrain.resuming import resumption, take_up
+from growtrain.runfiles import Unreadable, run_lock, sync_file, write_json
+from growtrain.telemetry.accounts import Accounts
 from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open_monitor
-from growtrain.telemetry.phases import Phases
 from growtrain.telemetry.sinks import RunSinks
 from growtrain.telemetry.trackers import open_trackers
 from growtrain.weights import load_initial
@@ -111,41 +110,17 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def uses_graph(config: Config, device: torch.device) -> bool:
-    """Whether updates run in a CUDA graph; raises `ConfigError` where that was asked for and there is no GPU."""
-    if config.execution == "graph" and device.type != "cuda":
-        raise ConfigError(
-            "--execution graph: CUDA graphs need a GPU; use --execution auto, or --device cuda where there is one"
-        )
-    return device.type == "cuda" and config.execution != "eager"
-
-
-def make_captured(learner: DoubleDQN, ring: FrameRing) -> CapturedUpdate:
-    """The learner's update in a CUDA graph that gathers its batch from the ring."""
-    return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), learner.config.batch_size)
-
-
-@dataclass
-class StageTotals:
-    """What one stage has taken: frames, updates, and seconds of training (growth, evaluation, diagnostics and checkpoints excluded)."""
-
-    frames: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-
-
 class Run:
     """The parts of one run, built from its configuration, and the periodic work of the loop.
 
     Attributes:
         config, run_dir, device, schedule: what is run, where, when it grows.
         collector, ring, learner, measurer: acting, memory, learning, and how plastic it is.
-        phases: where the time goes.
         stage: schedule entries carried out, a growth that failed and was skipped included.
         interventions: those that did not fail.
         grown_at: frames at which entries were carried out.
         decision: the last one of an adaptive schedule.
-        totals: per stage; a periodic schedule has only one.
+        accounts: frames, updates and seconds, of every stage and since the last record.
         reason: in one line, why it failed, or was stopped, as far as that is known.
     """
 
@@ -180,14 +155,10 @@ class Run:
         self.stage = self.interventions = 0
         self.grown_at: list[int] = []
         self.decision: Decision | None = None
-        self.totals = [StageTotals() for _ in range(self.schedule.num_stages)]
-        self.phases = Phases()
+        self.accounts = Accounts(self.schedule.num_stages, _PAUSES)
+        self.phases = self.accounts.phases
         self.last_evaluation: Evaluation | None = None
         self.reason: str | None = None
-        self._wall_start = self._accounted = self._reported = time.perf_counter()
-        self._frames_accounted = self._updates_accounted = 0
-        self._frames_reported = self._updates_reported = 0
-        self._seconds: dict[str, float] = {}
         self._resumes: list[dict[str, Any]] = []
         self._gpu_before: dict[str, Any] | None = None
         self._monitor: AbstractMonitor = AbsentMonitor("nothing was recorded")
@@ -243,7 +214,7 @@ class Run:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
         if self.config.diagnostics_period:
             yield self.diagnose("before growth")
-        self._account()
+        self._charge()
         self.stage += 1
         self.grown_at.append(self.collector.frames)
         with self.phases("growth"):
@@ -298,32 +269,26 @@ class Run:
 
     def report(self) -> Metrics:
         """Writes and returns what happened since the last report; raises `Diverged` if the network stopped learning."""
-        self._account()
+        self._charge()
         self.learner.require_finite()
         if skipped := self.learner.report_skipped():
             warnings.warn(
                 f"{skipped} updates up to {self.collector.frames} frames were not finite and not applied", stacklevel=1
             )
-        now, frames, updates = time.perf_counter(), self.collector.frames, self.learner.updates
-        seconds = now - self._reported
         returns, q_mean = self.collector.report()
         record = Metrics(
-            frames=frames,
+            frames=self.collector.frames,
             agent_steps=self.collector.agent_steps,
-            updates=updates,
+            updates=self.learner.updates,
             stage=self.schedule.stage_after(self.interventions),
-            wall_seconds=now - self._wall_start,
-            frames_per_second=(frames - self._frames_reported) / seconds,
-            updates_per_second=(updates - self._updates_reported) / seconds,
             episode_return=sum(returns) / len(returns) if returns else None,
             episodes=len(returns),
             loss=self.learner.report_loss(),
             q_mean=q_mean,
-            epsilon=epsilon_at(self.config, frames),
+            epsilon=epsilon_at(self.config, self.collector.frames),
             lr=self.config.lr,
-            seconds={name: round(value, 4) for name, value in self._seconds.items()},
+            **self.accounts.close_interval(),
         )
-        self._reported, self._frames_reported, self._updates_reported, self._seconds = now, frames, updates, {}
         self.sinks.write("metrics", record.to_dict())
         return record
 
@@ -343,7 +308,7 @@ class Run:
         """
         frames = self.collector.frames
         with self.phases("checkpoint"):
-            self._account()
+            self._charge()
             self.learner.require_finite()
             try:
                 self._sync_records()
@@ -380,10 +345,10 @@ class Run:
             evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
             if self.config.eval_period and evaluated_at < self.collector.frames:
                 yield self.evaluate()
-            if self._frames_reported < self.collector.frames:
+            if self.accounts.frames_reported < self.collector.frames:
                 yield self.report()
         self.save(required=True)
-        self._account()
+        self._charge()
 
     @contextlib.contextmanager
     def recording(self, stale_lock: str | None = None) -> Iterator["Run"]:
@@ -391,7 +356,7 @@ class Run:
         if stale_lock:
             warnings.warn(f"{stale_lock} ended without letting go of {self.run_dir}; taken over", stacklevel=1)
         if self._start is not None:
-            self._take_up(self._start)
+            take_up(self.run_dir, self._start, forked=self._forked)
         write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
         frames = self.collector.frames if self._start is not None else None
         self.sinks = RunSinks(self.run_dir, frames, open_trackers(self.config, self.run_dir))
@@ -420,7 +385,7 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""
-        now, ring = time.perf_counter(), self.ring.state_dict()
+        ring = self.ring.state_dict()
         del ring["frames"]
         return {
             "num_actions": self.learner.num_actions,
@@ -433,15 +398,10 @@ class Run:
             "interventions": self.interventions,
             "grown_at": self.grown_at,
             "decision": dataclasses.asdict(self.decision) if self.decision else None,
-            "totals": [[total.frames, total.updates, total.seconds] for total in self.totals],
             "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
-            "frames_reported": self._frames_reported,
-            "updates_reported": self._updates_reported,
-            "seconds": self._seconds,
-            "since_report": now - self._reported,
-            "wall_seconds": now - self._wall_start,
             "resumes": self._resumes,
             "gpu": self._gpu_so_far(),
+            **self.accounts.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -455,17 +415,10 @@ class Run:
         self.stage, self.interventions = int(state["stage"]), int(state["interventions"])
         self.grown_at = [int(frames) for frames in state["grown_at"]]
         self.decision = Decision(**state["decision"]) if state["decision"] else None
-        for total, values in zip(self.totals, state["totals"], strict=False):
-            total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
-        self._frames_reported, self._updates_reported = int(state["frames_reported"]), int(state["updates_reported"])
-        self._frames_accounted, self._updates_accounted = self.collector.frames, self.learner.updates
-        self._seconds = {str(name): float(seconds) for name, seconds in state["seconds"].items()}
+        self.accounts.load_state_dict(state, self.collector.frames, self.learner.updates)
         self._resumes = list(state["resumes"])
         self._gpu_before = state.get("gpu")
-        self.phases.take()
-        now = self._accounted = time.perf_counter()
-        self._reported, self._wall_start = now - float(state["since_report"]), now - float(state["wall_seconds"])
 
     def _restore(self, start: Checkpoint) -> None:
         """Makes this run the one that was saved; raises `Unreadable` where the checkpoint does not fit."""
@@ -482,67 +435,23 @@ class Run:
                 self.last_evaluation = None
         except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             raise Unreadable(f"{start.path}: {error}") from error
-        machine = describe_machine(self.device)
-        skew = differences(start.machine, machine)
-        if skew:
-            warnings.warn(
-                f"the checkpoint was made with other {', '.join(skew)}: results may differ in the last bits",
-                stacklevel=1,
-            )
-        changes = {
-            name: value for name, value in self.config.to_dict().items() if start.config.to_dict()[name] != value
-        }
         self._resumes.append(
-            {"frames": start.frames, "changes": changes, "skew": skew}
-            | ({"forked_from": str(start.path)} if self._forked else {})
-            | ({"past_differs": True} if self._past_differs(start.config) else {})
+            resumption(start, self.config, self.device, forked=self._forked, interventions=self.interventions)
         )
         state.clear()  # the networks and the transitions are in memory twice until here
-
-    def _past_differs(self, past: Config) -> bool:
-        """Whether the network has been changed already in another way than this configuration would have, so that no plan counts it."""
-        ways = [
-            (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (past, self.config)
-        ]
-        return self.interventions > 0 and ways[0] != ways[1]
-
-    def _take_up(self, start: Checkpoint) -> None:
-        """Brings the run's files back to the checkpoint: no record after it, nothing half-written."""
-        sweep(self.run_dir)
-        (self.run_dir / "summary.json").unlink(missing_ok=True)
-        if self._forked:
-            for path in start.path.parent.parent.glob("*.jsonl"):
-                shutil.copyfile(path, self.run_dir / path.name)
-        for path in self.run_dir.glob("*.jsonl"):
-            cut_back(path, start.frames)
-        aside = set_aside_newer(self.run_dir, start.frames)
-        if aside:
-            warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 
     def _gpu_so_far(self) -> dict[str, Any]:
         """What the GPU has done for this run, before it was interrupted, too."""
         now = self._monitor.summary()
         return now if self._gpu_before is None else add_up(self._gpu_before, now)
 
-    def _account(self) -> None:
-        """Charges the time since the last call to the current stage, less the phases in which training stood still."""
-        now, phases = time.perf_counter(), self.phases.take()
-        for name, seconds in phases.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        paused = sum(phases.get(name, 0.0) for name in _PAUSES)
-        total = self.totals[self.schedule.stage_after(self.stage)]
-        total.seconds += now - self._accounted - paused
-        total.frames += self.collector.frames - self._frames_accounted
-        total.updates += self.learner.updates - self._updates_accounted
-        self._accounted, self._frames_accounted, self._updates_accounted = (
-            now,
-            self.collector.frames,
-            self.learner.updates,
-        )
+    def _charge(self) -> None:
+        """Charges what has happened since the last call to the current stage."""
+        self.accounts.charge(self.schedule.stage_after(self.stage), self.collector.frames, self.learner.updates)
 
     def _summary(self, status: str) -> dict[str, Any]:
         plan = make_plan(self.config, self.learner.num_actions)
-        wall_seconds = time.perf_counter() - self._wall_start
+        wall_seconds = self.accounts.wall_seconds
         evaluation, recent = self.last_evaluation, list(self.collector.recent_returns)
         score = evaluation.episode_return if evaluation else None
         evaluated = score is not None
@@ -567,7 +476,7 @@ class Run:
                     "updates_per_second": total.updates / total.seconds if total.seconds else None,
                     "flops_per_update": cost.flops_per_update if planned else None,
                 }
-                for total, cost in zip(self.totals, plan.stages, strict=True)
+                for total, cost in zip(self.accounts.stages, plan.stages, strict=True)
             ],
             "final_return": score,
             "final_return_source": "evaluation" if evaluated else "last 100 training episodes",

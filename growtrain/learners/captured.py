@@ -14,9 +14,20 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from growtrain.config import Config, ConfigError
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.replay.frame_ring import FrameRing
 
 _WARM_UP_STEPS = 3
+
+
+def uses_graph(config: Config, device: torch.device) -> bool:
+    """Whether updates run in a CUDA graph; raises `ConfigError` where that was asked for and there is no GPU."""
+    if config.execution == "graph" and device.type != "cuda":
+        raise ConfigError(
+            "--execution graph: CUDA graphs need a GPU; use --execution auto, or --device cuda where there is one"
+        )
+    return device.type == "cuda" and config.execution != "eager"
 
 
 class CapturedUpdate:
@@ -75,6 +86,11 @@ class CapturedUpdate:
         learner.optimizer.zero_grad(set_to_none=True)  # the graph's gradients live in its own memory
         with torch.cuda.graph(self._graph, stream=self._stream):
             learner.step(self._gather(self._rows))
+
+
+def make_captured(learner: DoubleDQN, ring: FrameRing) -> CapturedUpdate:
+    """The learner's update in a CUDA graph that gathers its batch from the ring."""
+    return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), learner.config.batch_size)
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ import growtrain.training
 from growtrain.checkpoint import load_learner
 from growtrain.config import Config, Intervention
 from growtrain.growth.transaction import apply
-from growtrain.learners.captured import CapturedUpdate
+from growtrain.learners.captured import CapturedUpdate, make_captured
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.replay.frame_ring import FrameRing
 from growtrain.telemetry.sinks import read_jsonl
-from growtrain.training import make_captured, train
+from growtrain.training import train
 
 _spec = importlib.util.spec_from_file_location("recorded_graph", Path(__file__).with_name("recorded_graph.py"))
 assert _spec is not None
