@@ -57,7 +57,7 @@ def resolve(preset: PresetName, explicit: dict[str, Any]) -> tuple[Config, list[
         explicit: settings by field name; they always win and are never scaled.
 
     Returns:
-        The configuration, and one line of text for each setting that a budget below 200M frames has shrunk.
+        The configuration, and what there is to say of it: which settings a budget below 200M frames has shrunk.
     """
     makers = {"paper": paper, "modern": modern}
     if preset not in makers:
@@ -79,9 +79,10 @@ def resolve(preset: PresetName, explicit: dict[str, Any]) -> tuple[Config, list[
                 minimum = min(minimum, max(1, most))
             minimum = max(minimum, FRAME_SKIP * num_envs) if name == "learning_starts" else minimum
             scaled[name] = min(max(share, minimum), value)
-    notes = [
+    shrunk = [
         f"{name} {format_count(value)} (of {format_count(getattr(full, name))})"
         for name, value in scaled.items()
         if value != getattr(full, name)
     ]
+    notes = [f"below 200M frames these shrink with the budget: {', '.join(shrunk)}"] if shrunk else []
     return dataclasses.replace(full, **scaled | explicit), notes

@@ -111,7 +111,6 @@ def rescue_weights(
     begin = config.learning_starts + FRAME_SKIP * config.num_envs
     schedule = rescue_schedule(explicit.get("schedule"), (), begin, frames - begin)
     make_schedule(schedule, frames, config.learning_starts)
-    notes = [f"below 200M frames these shrink with the budget: {', '.join(notes)}"] if notes else []
     notes.append(
         f"its replay is filled by its own policy at epsilon {config.epsilon_start:g} until {config.learning_starts} frames"
     )

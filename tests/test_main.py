@@ -163,6 +163,15 @@ def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
 
 
+@pytest.mark.parametrize(("schedule", "stage", "said"), [("grow3x", 4, True), ("fixed", 1, True), ("grow3x", 3, False)])
+def test_an_encoder_that_would_never_be_frozen_is_said(
+    schedule: str, stage: int, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--no-timing", "--schedule", schedule, "--freeze-encoder-at", str(stage)]) == 0
+    line = f"--freeze-encoder-at {stage} has no effect: --schedule {schedule} has no stage {stage}"
+    assert (line in capsys.readouterr().out) == said
+
+
 @pytest.mark.filterwarnings("always")
 def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def warns(words: list[str]) -> int:

@@ -11,7 +11,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(prog="growtrain plan", description="What a run will cost, before anything runs.")
     parser.add_argument("--no-timing", action="store_true", help="do not time updates on this machine")
     parser.set_defaults(run_dir=None)
-    config, _, _ = read_configuration(parser, words)
+    config, notes, _ = read_configuration(parser, words)
 
     from growtrain.collection import num_actions_of
     from growtrain.plan_table import render
@@ -22,5 +22,6 @@ def main(words: Sequence[str]) -> int:
     num_actions, device = num_actions_of(config.game), resolve_device(config.device)
     plan = make_plan(config, num_actions)
     timed = not parser.parse_known_args(list(words))[0].no_timing
+    print(*notes, sep="\n", end="\n\n" if notes else "")
     print(render(plan, measure_speed(config, num_actions, device) if timed else None))
     return 0

@@ -38,12 +38,13 @@ STOPPED = 75
 
 
 def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[str], Path | None]:
-    """The validated configuration, what its budget shrank, and the run directory if one was given."""
+    """The validated configuration, what there is to say of it, and the run directory if one was given."""
     add_config_flags(parser)
     namespace = parser.parse_strict(words)
     explicit = explicit_with_game(namespace)
     config, notes = resolve(explicit.get("preset", "paper"), explicit)
-    schedule_of(config)
+    if (stage := config.freeze_encoder_at) >= schedule_of(config).num_stages:
+        notes.append(f"--freeze-encoder-at {stage} has no effect: --schedule {config.schedule} has no stage {stage}")
     return config, notes, namespace.run_dir
 
 

@@ -36,5 +36,4 @@ def main(words: Sequence[str]) -> int:
 
     from growtrain.collection import num_actions_of
 
-    text = f"below 200M frames these shrink with the budget: {', '.join(notes)}"
-    return run_training(config, run_dir, num_actions_of(config.game), stop, [text] if notes else [])
+    return run_training(config, run_dir, num_actions_of(config.game), stop, notes)
