@@ -190,7 +190,8 @@ def open_records(config: ProbeConfig, directory: Path) -> JsonlSink:
             raise ConfigError(f"{directory} holds a probe with {differ}: give the same, or choose another --output")
         if json.loads(path.read_text(encoding="utf-8")).get("settings") != settings:
             raise ConfigError(f"{directory} holds a probe with other learning rates: choose another --output")
-    write_json(path, dataclasses.asdict(config) | {"settings": settings} | describe_machine(torch.device("cpu")))
+    else:
+        write_json(path, dataclasses.asdict(config) | {"settings": settings} | describe_machine(torch.device("cpu")))
     return JsonlSink(directory / "probe.jsonl")
 
 
