@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from recording import covered
-from tensordict import TensorDict
 
 from growtrain.collection import updates_due
 from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
@@ -23,6 +22,7 @@ from growtrain.evaluation import evaluate
 from growtrain.learners.captured import make_captured, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.measuring import Measurer
+from growtrain.speed import make_update, synthetic_batches
 from growtrain.telemetry.gpu import open_monitor
 from growtrain.training import Run
 
@@ -52,23 +52,14 @@ class Gauge:
     def __init__(self, config: Config, num_actions: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         self._learner = DoubleDQN(config, num_actions, width=config.width, device=device, generator=generator)
-        size = config.batch_size
-        frames = torch.randint(256, (2, size, 4, 84, 84), dtype=torch.uint8, generator=generator, device="cpu")
-        following = {
-            "observation": frames[1],
-            "reward": torch.zeros(size, 1),
-            "done": torch.zeros(size, 1, dtype=torch.bool),
-            "terminated": torch.zeros(size, 1, dtype=torch.bool),
-        }
-        batch = {"observation": frames[0], "action": torch.zeros(size, dtype=torch.int64), "next": following}
-        self._batches = TensorDict(batch, [size]).unsqueeze(0).to(device)
+        self._update = make_update(self._learner, synthetic_batches(config, num_actions, 1, generator).to(device))
 
     def __call__(self, seconds: float = GAUGE_SECONDS) -> float:
         """Measures it, after a few updates of warm-up."""
         for warm in (True, False):
             start, count = time.perf_counter(), 0
             while time.perf_counter() - start < (0.2 if warm else 1.0) * seconds:
-                self._learner.update(self._batches)
+                self._update()
                 count += 1
                 if self._learner.asynchronous:
                     torch.cuda.synchronize()

@@ -110,7 +110,7 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
         keep_freed_memory()  # as a run does
     learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
     batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
-    update = _make_update(learner, batches)
+    update = make_update(learner, batches)
     observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8, device=device)
     updates, acts, timed, spread = [], [], 0, 0.0
     for stage in range(len(plan.stages)):
@@ -128,7 +128,7 @@ def _time_stages(config: Config, num_actions: int, device: torch.device, seconds
     return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
 
 
-def _make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
+def make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
     """As many updates as there are batches, as a run does them: on a GPU in a CUDA graph, unless the execution is eager."""
     if learner.device.type != "cuda" or learner.config.execution == "eager":
         return lambda: learner.update(batches)

@@ -364,6 +364,7 @@ class Run:
         self._monitor.start()
         status = "failed"
         try:
+            self.accounts.skip()  # setting out, or taking up where it was left, is no training
             if self._forked:
                 self.save(required=True)
             yield self

@@ -97,6 +97,7 @@ def reset(online: nn.Module, slots: Slots, parts: tuple[str, ...], generator: to
     A head that has been injected becomes a single one again.
     """
     fresh: dict[str, nn.Module] = {}
+    added = 0
     for part in parts:
         old = online.get_submodule(part)
         if not list(old.parameters()):  # the encoder of a network that is all head
@@ -105,11 +106,17 @@ def reset(online: nn.Module, slots: Slots, parts: tuple[str, ...], generator: to
             raise ValueError(f"the {part} does not learn any more: fresh weights would stay as they are drawn")
         new = fresh_copy(old.live if isinstance(old, InjectedHead) else old, generator)
         fresh[part] = InjectedHead(new) if isinstance(old, InjectedHead) else new
+        added += _num_trainable(fresh[part]) - _num_trainable(old)
     return Replacement(
         online=fresh,
         target=copy.deepcopy(fresh),
         slots={name: values for name, values in slots.items() if name.split(".")[0] not in parts},
+        added_parameters=added,
     )
+
+
+def _num_trainable(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def shrink_perturb(

@@ -197,7 +197,7 @@ def _install(learner: Learner, replacement: Replacement) -> None:
 
 @contextlib.contextmanager
 def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
-    """Puts modules, optimizer membership, slots and trainability back if the body raises, and raises `GrowthFailed`."""
+    """Puts modules, optimizer membership, slots, trainability, the target's memory back if the body raises; then raises `GrowthFailed`."""
     modules = [
         (network, part, network.get_submodule(part))
         for network in (learner.online, learner.target)
@@ -206,6 +206,7 @@ def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)
     trainable = [(p, p.requires_grad) for p in learner.online.parameters()]
+    lagging = [(p, p.data) for p in learner.target.parameters()]  # a rebuild may let them share what was to be frozen
     try:
         yield
     except Exception as error:
@@ -217,6 +218,8 @@ def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
         learner.optimizer.state.update(slots)
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
+        for parameter, data in lagging:
+            parameter.data = data
         learner.rebuild()
         raise GrowthFailed(f"growth failed and was rolled back: {error}") from error
 

@@ -123,7 +123,7 @@ class DoubleDQN:
             lr=config.lr,
             eps=config.optimizer_eps,
             decay=config.optimizer_decay,
-            compiled=config.execution == "auto" and updates >= MIN_UPDATES_TO_COMPILE and can_compile(self.device),
+            compiled=config.execution != "eager" and updates >= MIN_UPDATES_TO_COMPILE and can_compile(self.device),
         )
 
     @property

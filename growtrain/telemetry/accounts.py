@@ -47,6 +47,11 @@ class Accounts:
         """Seconds since the start, those before an interruption included."""
         return time.perf_counter() - self._start
 
+    def skip(self) -> None:
+        """Lets the time since the last `charge` be nobody's."""
+        self.phases.take()
+        self._charged_at = time.perf_counter()
+
     def charge(self, stage: int, frames: int, updates: int) -> None:
         """Charges a stage with what the counters and the clock have moved since the last call, less the pauses."""
         now, phases = time.perf_counter(), self.phases.take()
@@ -85,12 +90,11 @@ class Accounts:
         }
 
     def load_state_dict(self, state: dict[str, Any], frames: int, updates: int) -> None:
-        """Restores what `state_dict` gave, at these counters; the time until now is nobody's. A fork may have other stages."""
+        """Restores what `state_dict` gave, at these counters; a fork may have other stages."""
         for total, values in zip(self.stages, state["totals"], strict=False):
             total.frames, total.updates, total.seconds = int(values[0]), int(values[1]), float(values[2])
         self.frames_reported, self._updates_reported = int(state["frames_reported"]), int(state["updates_reported"])
         self._frames, self._updates = frames, updates
         self._seconds = {str(name): float(seconds) for name, seconds in state["seconds"].items()}
-        self.phases.take()
-        now = self._charged_at = time.perf_counter()
+        now = time.perf_counter()
         self._reported_at, self._start = now - float(state["since_report"]), now - float(state["wall_seconds"])

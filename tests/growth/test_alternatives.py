@@ -97,6 +97,16 @@ def test_afterwards_the_learner_is_whole_and_learns(variant: str) -> None:
     assert equal(weights(learner.online), weights(learner.target))
 
 
+@pytest.mark.parametrize("intervention", ["reset-head", "reset-all"])
+def test_a_reset_of_heads_that_all_train_leaves_one(intervention: Intervention) -> None:
+    learner = make(trainable_heads="all")
+    do(learner, "inject")
+    event = do(learner, intervention)
+    assert learner.head.num_injections == 0
+    assert event.parameters_trainable < event.parameters_trainable_before
+    learn(learner)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_learner_restored_afterwards_goes_on_as_the_first_one(variant: str) -> None:
     intervention, settings = VARIANTS[variant]

@@ -224,6 +224,12 @@ def test_where_sums_are_reordered_a_near_tie_refuses_no_growth(after: list[list[
     assert nearly_equal(before, torch.tensor(after)) is accepted
 
 
+@pytest.mark.parametrize(("error", "accepted"), [(5e-7, True), (5e-6, False)])
+def test_rounding_of_heads_that_cancel_refuses_no_growth_where_q_is_small(error: float, accepted: bool) -> None:
+    before = torch.tensor([[1e-3, -2e-3]])
+    assert nearly_equal(before, before + error) is accepted
+
+
 @pytest.mark.parametrize("broken", ["rebuild", "verification", "optimizer", "no memory"])
 def test_a_failed_growth_is_rolled_back_whole(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = learner()
@@ -273,6 +279,18 @@ def test_a_failed_growth_is_rolled_back_whole(broken: str, monkeypatch: pytest.M
     with pytest.raises(AssertionError):
         assert_same(before, snapshot(subject))
     grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(1))
+
+
+def test_an_encoder_whose_freezing_is_rolled_back_goes_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = learner()  # its target equals it, and would share a frozen encoder at once
+    monkeypatch.setattr(transaction, "_preserved", lambda *_: False)
+    with pytest.raises(GrowthFailed):
+        grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(0), freeze_encoder=True)
+    assert not subject.encoder_is_shared
+    before, lagging = copy.deepcopy(subject.online.encoder.state_dict()), copy.deepcopy(subject.target.state_dict())
+    learn(subject)
+    assert all(not torch.equal(before[name], p) for name, p in subject.online.encoder.named_parameters())
+    assert_same(lagging, subject.target.state_dict())
 
 
 def test_the_public_names_are_there() -> None:
