@@ -204,7 +204,8 @@ class DoubleDQN:
         parameter (Adam skips the step, the moments of centred RMSProp decay by one).
         """
         gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
-        bad = ~torch.isfinite(torch.stack([loss.detach(), *torch._foreach_norm(gradients)]).sum())
+        total = torch.stack([loss.detach(), *torch._foreach_norm(gradients)]).sum()
+        bad = total - total != 0  # so it is of infinities and NaN; `isfinite` is five kernels
         skipped, streak, longest = self.nonfinite.unbind()
         skipped += bad
         streak.add_(1).mul_(bad)

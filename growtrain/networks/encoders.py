@@ -24,9 +24,8 @@ def scale_frames(observation: Tensor) -> Tensor:
         return observation
     if observation.dtype != torch.uint8:
         raise TypeError(f"observations are uint8 frames, got {observation.dtype}")
-    # Moved while they are bytes: a quarter of the traffic of moving floats.
-    pixels = observation.permute(0, 2, 3, 1).contiguous()
-    return pixels.to(torch.float32).mul_(1 / 255).permute(0, 3, 1, 2)
+    scaled = torch.empty_like(observation, dtype=torch.float32, memory_format=torch.channels_last)
+    return torch.mul(observation, 1 / 255, out=scaled)  # converted, moved and scaled in one kernel
 
 
 class NatureEncoder(nn.Module):

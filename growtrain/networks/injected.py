@@ -65,14 +65,15 @@ class MirroredLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Action values from the hidden units."""
         half = self.weight.shape[1] // 2
-        sizes = [half, half, self.weight.shape[1] - 2 * half]
+        odd = self.weight.shape[1] - 2 * half
+        sizes = [half, half, odd] if odd else [half, half]
         parts = list(zip(torch.split(hidden, sizes, dim=1), torch.split(self.weight, sizes, dim=1), strict=True))
         if half % _ALIGNED:  # products of operands that are aligned alike round alike
             parts = [(units.clone(), weight.clone()) for units, weight in parts]
-        first, second, odd = (F.linear(units, weight) for units, weight in parts)
-        out = first + second
-        if sizes[2]:
-            out = out + odd
+        products = [F.linear(units, weight) for units, weight in parts]
+        out = products[0] + products[1]
+        if odd:
+            out = out + products[2]
         return out if self.bias is None else out + self.bias
 
 
