@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Never:
         """Raises `ConfigError`."""
+        message = message.replace("expected one argument", "needs a value (that does not begin with a dash)")
         raise ConfigError(message.removeprefix("argument "))
 
     def parse_strict(self, arguments: Sequence[str]) -> argparse.Namespace:

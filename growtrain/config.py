@@ -217,7 +217,8 @@ class Config:
             "diagnostics_period",
         ):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("num_threads", "freeze_encoder_at", "max_grad_norm", "reward_clip"):
+        self._require(self.num_threads >= 0, "num_threads", "must not be negative (0 takes all cores there are)")
+        for name in ("freeze_encoder_at", "max_grad_norm", "reward_clip"):
             self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
         for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount", "shrink_alpha"):
             self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
