@@ -29,11 +29,20 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
-def add_config_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
-    """One flag for each field of `Config`, or for those named; a flag that is not given leaves no trace in the namespace."""
+def add_config_flags(
+    parser: argparse.ArgumentParser, names: Sequence[str] = (), *, default_of: str = "the paper preset at 200M frames"
+) -> None:
+    """One flag for each field of `Config`, or for those named; a flag that is not given leaves no trace in the namespace.
+
+    Args:
+        parser: gets the flags.
+        names: of fields; none is all.
+        default_of: where the values of flags that are not given come from, in words.
+    """
     hints = get_type_hints(Config)
+    preset = default_of.startswith("the paper preset")
     group = parser.add_argument_group(
-        "settings (defaults: the paper preset at 200M frames; shorter budgets shrink some)"
+        f"settings (default: {default_of}{'; shorter budgets shrink some' if preset else ''})"
     )
     for item in (item for item in dataclasses.fields(Config) if not names or item.name in names):
         unit = f" [{item.metadata['unit']}]" if item.metadata["unit"] else ""
@@ -46,7 +55,7 @@ def add_config_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ())
             default=argparse.SUPPRESS,
             type=reader(hints[item.name]),
             metavar="{" + ",".join(choices) + "}" if choices else _METAVARS.get(hints[item.name], "TEXT"),
-            help=f"{item.metadata['doc']}{unit} (default: {shown})".replace("%", "%%"),
+            help=f"{item.metadata['doc']}{unit}{f' (default: {shown})' if preset else ''}".replace("%", "%%"),
         )
 
 

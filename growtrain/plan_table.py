@@ -13,7 +13,9 @@ from growtrain.growth.schedules import schedule_of
 from growtrain.planning import CHECKPOINTS, COMPRESSED_REPLAY, Plan, format_bytes, full_width, make_plan
 from growtrain.speed import Speed
 
-BUSY_SPREAD = 0.5  # spread of timed updates beyond which a projection is not to be trusted
+BUSY_SPREAD = (
+    0.2  # spread of timed updates beyond which a projection, and its ratio to full width, is not to be trusted
+)
 
 
 def render(plan: Plan, speed: Speed | None = None) -> str:

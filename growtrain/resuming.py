@@ -162,9 +162,11 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         t < checkpoint.frames for t in new.injection_frames[len(done) :]
     ):
         past = ",".join(map(str, done))
+        keep = f"at:{past}" if past else "fixed"
+        later = f"at:{past + ',' if past else ''}{checkpoint.frames}"
         raise ConfigError(
-            f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: name the injections "
-            f"done ({past or 'none'}) and later ones, as in --schedule at:{past + ',' if past else ''}{checkpoint.frames}"
+            f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: use --schedule {keep} to go on "
+            f"without another injection, or add later times, as in --schedule {later}"
         )
     learner, what = checkpoint.state["learner"], f"--intervention {new.intervention}"
     if learner["head"]["injections"] and (new.widens or new.intervention == "redo"):

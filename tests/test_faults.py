@@ -631,7 +631,7 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
         ({"width": 64}, True, "--width 64: a fork keeps 32"),
         ({"game": "pong"}, True, "a fork keeps breakout"),
         ({"total_frames": 960}, True, "not beyond the checkpoint at 960"),
-        ({"schedule": "fixed"}, True, r"the past cannot change.*at:800,960"),
+        ({"schedule": "fixed"}, True, r"the past cannot change.*at:800 to go on.*at:800,960"),
         ({"schedule": "at:400,1200"}, True, "the past cannot change"),
         ({"schedule": "at:800,900"}, True, "the past cannot change"),
         ({"schedule": "full1x"}, True, "width"),

@@ -94,7 +94,9 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert main(["evaluate", str(run_dir), "--eval-frames", "800"]) == 0
-    record = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    assert "no episode ended: raise --eval-frames" in printed.err
     assert record["stage"] == 3
     assert (record["episode_return"], record["human_normalized_score"]) == (
         None,
@@ -165,13 +167,28 @@ def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
 
 
-@pytest.mark.parametrize(("schedule", "stage", "said"), [("grow3x", 4, True), ("fixed", 1, True), ("grow3x", 3, False)])
-def test_an_encoder_that_would_never_be_frozen_is_said(
-    schedule: str, stage: int, said: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plan", "--no-timing", "--schedule", schedule, "--freeze-encoder-at", str(stage)]) == 0
-    line = f"--freeze-encoder-at {stage} has no effect: --schedule {schedule} has no stage {stage}"
-    assert (line in capsys.readouterr().out) == said
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        ("--schedule grow3x --freeze-encoder-at 4 --anchor zero", "--freeze-encoder-at 4"),
+        ("--schedule grow3x --freeze-encoder-at 3 --trainable-heads newest", None),
+        ("--schedule fixed --anchor mirrored --adaptive-max 5", "--anchor mirrored, --adaptive-max 5"),
+        ("--schedule reset --anchor mirrored --intervention inject", "--anchor mirrored, --intervention inject"),
+        ("--schedule grow1x --intervention shrink-perturb --shrink-alpha 0.5", None),
+        ("--schedule redo --redo-tau 0.1 --redo-period 1M --shrink-alpha 0.5", "--shrink-alpha 0.5"),
+        (
+            "--optimizer adam --optimizer-decay 0.9 --regularizer-strength 0.1",
+            "--optimizer-decay 0.9, --regularizer-strength 0.1",
+        ),
+        ("--regularizer l2 --regularizer-strength 0.1 --optimizer-decay 0.9", None),
+    ],
+)
+def test_flags_without_effect_are_named(words: str, idle: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--no-timing", *words.split()]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "without effect" in line]
+    assert sorted(", ".join(said).removeprefix("without effect in this run: ").split(", ")) == sorted(
+        (idle or "").split(", ")
+    )
 
 
 @pytest.mark.filterwarnings("always")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(prog="growtrain evaluate", description="Play a run's checkpoint and report true scores.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
-    add_config_flags(parser, _SETTINGS)
+    add_config_flags(parser, _SETTINGS, default_of="those of the run")
     namespace = parser.parse_strict(words)
 
     import torch
@@ -44,5 +45,7 @@ def main(words: Sequence[str]) -> int:
     config = dataclasses.replace(config, **explicit_settings(namespace))
     torch.set_num_threads(config.threads)
     record = evaluate(learner.q_values, config, frames=frames, stage=stage, device=device)
+    if record.episode_return is None:
+        print("growtrain: no episode ended: raise --eval-frames, or lower --num-envs", file=sys.stderr)
     print(json.dumps(record.to_dict()))
     return 0

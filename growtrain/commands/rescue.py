@@ -20,7 +20,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--at", type=reader(int), help="of a run: frames of the checkpoint (default: the newest)")
     parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
     add_stop_signal(parser)
-    add_config_flags(parser)
+    add_config_flags(parser, default_of="those of the run; for a file, of the paper preset at this budget")
     namespace = parser.parse_strict(words)
     explicit, stop, agent = explicit_with_game(namespace), StopSignals(namespace.stop_signal), namespace.agent
     if "total_frames" in explicit:

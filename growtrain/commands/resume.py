@@ -18,7 +18,7 @@ def main(words: Sequence[str]) -> int:
         "--fork", type=Path, metavar="NEWDIR", help="begin another run there, with the past of this one"
     )
     add_stop_signal(parser)
-    add_config_flags(parser)
+    add_config_flags(parser, default_of="those of the run")
     namespace = parser.parse_strict(words)
     stop = StopSignals(namespace.stop_signal)
     run, fork = namespace.run, namespace.fork
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
 
     from growtrain.checkpoint import NeverSaved, open_newest
-    from growtrain.resuming import changed_config, restart
+    from growtrain.resuming import changed_config, done_injections, restart
     from growtrain.runfiles import require_unlocked
     from growtrain.sweep.cells import progress
 
@@ -47,7 +47,11 @@ def main(words: Sequence[str]) -> int:
         return run_training(config, run, num_actions_of(config.game), stop, [note])
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
     if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
-        print(f"{run} is done: {checkpoint.frames} frames; to go further, --fork NEWDIR --total-frames N")
+        done = ",".join(map(str, done_injections(checkpoint)))
+        print(
+            f"{run} is done: {checkpoint.frames} frames; to go further, --fork NEWDIR --total-frames N"
+            + (f" --schedule at:{done}" if done and checkpoint.config.schedule != "adaptive" else "")
+        )
         return 0
     notes = [f"from the checkpoint at {checkpoint.frames} frames", *notes]
     return run_training(config, run if fork is None else fork, checkpoint.state["num_actions"], stop, notes, checkpoint)

@@ -116,7 +116,8 @@ def decide(
     if stage >= rule.max_injections:
         inject, reason = False, f"{rule.max_injections} injections are the most"
     elif frames - last_injection < rule.min_gap:
-        inject, reason = False, f"the last injection is less than {rule.min_gap} frames ago"
+        since = "the last injection is" if stage else "training began"
+        inject, reason = False, f"{since} less than {rule.min_gap} frames ago"
     elif learned < MIN_LEARNED:
         inject, reason = False, f"neither learned more than {MIN_LEARNED:.0%} of what was asked for: nothing is known"
     elif not lost:

@@ -93,7 +93,8 @@ def inject(
         What happened, with the largest changes measured.
 
     Raises:
-        ValueError: the head cannot be injected, shares parameters with the rest, or is not in the optimizer.
+        ValueError: the head cannot be injected, shares parameters with the rest or with the target, differs from the target's, or is
+            not in the optimizer.
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
@@ -105,6 +106,7 @@ def inject(
     new_target, target_change = None, None
     if target is not None:
         old_target = _submodule(target, head)
+        _check_target(old, old_target)
         new_target = _grow(old_target, seed, anchor, trainable_heads, initializer)
         both_fused = (
             new.spec()["fused"] and new_target.spec()["fused"]
@@ -168,6 +170,14 @@ def _submodule(network: nn.Module, path: str) -> nn.Module:
         raise ValueError(
             f"the network has no module {path!r}: name its head with head=..., its children are {names}"
         ) from error
+
+
+def _check_target(old: nn.Module, old_target: nn.Module) -> None:
+    if {id(p) for p in old.parameters()} & {id(p) for p in old_target.parameters()}:
+        raise ValueError("the target's head is the network's own: pass a lagging copy of the network, or no target")
+    shapes, theirs = ({name: p.shape for name, p in head.named_parameters()} for head in (old, old_target))
+    if shapes != theirs:
+        raise ValueError(f"the target's head has {theirs} where the network's has {shapes}: pass a lagging copy of it")
 
 
 def _check_membership(network: nn.Module, old: nn.Module, path: str, optimizer: torch.optim.Optimizer) -> None:

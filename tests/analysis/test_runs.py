@@ -121,6 +121,10 @@ def test_runs_are_found_at_any_depth_once_and_never_inside_a_run(write_run: Writ
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no run"):
         find_runs([tmp_path / "empty"])
+    for name in ("config.json", "probe.jsonl"):  # a probe is no run
+        (tmp_path / "empty" / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds no run"):
+        find_runs([tmp_path / "empty"])
 
 
 def test_diagnostics_keep_every_record_of_a_moment_and_are_flattened(write_run: WriteRun) -> None:

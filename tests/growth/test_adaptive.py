@@ -52,7 +52,8 @@ def test_it_injects_when_plasticity_is_lost_on_a_plateau_often_enough() -> None:
         ([{"returns": []}, {"returns": []}, {"returns": []}], "not known twice"),
         ([{}, {}, {"episodes": 1}], "no episode has ended since"),  # the same score is no plateau then
         ([{}, {}, {"stage": 2}], "2 injections are the most"),
-        ([{}, {}, {"stage": 1, "last_injection": 150}], "less than 100 frames ago"),
+        ([{}, {}, {"stage": 1, "last_injection": 150}], "the last injection is less than 100 frames ago"),
+        ([{"last_injection": 150}], "training began less than 100 frames ago"),
         ([{}, {}, {}, {}], "1 of 2 decisions"),  # what was injected has to be given time
         ([{}, {}, {"errors": (0.0, 0.0)}], "gains 0.0%"),
         ([{}, {}, {"errors": (0.999, 0.998)}], "neither learned more than 5%"),  # that is no sign of a healthy network

@@ -1,6 +1,7 @@
 """`inject` on anyone's network, and growth as a transaction on a live learner."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -108,6 +109,20 @@ def test_bad_networks_get_a_clear_error_and_stay_as_they_were() -> None:
         inject(tied, head="q.head", optimizer=torch.optim.Adam(tied.parameters()))
     assert isinstance(network.q["head"], nn.Sequential)
     assert isinstance(tied.q["head"], nn.Sequential)
+
+
+def test_a_target_that_is_no_lagging_copy_is_refused() -> None:
+    def network(width: int) -> nn.Sequential:
+        head = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+        return nn.Sequential(OrderedDict(encoder=nn.Linear(4, 6), head=head))
+
+    online = network(8)
+    optimizer = torch.optim.Adam(online.parameters())
+    held = [id(p) for p in optimizer.param_groups[0]["params"]]
+    for target, says in ((online, "the network's own"), (network(16), "lagging copy")):
+        with pytest.raises(ValueError, match=says):
+            inject(online, head="head", optimizer=optimizer, target=target)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == held == [id(p) for p in online.parameters()]
 
 
 def test_a_head_that_computes_something_else_is_refused() -> None:
