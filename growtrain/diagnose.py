@@ -28,7 +28,7 @@ import torch
 from growtrain.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
 from growtrain.config import FRAME_SKIP, Config, ConfigError, format_count
 from growtrain.diagnosis import ARMS, Arm, Diagnosis, Settings, draw, render
-from growtrain.learning_test import COPIES, Copy, learning_test, mean_errors
+from growtrain.learning_test import Copy, Interrupted, copies_of, learning_test, mean_errors
 from growtrain.resuming import changed_config, done_injections, next_time
 from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.tasks import REFERENCE_SCORES
@@ -55,7 +55,9 @@ def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
 def cost_lines(run: Path, checkpoint: Checkpoint, settings: Settings) -> list[str]:
     """What the diagnosis will take, before it begins: updates, frames, hours at the run's own speed, and disk."""
     test, forks = settings.test, len(settings.arms) * settings.seeds
-    lines = [f"learning test: {test.seeds} seeds x {len(COPIES)} networks x {test.warm_up + test.updates} updates"]
+    lines = [
+        f"learning test: {test.seeds} seeds x {len(copies_of(checkpoint))} networks x {test.warm_up + test.updates} updates"
+    ]
     if forks:
         speeds = [record["frames_per_second"] for record in read_jsonl(run / "metrics.jsonl")[-100:]]
         hours = f"{forks * settings.frames / np.median(speeds) / 3600:.2g} hours" if speeds else "an unknown time"
@@ -148,7 +150,8 @@ def diagnose(
         checkpoint: of it.
         settings: what to do; what an interrupted diagnosis with the same settings has done is taken over.
         output: where the forks and the answer go; made if missing.
-        stop: asked once per environment step; True, or the reason, ends it early, to be gone on with.
+        stop: asked once per environment step, and per copy of the learning test, which then begins anew; True, or the
+            reason, ends it early, to be gone on with.
         say: takes lines of progress.
 
     Returns:
@@ -161,7 +164,10 @@ def diagnose(
         fork_config(checkpoint, arm, 0, settings)  # what is wrong is said before any work
     torch.set_num_threads(checkpoint.config.threads)
     with run_lock(output):
-        errors = _learning_test_once(checkpoint, settings, output, say)
+        try:
+            errors = _learning_test_once(checkpoint, settings, output, stop, say)
+        except Interrupted:
+            return None
         forks: dict[Arm, list[Path]] = {arm: [] for arm in settings.arms}
         for seed in range(settings.seeds):  # seed by seed: whatever is there when it is stopped is paired
             for arm in settings.arms:
@@ -214,7 +220,11 @@ def _concluded(
 
 
 def _learning_test_once(
-    checkpoint: Checkpoint, settings: Settings, output: Path, say: Callable[[str], None]
+    checkpoint: Checkpoint,
+    settings: Settings,
+    output: Path,
+    stop: Callable[[], bool | str],
+    say: Callable[[str], None],
 ) -> dict[Copy, list[list[float]]]:
     """The learning test, or what it gave when it was done before with the same settings."""
     path = output / _LEARNING_TEST
@@ -228,7 +238,7 @@ def _learning_test_once(
         if done["asked"] == asked:
             errors: dict[Copy, list[list[float]]] = done["errors"]
             return errors
-    errors = learning_test(checkpoint, settings.test, resolve_device(checkpoint.config.device))
+    errors = learning_test(checkpoint, settings.test, resolve_device(checkpoint.config.device), stop)
     write_json(path, {"asked": asked, "errors": errors})
     for copy, means in mean_errors(errors).items():
         say(f"learning test {copy}: mean error {np.mean(means):.3f}")

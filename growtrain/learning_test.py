@@ -27,7 +27,7 @@ Units: an error is the mean squared distance that is left over that at the start
 by the mean error on the way (`mean_errors`), which says how fast they learn: small networks do not get to the end, large ones all do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -88,15 +88,31 @@ class Task:
     scale: float
 
 
-def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.device) -> dict[Copy, list[list[float]]]:
-    """The errors of every copy of a checkpoint's network: one list a seed, one error a mark.
+class Interrupted(Exception):
+    """The test was asked to stop before its end."""
 
-    Left out is what the run could not have done to it: `reset-encoder` and `fresh-network` where no encoder learns, `fresh-optimizer` where
-    its optimizer is not Adam.
-    The checkpoint's state is read and kept.
+
+def copies_of(checkpoint: Checkpoint) -> list[Copy]:
+    """The copies that are tested: all but what the run could not have done to its network.
+
+    Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam.
+    """
+    same = {"reset-encoder", "fresh-network"} if checkpoint.state["learner"]["encoder_frozen"] else set()
+    if checkpoint.config.optimizer != "adam":
+        same.add("fresh-optimizer")
+    return [copy for copy in COPIES if copy not in same]
+
+
+def learning_test(
+    checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
+) -> dict[Copy, list[list[float]]]:
+    """The errors of every copy of a checkpoint's network, see `copies_of`: one list a seed, one error a mark.
+
+    The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
 
     Raises:
         ValueError: the replay holds too little.
+        Interrupted: it was to stop.
     """
     config, state = checkpoint.config, checkpoint.state
     ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
@@ -107,20 +123,22 @@ def learning_test(checkpoint: Checkpoint, test: LearningTest, device: torch.devi
         config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
     )
     learner.load_state_dict(state["learner"])
-    same = {"reset-encoder", "fresh-network"} if state["learner"]["encoder_frozen"] else set()
-    if config.optimizer != "adam":
-        same.add("fresh-optimizer")
-    copies = [copy for copy in COPIES if copy not in same]
-    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), copies)
+    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), copies_of(checkpoint), stop)
 
 
 def compare_copies(
-    learner: DoubleDQN, ring: FrameRing, test: LearningTest, seeds: np.random.SeedSequence, copies: Sequence[Copy]
+    learner: DoubleDQN,
+    ring: FrameRing,
+    test: LearningTest,
+    seeds: np.random.SeedSequence,
+    copies: Sequence[Copy],
+    stop: Callable[[], bool | str] = lambda: False,
 ) -> dict[Copy, list[list[float]]]:
     """The errors of copies of a live learner on its replay, neither of which is changed: one list a seed, one error a mark.
 
     Raises:
         ValueError: the replay holds no transition.
+        Interrupted: `stop`, which is asked before each copy of each seed, said so.
     """
     errors: dict[Copy, list[list[float]]] = {copy: [] for copy in copies}
     for seed in seeds.spawn(test.seeds):
@@ -129,6 +147,8 @@ def compare_copies(
         order = generator.integers(test.transitions, size=(test.warm_up + test.updates, learner.config.batch_size))
         weights = int(generator.integers(2**62))
         for copy in copies:
+            if stop():
+                raise Interrupted
             network, optimizer = make_copy(copy, _twin(learner), torch.Generator().manual_seed(weights))
             errors[copy].append(
                 _fit(network, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)

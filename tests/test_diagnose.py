@@ -414,6 +414,15 @@ def test_a_checkpoint_made_at_an_injection_can_be_forked(tmp_path: Path) -> None
     assert [event["frames"] for event in read_jsonl(rescued / "growth_events.jsonl")] == [800, 808]
 
 
+def test_a_learning_test_stops_before_the_next_copy_and_begins_anew(run_dir: Path, tmp_path: Path) -> None:
+    checkpoint, asked = open_newest(run_dir), iter(range(99))
+    settings = Settings(frames=80, arms=(), test=TEST)
+    assert diagnose(run_dir, checkpoint, settings, tmp_path, stop=lambda: next(asked) == 2) is None
+    assert next(asked) == 3  # two copies were fitted, and no more
+    assert not (tmp_path / "diagnosis.json").exists()
+    assert diagnose(run_dir, checkpoint, settings, tmp_path) is not None
+
+
 def test_a_network_that_is_all_head_is_diagnosed_and_reset(tmp_path: Path) -> None:
     """There is no encoder to ask about: no arm for it by default, and all of the network can be made fresh."""
     whole = tmp_path / "whole"

@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> int:
             run, checkpoint, settings, output, stop=lambda: stop.received, say=lambda line: print(line, flush=True)
         )
     if diagnosis is None:
-        print("stopped: the same command again goes on from here", file=sys.stderr)
+        print("stopped: the same command again goes on with what is not done", file=sys.stderr)
         return STOPPED
     print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
     return 0
