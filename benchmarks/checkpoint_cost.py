@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from recording import describe_machine, machine_lines, write_outputs
 
-from growtrain.checkpoint import open_newest
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import FRAME_SKIP, ConfigError
-from growtrain.presets import paper
-from growtrain.training import Run
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.runs.checkpoint import open_newest
+from growtrain.runs.loop import Run
+from growtrain.settings.config import FRAME_SKIP, ConfigError
+from growtrain.settings.presets import paper
 
 
 def main() -> int:

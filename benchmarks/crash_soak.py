@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from recording import describe_machine
 
-from growtrain.checkpoint import Checkpoint, NeverSaved, open_newest
-from growtrain.replay.frame_ring import FrameRing
+from growtrain.replay.frames import FrameRing
+from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_newest
 from growtrain.telemetry.sinks import read_jsonl
 
 TIMES = {

@@ -37,17 +37,17 @@ from recording import describe_machine, machine_lines, summarize, with_spread, w
 from tensordict import TensorDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from growtrain.allocator import keep_freed_memory
-from growtrain.collection import num_actions_of
-from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
-from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
-from growtrain.learners.captured import CapturedUpdate, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.planning import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
-from growtrain.presets import paper
-from growtrain.speed import synthetic_batches
-from growtrain.training import resolve_device
+from growtrain.learners.graph import CapturedUpdate, uses_graph
+from growtrain.planning.allocator import keep_freed_memory
+from growtrain.planning.costs import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
+from growtrain.planning.speed import synthetic_batches
+from growtrain.runs.acting import num_actions_of
+from growtrain.runs.loop import resolve_device
+from growtrain.settings.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
+from growtrain.settings.presets import paper
+from growtrain.settings.schedules import make_schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from growtrain.tasks import REFERENCE_SCORES
+from growtrain.environments.atari_scores import REFERENCE_SCORES
 from growtrain.telemetry.sinks import read_jsonl
 
 WINDOW = 5  # records in the running mean

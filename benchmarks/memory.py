@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from growtrain.collection import num_actions_of
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.evaluation import evaluate
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.growth.transaction import grow
-from growtrain.planning import make_plan
-from growtrain.presets import paper
-from growtrain.training import Run
+from growtrain.planning.costs import make_plan
+from growtrain.runs.acting import num_actions_of
+from growtrain.runs.evaluation import evaluate
+from growtrain.runs.loop import Run
+from growtrain.settings.presets import paper
 
 
 def main() -> int:

@@ -51,14 +51,14 @@ from wallclock_cells import (
 from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import FRAME_SKIP, Anchor, Config, ConfigError, parse_count
-from growtrain.growth.schedules import make_schedule
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.environments.atari_scores import canonical_game
 from growtrain.learners import double_dqn
-from growtrain.planning import make_plan
-from growtrain.presets import resolve
-from growtrain.tasks import canonical_game
-from growtrain.training import Run, resolve_device, train
+from growtrain.planning.costs import make_plan
+from growtrain.runs.loop import Run, resolve_device, train
+from growtrain.settings.config import FRAME_SKIP, Anchor, Config, ConfigError, parse_count
+from growtrain.settings.presets import resolve
+from growtrain.settings.schedules import make_schedule
 
 MIN_WINDOW = 0.5  # seconds
 # What `presets.resolve` scales to a budget; a validation run scales them whatever the flags said.
@@ -338,7 +338,7 @@ def _validated_arms(options: argparse.Namespace, jobs: Sequence[Job]) -> list[Ar
 def validate(
     options: argparse.Namespace, explicit: dict[str, Any], jobs: Sequence[Job], raw: dict[str, Any], scratch: Path
 ) -> None:
-    """Complete short runs by `growtrain.training.train`, to be compared with their projections."""
+    """Complete short runs by `growtrain.runs.loop.train`, to be compared with their projections."""
     raw["not_validated"] = (
         "complete runs have the fast stack's loop" if options.validate else "turned off with --no-validate"
     )

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from growtrain.config import FRAME_SKIP, Config
-from growtrain.tasks import canonical_game
+from growtrain.environments.atari_scores import canonical_game
+from growtrain.settings.config import FRAME_SKIP, Config
 
 Sample = dict[str, Any]  # of one turn: `seconds`, and what was done in them: `updates`, `frames`, `flops`, `calls`
 Arm = Callable[[float], Sample]  # takes about that many seconds

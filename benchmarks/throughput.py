@@ -12,7 +12,7 @@ a ratio is taken within a repeat, and tables show the median over repeats and th
 
 On a GPU: environments alone, updates alone, the real loop, its share of the slower of the two, and a profile of where the rest goes.
 
-The loop is `growtrain.training.Run`, driven as `train` drives it: act, learn, receive, copy the target; without evaluations, records and
+The loop is `growtrain.runs.loop.Run`, driven as `train` drives it: act, learn, receive, copy the target; without evaluations, records and
 checkpoints.
 
 Units: seconds; emulator frames (4 per agent step); FLOPs, 2 per multiply-add.
@@ -38,15 +38,15 @@ import torch
 from recording import covered, describe_machine, machine_lines, summarize, with_spread, write_outputs
 from sb3_dqn import Arm, Sample, sb3_arm
 
-from growtrain.collection import make_environment
-from growtrain.config import FRAME_SKIP, Config, ConfigError, Execution
-from growtrain.learners.captured import make_captured, uses_graph
+from growtrain.environments.atari_scores import canonical_game
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.networks.heads import matrix_product
-from growtrain.planning import network_shape, update_flops
-from growtrain.presets import paper
-from growtrain.tasks import canonical_game
-from growtrain.training import Run
+from growtrain.planning.costs import network_shape, update_flops
+from growtrain.runs.acting import make_environment
+from growtrain.runs.loop import Run
+from growtrain.settings.config import FRAME_SKIP, Config, ConfigError, Execution
+from growtrain.settings.presets import paper
 
 GOAL_EFFICIENCY, GOAL_FLOP_RATIO, GOAL_SPEEDUP = 0.85, 1.5, 1.5
 PRODUCT_SIZE = 2048
@@ -74,7 +74,7 @@ class Loop:
             self.step()
 
     def step(self) -> None:
-        """One turn of `growtrain.training.train`."""
+        """One turn of `growtrain.runs.loop.train`."""
         run = self.run
         with run.phases("act"):
             run.collector.act(run.learner.q_values)

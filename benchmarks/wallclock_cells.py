@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from recording import covered
 
-from growtrain.collection import updates_due
-from growtrain.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
-from growtrain.evaluation import evaluate
-from growtrain.learners.captured import make_captured, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.measuring import Measurer
-from growtrain.speed import make_update, synthetic_batches
+from growtrain.learners.graph import make_captured, uses_graph
+from growtrain.planning.speed import make_update, synthetic_batches
+from growtrain.plasticity.measurer import Measurer
+from growtrain.runs.acting import updates_due
+from growtrain.runs.evaluation import evaluate
+from growtrain.runs.loop import Run
+from growtrain.settings.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
 from growtrain.telemetry.gpu import open_monitor
-from growtrain.training import Run
 
 WARM_SHARE = 0.15  # of a window, played before it
 WAITS_SECONDS, PROFILE_SECONDS = 1.0, 0.3  # GPU only; the profiler keeps an event for every kernel
@@ -208,7 +208,7 @@ def measure_busy(run: Run, cell: Cell, alternating: bool) -> None:
 def play(
     run: Run, seconds: float = 0.0, *, steps: int = 1, alternating: bool = False, settle: bool = False
 ) -> dict[str, Any]:
-    """The inner loop of `growtrain.training.train`, for `seconds` and at least `steps`, in whole cycles of updates.
+    """The inner loop of `growtrain.runs.loop.train`, for `seconds` and at least `steps`, in whole cycles of updates.
 
     Args:
         run: in which a learner has been put.

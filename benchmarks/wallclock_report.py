@@ -185,7 +185,7 @@ def _validation_section(raw: Raw) -> str:
         "arm", "frames", "projected s", "complete run s", "error", f"within {TOLERANCE:.0%}", "machine's speed then", "error at that speed",
     )  # fmt: skip
     return (
-        "## Validation: complete short runs of `growtrain.training.train`, projected from the same measurements\n\n"
+        "## Validation: complete short runs of `growtrain.runs.loop.train`, projected from the same measurements\n\n"
         + _table(header, rows)
     )
 

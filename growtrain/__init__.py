@@ -4,18 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtrain import diagnostics as diagnostics
-    from growtrain.config import Config as Config
-    from growtrain.growth.interventions import GrowthEvent as GrowthEvent
-    from growtrain.growth.interventions import inject as inject
+    from growtrain.growth.inject import GrowthEvent as GrowthEvent
+    from growtrain.growth.inject import inject as inject
     from growtrain.networks.injected import InjectedHead as InjectedHead
-    from growtrain.training import train as train
+    from growtrain.runs.loop import train as train
+    from growtrain.settings.config import Config as Config
 
 _PUBLIC = {
-    "Config": "growtrain.config",
-    "GrowthEvent": "growtrain.growth.interventions",
+    "Config": "growtrain.settings.config",
+    "GrowthEvent": "growtrain.growth.inject",
     "InjectedHead": "growtrain.networks.injected",
-    "inject": "growtrain.growth.interventions",
-    "train": "growtrain.training",
+    "inject": "growtrain.growth.inject",
+    "train": "growtrain.runs.loop",
 }
 __all__ = ["Config", "GrowthEvent", "InjectedHead", "diagnostics", "inject", "train"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from growtrain.__main__ import main
 from growtrain.commands.running import COMMANDS, default_run_dir
-from growtrain.config import Config
+from growtrain.settings.config import Config
 from growtrain.telemetry.sinks import read_jsonl
 
 TINY = [

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from growtrain.config import Config, ConfigError, flag, format_count, parse_count
-from growtrain.presets import resolve
+from growtrain.settings.config import Config, ConfigError, flag, format_count, parse_count
+from growtrain.settings.presets import resolve
 
 
 def command_of(settings: dict[str, Any]) -> list[str]:

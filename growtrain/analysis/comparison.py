@@ -29,8 +29,8 @@ from growtrain.analysis.aggregate import (
     value_at,
 )
 from growtrain.analysis.runs import Curve, Run, at_frames, training_curve
-from growtrain.config import Config, flag, format_count
-from growtrain.tasks import REFERENCE_SCORES
+from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.settings.config import Config, flag, format_count
 
 Axis = Literal["frames", "hours", "flops"]
 AXES: tuple[Axis, ...] = ("frames", "hours", "flops")

@@ -22,8 +22,8 @@ from growtrain.analysis.aggregate import (
 from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, limits, normalized, score_at
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
-from growtrain.config import format_count
-from growtrain.tasks import REFERENCE_SCORES
+from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.settings.config import format_count
 
 TITLES: dict[Axis, str] = {"frames": "frames", "hours": "wall-clock", "flops": "FLOPs"}
 _POINTS = 60

@@ -41,8 +41,8 @@ from growtrain.analysis.pages import (
     to_markdown,
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
-from growtrain.config import format_count
-from growtrain.tasks import REFERENCE_SCORES
+from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.settings.config import format_count
 
 _BOOTSTRAP_SEED = 0  # the same runs give the same report
 _AGGREGATES: dict[str, Callable[[Scores], FloatArray]] = {

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from growtrain.analysis.aggregate import FloatArray
-from growtrain.config import ConfigError
+from growtrain.environments.atari_scores import canonical_game
 from growtrain.runfiles import RunLocked, Unreadable, read_plain, require_unlocked
+from growtrain.settings.config import ConfigError
 from growtrain.sweep.ledger import Ledger
 from growtrain.sweep.table import last_words
-from growtrain.tasks import canonical_game
 
 METRICS = ("frames", "wall_seconds", "updates", "episodes", "episode_return")
 _MARKS = ("config.json", "metrics.jsonl", "summary.json")

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, reader
+from growtrain.commands.commandline import Parser, reader
 from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal
-from growtrain.config import ConfigError
+from growtrain.settings.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -30,11 +30,11 @@ def main(words: Sequence[str]) -> int:
     namespace = parser.parse_strict(words)
     run, stop = namespace.run, StopSignals(namespace.stop_signal)
 
-    from growtrain.checkpoint import open_at, open_newest
-    from growtrain.diagnose import cost_lines, default_arms, default_frames, diagnose
-    from growtrain.diagnosis import ARMS, Settings, next_command, render
-    from growtrain.learning_test import LearningTest
-    from growtrain.resuming import at_own_width
+    from growtrain.diagnosis.forks import cost_lines, default_arms, default_frames, diagnose
+    from growtrain.diagnosis.page import ARMS, Settings, next_command, render
+    from growtrain.plasticity.learning_test import LearningTest
+    from growtrain.runs.checkpoint import open_at, open_newest
+    from growtrain.runs.resuming import at_own_width
 
     given = tuple(namespace.arms.split(",")) if namespace.arms else None
     if unknown := [arm for arm in given or () if arm not in ARMS]:

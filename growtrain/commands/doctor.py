@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from growtrain.commandline import Parser
+from growtrain.commands.commandline import Parser
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     Parser(prog="growtrain doctor", description="What works on this machine.").parse_strict(words)
 
-    from growtrain.doctor import examine
+    from growtrain.commands.doctor_report import examine
 
     for what, works, details in examine():
         print(f"{'ok     ' if works else 'missing'}  {what:12} {details}")

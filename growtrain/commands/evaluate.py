@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings, reader
-from growtrain.config import ConfigError
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings, reader
+from growtrain.settings.config import ConfigError
 
 # What an evaluation may do otherwise than the run's own; all else is the agent's, and its game's.
 _SETTINGS = (
@@ -33,9 +33,9 @@ def main(words: Sequence[str]) -> int:
 
     import torch
 
-    from growtrain.checkpoint import load_learner
-    from growtrain.evaluation import evaluate
-    from growtrain.training import resolve_device
+    from growtrain.runs.checkpoint import load_learner
+    from growtrain.runs.evaluation import evaluate
+    from growtrain.runs.loop import resolve_device
 
     try:
         device = resolve_device(getattr(namespace, "device", "auto"))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser
-from growtrain.config import ConfigError
+from growtrain.commands.commandline import Parser
+from growtrain.settings.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -13,7 +13,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     run = parser.parse_strict(words).run
 
-    from growtrain.resuming import render
+    from growtrain.runs.resuming import render
 
     if not (run / "checkpoints").is_dir():
         raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")

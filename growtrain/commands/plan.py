@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from growtrain.commandline import Parser
+from growtrain.commands.commandline import Parser
 from growtrain.commands.running import read_configuration
 
 
@@ -13,11 +13,11 @@ def main(words: Sequence[str]) -> int:
     parser.set_defaults(run_dir=None)
     config, notes, _ = read_configuration(parser, words)
 
-    from growtrain.collection import num_actions_of
-    from growtrain.plan_table import render
-    from growtrain.planning import make_plan
-    from growtrain.speed import measure_speed
-    from growtrain.training import resolve_device
+    from growtrain.planning.costs import make_plan
+    from growtrain.planning.speed import measure_speed
+    from growtrain.planning.table import render
+    from growtrain.runs.acting import num_actions_of
+    from growtrain.runs.loop import resolve_device
 
     num_actions, device = num_actions_of(config.game), resolve_device(config.device)
     plan = make_plan(config, num_actions)

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, reader
+from growtrain.commands.commandline import Parser, reader
 from growtrain.commands.running import explicit_with_game
-from growtrain.config import ConfigError
+from growtrain.settings.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:

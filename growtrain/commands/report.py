@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser
+from growtrain.commands.commandline import Parser
 
 
 def main(words: Sequence[str]) -> int:

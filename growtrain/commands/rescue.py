@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, add_config_flags, reader
+from growtrain.commands.commandline import Parser, add_config_flags, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, default_run_dir, explicit_with_game, run_training
-from growtrain.config import Config, ConfigError
+from growtrain.settings.config import Config, ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -30,11 +30,11 @@ def main(words: Sequence[str]) -> int:
     if not agent.exists():
         raise ConfigError(f"{agent} does not exist: name the directory of a run, or a file of weights")
 
-    from growtrain.rescue import default_frames, rescue_run, rescue_weights
+    from growtrain.diagnosis.rescue import default_frames, rescue_run, rescue_weights
 
     if agent.is_dir():
-        from growtrain.checkpoint import open_at, open_newest
-        from growtrain.resuming import at_own_width
+        from growtrain.runs.checkpoint import open_at, open_newest
+        from growtrain.runs.resuming import at_own_width
 
         checkpoint = at_own_width(open_newest(agent) if namespace.at is None else open_at(agent, namespace.at))
         frames = namespace.frames if namespace.frames is not None else default_frames(checkpoint)
@@ -43,8 +43,8 @@ def main(words: Sequence[str]) -> int:
         num_actions, start = checkpoint.state["num_actions"], checkpoint
         run_dir = namespace.run_dir or default_run_dir(config)
     else:
-        from growtrain.collection import num_actions_of
-        from growtrain.weights import read_weights, save_initial
+        from growtrain.learners.foreign_weights import read_weights, save_initial
+        from growtrain.runs.acting import num_actions_of
 
         if namespace.at is not None:
             raise ConfigError("--at: a file of weights has no checkpoints: leave it out")

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, add_config_flags
+from growtrain.commands.commandline import Parser, add_config_flags
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
-from growtrain.config import ConfigError
+from growtrain.settings.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -29,9 +29,9 @@ def main(words: Sequence[str]) -> int:
     if fork is not None and (fork / "config.json").exists():
         raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
 
-    from growtrain.checkpoint import NeverSaved, open_newest
-    from growtrain.resuming import changed_config, done_injections, restart
     from growtrain.runfiles import require_unlocked
+    from growtrain.runs.checkpoint import NeverSaved, open_newest
+    from growtrain.runs.resuming import changed_config, done_injections, restart
     from growtrain.sweep.cells import progress
 
     if fork is None:
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     except NeverSaved:
         if fork is not None:
             raise
-        from growtrain.collection import num_actions_of
+        from growtrain.runs.acting import num_actions_of
 
         config, note = restart(run), "it ended before its first checkpoint: from the start"
         return run_training(config, run, num_actions_of(config.game), stop, [note])

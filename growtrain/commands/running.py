@@ -11,14 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import Config, ConfigError, flag
-from growtrain.growth.schedules import schedule_of
-from growtrain.presets import resolve
-from growtrain.tasks import canonical_game
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.environments.atari_scores import canonical_game
+from growtrain.settings.config import Config, ConfigError, flag
+from growtrain.settings.presets import resolve
+from growtrain.settings.schedules import schedule_of
 
 if TYPE_CHECKING:
-    from growtrain.checkpoint import Checkpoint
+    from growtrain.runs.checkpoint import Checkpoint
 
 COMMANDS = (
     "train",
@@ -131,15 +131,15 @@ def run_training(
     start: "Checkpoint | None" = None,
 ) -> int:
     """Trains under the display; returns the exit code."""
-    from growtrain.checkpoint import CheckpointFailed
-    from growtrain.display import open_display
     from growtrain.environments.atari import EnvironmentHung
     from growtrain.growth.transaction import GrowthFailed
     from growtrain.learners.double_dqn import Diverged
-    from growtrain.memory import check_memory
-    from growtrain.planning import make_plan
+    from growtrain.planning.costs import make_plan
+    from growtrain.planning.memory import check_memory
+    from growtrain.runs.checkpoint import CheckpointFailed
+    from growtrain.runs.loop import resolve_device, train
+    from growtrain.telemetry.display import open_display
     from growtrain.telemetry.trackers import check_trackers
-    from growtrain.training import resolve_device, train
 
     plan = make_plan(config, num_actions)
     device = resolve_device(config.device)

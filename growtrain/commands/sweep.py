@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.commands.running import StopSignals, add_stop_signal
-from growtrain.config import ConfigError
+from growtrain.settings.config import ConfigError
 
 if TYPE_CHECKING:
     from growtrain.sweep.executor import AbstractExecutor

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser
+from growtrain.commands.commandline import Parser
 from growtrain.commands.running import (
     COMMANDS,
     StopSignals,
@@ -12,7 +12,7 @@ from growtrain.commands.running import (
     read_configuration,
     run_training,
 )
-from growtrain.config import ConfigError
+from growtrain.settings.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -34,6 +34,6 @@ def main(words: Sequence[str]) -> int:
             f"--run-dir {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
         )
 
-    from growtrain.collection import num_actions_of
+    from growtrain.runs.acting import num_actions_of
 
     return run_training(config, run_dir, num_actions_of(config.game), stop, notes)

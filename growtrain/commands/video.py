@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commandline import Parser, reader
-from growtrain.config import ConfigError
+from growtrain.commands.commandline import Parser, reader
+from growtrain.settings.config import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> int:
     namespace = parser.parse_strict(words)
 
     try:
-        from growtrain.video import film
+        from growtrain.runs.video import film
     except ImportError as error:
         raise ConfigError(f"video: {error}: pip install 'growtrain[video]'") from error
 

@@ -47,7 +47,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from growtrain.tasks import canonical_game
+from growtrain.environments.atari_scores import canonical_game
 
 FRAME_SKIP: Final = 4
 STACK_SIZE: Final = 4
@@ -141,7 +141,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         """Loads the game; nothing is played before `start` or `reset`.
 
         Args:
-            game: any spelling that `growtrain.tasks.canonical_game` accepts.
+            game: any spelling that `growtrain.environments.atari_scores.canonical_game` accepts.
             num_envs: N, the number of lanes, at least 1.
             seed: of the run, 0 or more and of any size; see `lane_seed`.
             repeat_action_probability: of a sticky action, at every frame.

@@ -13,9 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from growtrain.config import Anchor, Config, Intervention
 from growtrain.growth.alternatives import Replacement, Slots, prepare
-from growtrain.growth.interventions import (
+from growtrain.growth.inject import (
     GrowthEvent,
     NotPreserved,
     count_parameters,
@@ -24,6 +23,7 @@ from growtrain.growth.interventions import (
     same_function,
 )
 from growtrain.networks.injected import InjectedHead
+from growtrain.settings.config import Anchor, Config, Intervention
 
 
 class GrowthFailed(RuntimeError):

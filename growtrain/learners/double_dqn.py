@@ -24,13 +24,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
-from growtrain.config import FRAME_SKIP, Config
+from growtrain.learners.optimizers import can_compile, make_optimizer
+from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
+from growtrain.networks.build import QNetwork
 from growtrain.networks.encoders import NatureEncoder, scale_frames
 from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initialize, make_head
 from growtrain.networks.injected import InjectedHead
-from growtrain.networks.q_network import QNetwork
-from growtrain.optimizers import can_compile, make_optimizer
-from growtrain.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
+from growtrain.settings.config import FRAME_SKIP, Config
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
 _CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growtrain.config import Activation
+from growtrain.settings.config import Activation
 
 
 class CReLU(nn.Module):

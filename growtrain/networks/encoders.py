@@ -8,8 +8,8 @@ Units: observations are uint8 in 0..255, scaled by 1/255 inside the network; fea
 import torch
 from torch import Tensor, nn
 
-from growtrain.config import Activation
 from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
+from growtrain.settings.config import Activation
 
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 

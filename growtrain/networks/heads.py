@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from growtrain.config import Activation, Normalization, OutputBias
 from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
+from growtrain.settings.config import Activation, Normalization, OutputBias
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 

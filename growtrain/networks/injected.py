@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from growtrain.config import Anchor, TrainableHeads
 from growtrain.networks.activations import CReLU, Fourier
 from growtrain.networks.heads import ConvolutionalHead, HiddenLinear, SharedBiasLinear, hidden_linear, initialize
+from growtrain.settings.config import Anchor, TrainableHeads
 
 _PROBE_BATCHES = (
     1,

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growtrain.config import Anchor
 from growtrain.diagnostics import dormant_fraction, effective_rank, weight_norm
-from growtrain.growth.interventions import inject
+from growtrain.growth.inject import inject
+from growtrain.learners.optimizers import CenteredRMSProp
+from growtrain.networks.build import QNetwork
 from growtrain.networks.encoders import NatureEncoder
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import Initializer, InjectedHead
-from growtrain.networks.q_network import QNetwork
-from growtrain.optimizers import CenteredRMSProp
 from growtrain.probe.settings import ProbeConfig, Setting
+from growtrain.settings.config import Anchor
 
 WARM, FRESH = "warm", "reset-all-every"  # the trunk, and the arm whose network is fresh in every task
 SHRINK = 0.8  # share of the old weights after shrink-perturb (SR-SPR, D'Oro et al. 2023)

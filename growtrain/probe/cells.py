@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from growtrain.config import ConfigError, flag
 from growtrain.networks.encoders import scale_frames
 from growtrain.probe.arms import WARM, Learner, arms, diagnose, error, learn, make_learner
 from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, require_known, setting_of
 from growtrain.probe.tasks import generator_of, make_targets, play
-from growtrain.provenance import describe_machine
 from growtrain.runfiles import run_lock, write_json
+from growtrain.runs.provenance import describe_machine
+from growtrain.settings.config import ConfigError, flag
 from growtrain.telemetry.sinks import JsonlSink, read_jsonl
 
 Record = dict[str, Any]

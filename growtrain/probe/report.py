@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtrain.config import ConfigError
+from growtrain.plasticity.verdicts import MIN_SEEDS, interval
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record, complete, read_config
 from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, setting_of
+from growtrain.settings.config import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
-from growtrain.verdicts import MIN_SEEDS, interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

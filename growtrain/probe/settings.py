@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from growtrain.config import ConfigError, OptimizerName, flag
+from growtrain.settings.config import ConfigError, OptimizerName, flag
 
 TargetKind = Literal["random", "value"]
 Sweep = Literal["none", "init"]

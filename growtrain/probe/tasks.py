@@ -34,11 +34,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from growtrain.checkpoint import load_learner
-from growtrain.collection import epsilon_greedy
-from growtrain.config import ConfigError
 from growtrain.environments.atari import FRAME_SHAPE, AtariEnvironment
 from growtrain.probe.settings import SIDES, Cell, ProbeConfig
+from growtrain.runs.acting import epsilon_greedy
+from growtrain.runs.checkpoint import load_learner
+from growtrain.settings.config import ConfigError
 
 NUM_LANES = 8
 SPACING = 16  # agent steps between the frames taken from a lane: neighbours differ visibly

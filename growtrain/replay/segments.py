@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from growtrain.replay.frame_ring import FrameRing
+from growtrain.replay.frames import FrameRing
 from growtrain.runfiles import Unreadable, read_plain, write_durably
 
 _CHUNK_FRAMES = 1024  # 7 MB of 84 x 84 pixels, the piece of work of one thread

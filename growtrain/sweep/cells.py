@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from growtrain.config import Config, ConfigError, flag, parse_count
-from growtrain.growth.schedules import make_schedule
-from growtrain.presets import resolve
+from growtrain.environments.atari_scores import ATARI_57, canonical_game
 from growtrain.runfiles import read_plain
-from growtrain.tasks import ATARI_57, canonical_game
+from growtrain.settings.config import Config, ConfigError, flag, parse_count
+from growtrain.settings.presets import resolve
+from growtrain.settings.schedules import make_schedule
 
 Status = Literal["pending", "running", "done", "failed"]
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from growtrain.config import format_count
-from growtrain.display import SafeStream, format_duration, printable, suits_live
+from growtrain.settings.config import format_count
 from growtrain.sweep.cells import Cell, Progress, progress
+from growtrain.telemetry.display import SafeStream, format_duration, printable, suits_live
 
 COLUMNS: Final = ("status", "game", "schedule", "seed", "config", "frames", "done", "frames/s", "eta", "attempts", "")
 _ORDER: Final = ("running", "failed", "pending", "done")  # what is seen first where there is not room for all

@@ -22,8 +22,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Final
 
-from growtrain.config import Config, ConfigError, Tracker
 from growtrain.runfiles import Unreadable, read_plain, write_json
+from growtrain.settings.config import Config, ConfigError, Tracker
 
 _WAITING: Final = 10_000  # records that may wait for a tracker: some 10 MB, more than a run of 200M frames makes
 _REACH_SECONDS: Final = 30.0  # W&B's wait for its server, at the beginning and at the end

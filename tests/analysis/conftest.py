@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from growtrain.presets import resolve
+from growtrain.settings.presets import resolve
 
 FLOPS = {"fixed": [2_000_000], "grow1x": [2_000_000, 3_000_000], "full3x": [5_000_000]}
 WriteRun = Callable[..., Path]

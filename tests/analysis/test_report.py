@@ -18,9 +18,9 @@ from growtrain.analysis import plots
 from growtrain.analysis.commands import command_of, shell_line
 from growtrain.analysis.pages import Figure, Heading, Items, Listing, Paragraph, Table, to_html, to_markdown, visible
 from growtrain.analysis.report import compose
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import Config
-from growtrain.presets import resolve
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.settings.config import Config
+from growtrain.settings.presets import resolve
 
 from .conftest import WriteRun
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from growtrain.analysis.runs import find_runs, flatten, ledger_notes, read_run, series, training_curve
-from growtrain.config import ConfigError
 from growtrain.runfiles import run_lock
+from growtrain.settings.config import ConfigError
 from growtrain.sweep.cells import expand
 from growtrain.sweep.ledger import Ledger
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from growtrain.config import Config
+from growtrain.settings.config import Config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -133,7 +133,7 @@ def test_a_tiny_measurement(throughput, monkeypatch, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_the_other_side_learns_in_pieces_at_the_same_ratio(throughput):
     pytest.importorskip("stable_baselines3")
-    from growtrain.presets import paper
+    from growtrain.settings.presets import paper
 
     config = paper(num_envs=2, batch_size=2, width=8, learning_starts=32, replay_capacity=64, schedule="fixed")
     arms: dict = {}

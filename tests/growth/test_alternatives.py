@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growtrain.config import Config, Intervention
 from growtrain.growth import transaction
 from growtrain.growth.alternatives import dormancy_scores, widen
-from growtrain.growth.interventions import GrowthEvent
+from growtrain.growth.inject import GrowthEvent
 from growtrain.growth.transaction import GrowthFailed, apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import InjectedHead
+from growtrain.settings.config import Config, Intervention
 
 ACTIONS, WIDTH = 4, 32
 INTERVENTIONS: tuple[Intervention, ...] = get_args(Intervention)

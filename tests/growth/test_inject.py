@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import growtrain
 from growtrain import InjectedHead, inject
-from growtrain.config import Config
 from growtrain.growth import transaction
-from growtrain.growth.interventions import NotPreserved, nearly_equal
+from growtrain.growth.inject import NotPreserved, nearly_equal
 from growtrain.growth.transaction import GrowthFailed, grow
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.optimizers import CenteredRMSProp
+from growtrain.learners.optimizers import CenteredRMSProp
+from growtrain.settings.config import Config
 
 ANCHORS = ("frozen", "zero", "mirrored")
 OPTIMIZERS = {

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from growtrain.config import Config
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.replay.frame_ring import FrameRing
+from growtrain.replay.frames import FrameRing
+from growtrain.settings.config import Config
 
 ACTIONS, BATCH, ELSEWHERE = 5, 8, torch.device("meta")
 SETTINGS: list[dict[str, Any]] = [

@@ -9,12 +9,12 @@ import torch._dynamo
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from growtrain.config import Config
 from growtrain.growth.transaction import apply, grow
-from growtrain.learners.captured import CapturedUpdate
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.graph import CapturedUpdate
+from growtrain.learners.optimizers import CenteredRMSProp, can_compile
 from growtrain.networks.heads import SpectralLinear
-from growtrain.optimizers import CenteredRMSProp, can_compile
+from growtrain.settings.config import Config
 
 ACTIONS, BATCH = 5, 16
 

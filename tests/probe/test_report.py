@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from growtrain.plasticity.verdicts import _T_975
 from growtrain.probe import report as probe_report
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record
 from growtrain.probe.report import DEFAULT_INIT, Difference, comparisons, effects, paired, report, verdicts
 from growtrain.probe.settings import ProbeConfig
-from growtrain.verdicts import _T_975
 
 CONFIG = ProbeConfig(num_tasks=8)
 ABOUT = {

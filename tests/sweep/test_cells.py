@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from growtrain.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.config import ConfigError
-from growtrain.presets import resolve
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.environments.atari_scores import ATARI_57
+from growtrain.settings.config import ConfigError
+from growtrain.settings.presets import resolve
 from growtrain.sweep.cells import Progress, expand, growtrain_words, progress, sweep_words
-from growtrain.tasks import ATARI_57
 
 
 def parsed(words: list[str] | tuple[str, ...]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from growtrain.__main__ import main
-from growtrain.checkpoint import open_newest
 from growtrain.runfiles import RunLocked, require_unlocked
+from growtrain.runs.checkpoint import open_newest
 from growtrain.sweep.cells import Cell
 from growtrain.sweep.ledger import Ledger
 from growtrain.telemetry.sinks import read_jsonl

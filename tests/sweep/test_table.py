@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from growtrain.display import SafeStream
 from growtrain.sweep.cells import Cell, Status
 from growtrain.sweep.table import LiveTable, PlainTable, last_words, open_table, render
+from growtrain.telemetry.display import SafeStream
 
 
 def cell(id: int, status: Status, **changes: object) -> Cell:

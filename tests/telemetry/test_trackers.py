@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from growtrain.__main__ import main
-from growtrain.checkpoint import load_learner, open_newest
-from growtrain.config import Config, ConfigError
+from growtrain.runs.checkpoint import load_learner, open_newest
+from growtrain.runs.loop import train
+from growtrain.settings.config import Config, ConfigError
 from growtrain.telemetry import trackers
 from growtrain.telemetry.sinks import RunSinks, read_jsonl
 from growtrain.telemetry.trackers import check_trackers, open_trackers
-from growtrain.training import train
 
 RECORDS: list[dict[str, Any]] = [
     {"frames": 1000, "loss": 0.5, "episode_return": None, "seconds": {"learn": 2.0}},

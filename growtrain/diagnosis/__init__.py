@@ -1,0 +1,1 @@
+"""One agent examined: copies of its run with and without an intervention, and what they say."""

@@ -1,0 +1,236 @@
+"""A diagnosis and how it is told: as JSON, as a Markdown page, as a figure, and as the command to run next.
+
+Units: frames; returns are true scores; gains are shares (see `verdicts`).
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from growtrain.plasticity.learning_test import Copy, LearningTest, mean_errors
+from growtrain.plasticity.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_most
+from growtrain.settings.config import format_count
+
+Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+# Interventions that mend a place, and the evidence for each; the first that has shown a gain is the one to use.
+_MENDS: dict[Place, dict[str, str]] = {
+    "head": {"inject": "inject", "reset-head": "reset-head"},
+    "encoder": {"reset-encoder": "reset-encoder"},
+    "optimizer": {"fresh-optimizer": "fresh-optimizer"},
+    "network": {"reset-all": "fresh-network"},
+}
+_SAYS = {"gain": "a clear gain", "no gain": "clearly no gain", "unclear": "unclear"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a diagnosis does.
+
+    Attributes:
+        frames: budget of every fork.
+        seeds: forks of every arm; the first has the run's own seed.
+        arms: of the forks, `untouched` among them; empty for the learning test only.
+        threshold: least gain that counts, see `verdicts`.
+        test: the learning test.
+    """
+
+    frames: int
+    seeds: int = 3
+    arms: tuple[Arm, ...] = ARMS
+    threshold: float = 0.1
+    test: LearningTest = LearningTest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What a diagnosis found, as in `diagnosis.json`.
+
+    Attributes:
+        run: the run's directory.
+        game: that it plays.
+        frames: of the checkpoint.
+        total_frames: budget of the run.
+        settings: what was done.
+        errors: of the learning test, by copy: one list a seed, one error a mark.
+        curves: mean training return of every fork's own episodes by arm, one list a seed of (frames, return or None).
+        returns: the same over the whole fork.
+        evaluations: score of its last evaluation, None where no episode came to its end.
+        return_scale: points that are a gain of 1: what the untouched forks earn above random play.
+        verdict: the answer.
+    """
+
+    run: str
+    game: str
+    frames: int
+    total_frames: int
+    settings: Settings
+    errors: dict[Copy, list[list[float]]]
+    curves: dict[Arm, list[list[tuple[int, float | None]]]]
+    returns: dict[Arm, list[float | None]]
+    evaluations: dict[Arm, list[float | None]]
+    return_scale: float
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, and the next command."""
+        return dataclasses.asdict(self) | {"next_command": next_command(self)}
+
+
+def next_command(diagnosis: Diagnosis) -> str:
+    """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
+    run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
+    at = f"--at {diagnosis.frames}"
+    if found.outcome == "lost" and found.located:
+        mend, evidence = _mend(found)
+        forked = found.gains["returns"].get(evidence)
+        if (
+            forked and forked.sign == "no gain"
+        ):  # it cannot learn, and to begin anew has cost more than that gave, so far
+            return _ask_again(diagnosis, f"--arms untouched,{mend}", settings.seeds, settings.test)
+        budget = max(settings.frames, diagnosis.frames // 2)
+        return f"growtrain rescue {run} {at} --intervention {mend} --frames {format_count(budget)}"
+    if found.outcome == "not lost":
+        done = diagnosis.frames >= diagnosis.total_frames
+        return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
+    # The width of an interval falls with the root of the seeds, and the noise of a mean return with the root of the frames.
+    test, learned = settings.test, learned_most(mean_errors(diagnosis.errors))
+    updates = test.updates if learned >= MIN_LEARNED else 4 * test.updates
+    more = dataclasses.replace(test, seeds=2 * test.seeds, updates=updates)
+    return _ask_again(diagnosis, "", max(5, 2 * settings.seeds), more)
+
+
+def _mend(found: Verdict) -> tuple[str, str]:
+    """What mends the place with the largest gain, and the name of the evidence that it does."""
+    mends = _MENDS[found.places[0]]
+    for mend, evidence in mends.items():
+        if any(gains[evidence].sign == "gain" for gains in found.gains.values() if evidence in gains):
+            return mend, evidence
+    return next(iter(mends.items()))
+
+
+def _ask_again(diagnosis: Diagnosis, arms: str, seeds: int, test: LearningTest) -> str:
+    """The command of a larger diagnosis of the same checkpoint, with a directory of its own."""
+    run, settings = shlex.quote(diagnosis.run), diagnosis.settings
+    frames = 4 * settings.frames
+    forks = f"--frames {format_count(frames)} --seeds {seeds}" if settings.arms else "--learning-test-only"
+    threshold = "" if settings.threshold == Settings.threshold else f"--threshold {settings.threshold:g}"
+    asked = f"--learning-seeds {test.seeds} --learning-updates {test.updates}"
+    size = f"{f'{seeds}x{format_count(frames)}-' if settings.arms else ''}{test.seeds}x{test.updates}"
+    words = ("growtrain diagnose", run, f"--at {diagnosis.frames}", arms, forks, asked, threshold)
+    return " ".join(filter(None, words)) + f" --output {run}/diagnosis-{diagnosis.frames}-{size}"
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """The Markdown page: verdict, next command, findings, evidence, and how it was measured."""
+    found, settings, test = diagnosis.verdict, diagnosis.settings, diagnosis.settings.test
+    lines = [
+        f"# {diagnosis.game} at {format_count(diagnosis.frames)} frames",
+        "",
+        f"**{found.sentence}**",
+        "",
+        f"Next: `{next_command(diagnosis)}`",
+        "",
+        "| place | was plasticity lost? | because |",
+        "|---|---|---|",
+        *(f"| {finding.place} | {finding.outcome} | {finding.reason} |" for finding in found.findings),
+        "",
+        *_table(diagnosis),
+        "",
+        (
+            "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
+            f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
+            f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
+            "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned."
+        ),
+    ]
+    if diagnosis.returns:
+        lines += [
+            "",
+            (
+                f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
+                f"a share of {diagnosis.return_scale:.4g} points: what untouched forks earn above random play, or if that is less "
+                "a hundredth of the way to human play. "
+                "Evaluations are reported, not judged, and left out where no episode came to its end."
+            ),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(diagnosis: Diagnosis) -> list[str]:
+    lines = [
+        "| evidence | made fresh | error or return | evaluation | gain | by seed | says |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for copy, means in mean_errors(diagnosis.errors).items():
+        gain = diagnosis.verdict.gains["learning"].get(copy)
+        error = f"{np.mean(means):.3f}"
+        lines.append(f"| learning test | {'nothing' if gain is None else copy} | {error} | | {_gain_cells(gain)} |")
+    for arm, returns in diagnosis.returns.items():
+        gain = diagnosis.verdict.gains["returns"].get(arm)
+        name = "nothing" if gain is None else arm
+        scores = f"{_mean(returns)} | {_mean(diagnosis.evaluations[arm])}"
+        lines.append(f"| returns | {name} | {scores} | {_gain_cells(gain)} |")
+    return lines
+
+
+def _gain_cells(gain: Gain | None) -> str:
+    if gain is None:
+        return "| |"
+    mean = "-" if gain.mean is None else f"{gain.mean:+.1%}"
+    ends = "" if gain.low is None else f" [{gain.low:+.1%}, {gain.high:+.1%}]"
+    return f"{mean}{ends} | {', '.join(f'{value:+.1%}' for value in gain.values)} | {_SAYS[gain.sign]}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.4g}" if known else "-"
+
+
+def draw(diagnosis: Diagnosis, path: Path) -> None:
+    """Writes the figure: the gains of both kinds of evidence with their intervals, and the forks' returns over frames.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    forked = bool(diagnosis.returns)
+    figure = Figure(figsize=(13 if forked else 5.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3 if forked else 1, squeeze=False)[0]
+    titles: dict[Kind, str] = {"learning": "learning test", "returns": "forks: mean training return"}
+    for axes, kind in zip(panels, titles, strict=False):
+        gains = list(reversed(diagnosis.verdict.gains[kind].values()))
+        for row, gain in enumerate(gains):
+            axes.plot(gain.values, [row] * len(gain.values), "o", color="0.6", markersize=4)
+            if gain.mean is not None:
+                axes.plot(gain.mean, row, "D", color="C0")
+            if gain.low is not None and gain.high is not None:
+                axes.plot([gain.low, gain.high], [row, row], color="C0", linewidth=2)
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.axvline(diagnosis.settings.threshold, color="C3", linestyle="--", linewidth=0.8)
+        axes.set_yticks(range(len(gains)), [gain.name for gain in gains])
+        axes.set_ylim(-0.6, len(gains) - 0.4)
+        axes.xaxis.set_major_formatter("{x:.0%}")
+        axes.set(title=titles[kind], xlabel="gain over the network as it is (dashed: threshold)")
+    if forked:
+        for number, (arm, curves) in enumerate(diagnosis.curves.items()):
+            for curve in curves:
+                points = [(frames, score) for frames, score in curve if score is not None]
+                if points:
+                    axes_label = arm if curve is curves[0] else None
+                    panels[2].plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.7, label=axes_label)
+        panels[2].set(title="forks: running mean return", xlabel="frames", ylabel="score")
+        panels[2].locator_params(axis="x", nbins=4)
+        panels[2].xaxis.set_major_formatter(lambda frames, _: format_count(frames))
+        if panels[2].get_legend_handles_labels()[0]:
+            panels[2].legend(fontsize="small")
+    figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
+    with matplotlib.rc_context({"svg.hashsalt": "diagnosis", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,190 @@
+"""Weights of a Nature DQN from elsewhere: a PyTorch or safetensors file, its tensors found by their shapes.
+
+    CleanRL              network.0, .2, .4 (convolutions), network.7 and .9 (linear); also q_network.*
+    Stable-Baselines3    q_net.features_extractor.cnn.0, .2, .4, q_net.features_extractor.linear.0, q_net.q_net.0  (policy.pth of its .zip)
+    Dopamine's shape     any names: conv 8x8, 4x4 and 3x3, then linear and linear
+
+What they have in common with `QNetwork`: frames / 255, the newest of four frames last, and features flattened channel by channel. A network
+with other conventions has the same shapes and is taken without complaint; that its scores hold in the new run is how to know.
+
+Nothing in a file can run code: PyTorch's are read with `weights_only=True`.
+
+Units: tensors are float32.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.runfiles import Unreadable, read_plain, write_durably
+from growtrain.settings.config import ConfigError
+
+_KERNELS = (8, 4, 3)
+_POSITIONS = 49  # of the last convolution's output, 7 x 7
+_MAX_BYTES = 1 << 30
+_INITIAL = "initial.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A network's weights under the names of `QNetwork`.
+
+    Attributes:
+        tensors: by name, as its `state_dict` has them before any injection.
+        width: hidden units of the head.
+        encoder_width: factor on the channels.
+        num_actions: A.
+        shared_bias: whether the output layer has one bias for all actions.
+        sources: the name in the file of each.
+    """
+
+    tensors: dict[str, Tensor]
+    width: int
+    encoder_width: float
+    num_actions: int
+    shared_bias: bool
+    sources: dict[str, str]
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads and recognises a file of weights.
+
+    Raises:
+        ConfigError: it cannot be read safely, or holds no Nature DQN; the line says which tensors it has.
+    """
+    return recognise(_read(path), path)
+
+
+def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
+    """Finds the five layers of a Nature DQN among `tensors` by their shapes; target networks and optimizers are passed over.
+
+    Raises:
+        ConfigError: a layer is missing, there are two that fit, or there are tensors beside them.
+    """
+    own = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(part in name.lower() for part in ("target", "optim"))
+    }
+
+    def find(what: str, *shape: int | None) -> str:
+        fitting = [
+            name
+            for name, tensor in own.items()
+            if tensor.dim() == len(shape) and all(n in (None, m) for n, m in zip(shape, tensor.shape, strict=True))
+        ]
+        if len(fitting) != 1:
+            found = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in own.items())
+            raise ConfigError(
+                f"{path} is not a Nature DQN: it has {len(fitting) or 'no'} {what}; wanted are three convolutions (8x8, 4x4, "
+                f"3x3) on 4 frames and two linear layers, found: {found[:600] or 'no tensor'}"
+            )
+        return fitting[0]
+
+    sources: dict[str, str] = {}
+    channels, widths = 4, []
+    for index, kernel in enumerate(_KERNELS):
+        name = find(f"convolution of {channels} channels, {kernel}x{kernel}", None, channels, kernel, kernel)
+        sources[f"encoder.layers.{2 * index}"] = name
+        channels = own[name].shape[0]
+        widths.append(channels)
+    hidden = find(f"linear layer of {channels * _POSITIONS} features", None, channels * _POSITIONS)
+    width = own[hidden].shape[0]
+    output = find(f"linear layer of {width} features", None, width)
+    sources |= {"head.live.0": hidden, "head.live.2": output}
+    encoder_width = widths[0] / 32
+    if widths != [max(1, round(full * encoder_width)) for full in (32, 64, 64)]:
+        raise ConfigError(
+            f"{path} has convolutions of {widths} channels: wanted are 32, 64 and 64, or a multiple of them"
+        )
+    found: dict[str, Tensor] = {}
+    for layer, name in sources.items():
+        bias = name.removesuffix("weight") + "bias"
+        if not name.endswith("weight") or bias not in own:
+            raise ConfigError(f"{path}: {name} has no bias beside it: every layer of a Nature DQN has one")
+        found |= {f"{layer}.weight": own.pop(name), f"{layer}.bias": own.pop(bias)}
+    if own:
+        raise ConfigError(
+            f"{path} has tensors that a Nature DQN does not have, and would play otherwise: {', '.join(own)[:300]}"
+        )
+    for name, tensor in found.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ConfigError(f"{path}: {name} holds values that are not finite numbers: take an earlier file")
+    return Weights(
+        tensors={name: tensor.to(torch.float32).contiguous() for name, tensor in found.items()},
+        width=width,
+        encoder_width=encoder_width,
+        num_actions=found["head.live.2.weight"].shape[0],
+        shared_bias=found["head.live.2.bias"].numel() == 1,
+        sources=sources,
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_safetensors(read_plain(path, _MAX_BYTES))
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is not a safetensors file: {error}") from error
+    if path.suffix not in (".pt", ".pth"):
+        hint = ": take policy.pth out of it first" if path.suffix == ".zip" else ""
+        raise ConfigError(f"{path} is neither a run's directory nor a .pt, .pth or .safetensors file{hint}")
+    try:
+        return _flatten(torch.load(path, map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # what is not a file of weights fails in many ways
+        raise ConfigError(
+            f"{path} is not a file of weights alone ({_first_line(error)}): save model.state_dict() by torch.save"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong in a line of plain text."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _flatten(tree: Any, path: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries by dotted path."""
+    if isinstance(tree, Tensor):
+        return {path: tree}
+    if not isinstance(tree, dict):
+        return {}
+    found: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        found |= _flatten(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
+def save_initial(weights: Weights, run_dir: Path) -> None:
+    """Puts the weights into a run's directory, for the run to begin with, however often it has to begin."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_durably(run_dir / _INITIAL, save_safetensors(weights.tensors))
+
+
+def load_initial(learner: DoubleDQN, run_dir: Path) -> None:
+    """Begins with the weights that `save_initial` left, in both networks; does nothing where there are none.
+
+    Raises:
+        Unreadable: the file is damaged, or not of this configuration.
+    """
+    path = run_dir / _INITIAL
+    if not path.exists():
+        return
+    try:
+        tensors = load_safetensors(read_plain(path, _MAX_BYTES))
+        for network in (learner.online, learner.target):
+            network.load_state_dict(tensors)
+        learner.initial.clear()  # what it keeps to, if to anything, is what it begins with
+        learner.rebuild()
+    except (SafetensorError, RuntimeError) as error:
+        raise Unreadable(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,339 @@
+"""What a run will cost, before anything runs: parameters, FLOPs, memory, disk. Its speed is measured in `growtrain.planning.speed`.
+
+The anchors of Nikishin et al. (2023, section 4) add two frozen heads per injection, which carry gradients into the encoder for ever;
+`zero` and `mirrored` add one; a frozen encoder needs none of those gradients. Here is what that comes to against a full-width network.
+
+Conventions: 2 FLOPs per multiply-add; matrix products and convolutions only. A layer of M multiply-adds costs M forward, M more for its
+weights' gradient if it trains, and M more for its input's gradient if something below it trains, which the first convolution never needs.
+
+Units: frames; FLOPs; bytes (GB = 10^9).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
+from growtrain.growth.inject import count_parameters
+from growtrain.learners.double_dqn import make_parts
+from growtrain.networks.activations import outputs_per_unit
+from growtrain.plasticity.measurer import STATES
+from growtrain.replay.frames import replay_bytes, rows_per_lane
+from growtrain.runs.acting import updates_due
+from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.schedules import schedule_of
+
+PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
+SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
+FROZEN_HEADS_PER_INJECTION = {
+    "frozen": 2,
+    "zero": 1,
+    "mirrored": 1,
+}  # the old live head, and the anchor if there is one
+
+# Assumptions about memory and disk, on the generous side of what was seen on Linux x86-64; bytes unless said.
+PROCESS_BYTES = 384 * 2**20  # Python, PyTorch, TorchRL: 330 MiB resident after import, and what a run adds
+LANE_BYTES = 8 * 2**20  # two emulators, 4 MiB each: one for training, one for evaluation
+CUDA_HOST_BYTES = 2 * 2**30  # CUDA's libraries and pinned memory
+CUDA_DEVICE_BYTES = 1 * 2**30  # CUDA context, workspaces of cuBLAS and cuDNN, graph pools
+COMPRESSED_REPLAY = 0.05  # share of its size; zlib takes the frames of four games to 1.5-4 %
+CHECKPOINTS = 2  # the newest and one being written, besides the ones that --keep keeps; what they share counts for each
+LINE_BYTES = 2_000  # a line of metrics.jsonl, 500 bytes, and what other sinks make of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """The sizes of the encoder and of one head, from which everything else follows.
+
+    Attributes:
+        convolutions: multiply-adds per observation of each convolution of the encoder, from the input up.
+        head_convolutions, hidden, output: the same of the convolutions that are in the head, and of its two linear layers.
+        encoder_gram, head_gram: multiply-adds of W W^T of the layers of each but the output, if `parseval` needs them.
+        encoder_parameters, head_parameters: numbers of parameters.
+        encoder_activations, head_activations: floats per observation that a forward pass keeps for its backward pass.
+    """
+
+    convolutions: tuple[int, ...]
+    head_convolutions: tuple[int, ...]
+    hidden: int
+    output: int
+    encoder_gram: int
+    head_gram: int
+    encoder_parameters: int
+    head_parameters: int
+    encoder_activations: int
+    head_activations: int
+
+    @property
+    def head(self) -> int:
+        """Multiply-adds per observation of one head."""
+        return sum(self.head_convolutions) + self.hidden + self.output
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFlops:
+    """The FLOPs of one update by what they are for; `live` are the heads that train, `frozen` all the others together."""
+
+    encoder_forward: int
+    encoder_weight_gradients: int
+    encoder_input_gradients: int
+    live_forward: int
+    live_weight_gradients: int
+    live_input_gradients: int
+    frozen_forward: int
+    frozen_input_gradients: int
+    regularizer: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What one stage costs.
+
+    Attributes:
+        stage: injections done.
+        start_frame, end_frame: its frames, the end excluded.
+        updates, policy_steps: gradient steps, and agent steps for which the network is asked (it is not while epsilon is 1).
+        evaluation_frames: frames of the evaluations made in it.
+        live_width, frozen_width: hidden units of the heads that train, and of the others, together.
+        parameters_total, parameters_trainable: of the online network.
+        flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
+    """
+
+    stage: int
+    start_frame: int
+    end_frame: int
+    updates: int
+    policy_steps: int
+    evaluation_frames: int
+    live_width: int
+    frozen_width: int
+    parameters_total: int
+    parameters_trainable: int
+    flops_per_update: int
+    flops_per_action: int
+
+    @property
+    def frames(self) -> int:
+        """Frames played in the stage."""
+        return self.end_frame - self.start_frame
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the stage's training: updates and acting, without evaluation."""
+        return self.updates * self.flops_per_update + self.policy_steps * self.flops_per_action
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak memory in bytes, by what it is for.
+
+    Attributes:
+        replay: the whole ring; `replay_index` of it is on the host wherever the learner is.
+        networks: online and target twice over (an injection keeps the old ones to go back to), gradients, slots, temporaries.
+        batch: the batches drawn at once and an update's activations.
+        process: everything else on the host.
+    """
+
+    replay: int
+    replay_index: int
+    networks: int
+    batch: int
+    process: int
+
+    def needed(self, device_type: str) -> dict[str, int]:
+        """Bytes of `host` and, for a learner on `cuda`, of `GPU` memory."""
+        learner = self.replay - self.replay_index + self.networks + self.batch
+        if device_type == "cpu":
+            return {"host": self.process + self.replay_index + learner}
+        return {"host": self.process + self.replay_index + CUDA_HOST_BYTES, "GPU": learner + CUDA_DEVICE_BYTES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run's costs; `disk_bytes` is the most that its directory takes."""
+
+    config: Config
+    num_actions: int
+    stages: tuple[StageCost, ...]
+    memory: Memory
+    disk_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all training: updates and acting."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def evaluation_flops(self) -> int:
+        """FLOPs of acting in evaluations."""
+        return sum(stage.evaluation_frames // FRAME_SKIP * stage.flops_per_action for stage in self.stages)
+
+
+def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
+    """Reads the sizes off the layers of an encoder and a head `width` wide, built without memory."""
+    with torch.device("meta"):
+        encoder, head = make_parts(config, num_actions, width)
+    side = FRAME_SHAPE[0]
+    hidden, output = (layer.weight for layer in head if isinstance(layer, nn.Linear))
+    # Before and after normalisation and activation.
+    kept_per_unit = 1 + (config.weight_projection == "nap") + outputs_per_unit(config.activation)
+    convolutions: tuple[list[int], list[int]] = ([], [])  # of the encoder, of the head
+    grams = [0, len(hidden) * hidden.numel()]
+    activations = [STACK_SIZE * math.prod(FRAME_SHAPE), kept_per_unit * len(hidden) + num_actions]
+    for part, module in enumerate((encoder, head)):
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
+                convolutions[part].append(layer.weight.numel() * side * side)
+                grams[part] += layer.out_channels * layer.weight.numel()
+                activations[part] += kept_per_unit * layer.out_channels * side * side
+    parseval = config.regularizer == "parseval" and config.regularizer_strength > 0
+    return NetworkShape(
+        convolutions=tuple(convolutions[0]),
+        head_convolutions=tuple(convolutions[1]),
+        hidden=hidden.numel(),
+        output=output.numel(),
+        encoder_gram=parseval * grams[0],
+        head_gram=parseval * grams[1],
+        encoder_parameters=count_parameters(encoder),
+        head_parameters=count_parameters(head),
+        encoder_activations=activations[0],
+        head_activations=activations[1],
+    )
+
+
+def update_flops(
+    shape: NetworkShape, batch_size: int, num_frozen: int, encoder_trains: bool, num_live: int = 1
+) -> UpdateFlops:
+    """The FLOPs of one Double-DQN update with `num_frozen` heads that do not train beside the `num_live` that do.
+
+    From the first target copy after the encoder froze, on the default execution: online and target then share what is frozen, the other
+    heads only if none of them trains.
+    """
+    flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.head
+    encoder_trains = encoder_trains and encoder > 0
+    first = (*shape.head_convolutions, shape.hidden)[0]  # of a head's layers, what lies below it is the encoder
+    encoder_passes = PASSES if encoder_trains else SHARED_PASSES
+    frozen_passes = PASSES if encoder_trains or num_live > 1 else SHARED_PASSES
+    return UpdateFlops(
+        encoder_forward=flops * encoder_passes * encoder,
+        encoder_weight_gradients=flops * encoder_trains * encoder,
+        encoder_input_gradients=flops * encoder_trains * sum(shape.convolutions[1:]),
+        live_forward=flops * PASSES * num_live * head,
+        live_weight_gradients=flops * num_live * head,
+        live_input_gradients=flops * num_live * (head - first + encoder_trains * first),
+        frozen_forward=flops * frozen_passes * num_frozen * head,
+        frozen_input_gradients=flops * encoder_trains * num_frozen * head,
+        regularizer=2
+        * 3
+        * (encoder_trains * shape.encoder_gram + num_live * shape.head_gram),  # a product, two for its gradient
+    )
+
+
+def make_plan(config: Config, num_actions: int) -> Plan:
+    """The costs of a run of `config` on a game with `num_actions` actions; raises `ConfigError` for an impossible schedule."""
+    schedule = schedule_of(config)
+    at_random = config.learning_starts // FRAME_SKIP if config.epsilon_start >= 1 else 0
+    stages, end = [], 0
+    for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
+        start, end = end, end + frames
+        first, last = start // FRAME_SKIP, end // FRAME_SKIP
+        width = config.width * (schedule.width_multiplier + (stage if schedule.widens else 0))
+        shape = network_shape(config, num_actions, width)
+        injections = stage if schedule.intervention == "inject" else 0
+        num_live = 1 + (injections if config.trainable_heads == "all" else 0)
+        num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
+        encoder_trains = not 0 < config.freeze_encoder_at <= stage
+        flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live)
+        cost = StageCost(
+            stage=stage,
+            start_frame=start,
+            end_frame=end,
+            updates=updates_due(config, last) - updates_due(config, first),
+            policy_steps=max(last, at_random) - max(first, at_random),
+            evaluation_frames=_evaluations(config, start, end) * config.eval_frames,
+            live_width=num_live * width,
+            frozen_width=(num_heads - num_live) * width,
+            parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters,
+            parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
+            flops_per_update=flops.total,
+            flops_per_action=2 * (sum(shape.convolutions) + num_heads * shape.head),
+        )
+        stages.append(cost)
+    memory = _memory(config, shape, num_heads, stages)
+    trainable = max(stage.parameters_trainable for stage in stages)
+    parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
+    parameters += config.keeps_initial_weights * trainable
+    lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
+    if config.diagnostics_period:
+        parameters += trainable  # the initial ones
+        lines += config.total_frames // config.diagnostics_period + 2 * (len(stages) - 1)
+    checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
+    disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
+    return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
+
+
+def full_width(config: Config) -> Config:
+    """The baseline to compare with: the width that growth ends with, from the start. A run that never grows is its own."""
+    schedule = schedule_of(config)
+    if not schedule.injection_frames or not (schedule.widens or schedule.intervention == "inject"):
+        return config
+    width = config.width * (1 + len(schedule.injection_frames))
+    return dataclasses.replace(config, schedule="fixed", intervention="inject", width=width)
+
+
+def _evaluations(config: Config, start: int, end: int) -> int:
+    """Evaluations in (start, end]: at every multiple of the period, and at the end of the run."""
+    if not config.eval_period:
+        return 0
+    return (
+        end // config.eval_period
+        - start // config.eval_period
+        + (end == config.total_frames and end % config.eval_period > 0)
+    )
+
+
+def updates_at_once(config: Config) -> int:
+    """Updates owed after one step of all lanes, rounded up; their batches are drawn together."""
+    return math.ceil(config.num_envs * config.replay_ratio)
+
+
+def _measured_bytes(config: Config) -> int:
+    """The states that diagnostics keep from one record to the next."""
+    return STATES * STACK_SIZE * math.prod(FRAME_SHAPE) if config.diagnostics_period else 0
+
+
+def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[StageCost]) -> Memory:
+    """Of the last stage, whose network has `num_heads` heads of this shape."""
+    last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
+    trainable = max(stage.parameters_trainable for stage in stages)
+    at_once = 2 * batch_size  # activations and their gradients
+    if config.diagnostics_period:
+        at_once = max(at_once, STATES)
+    activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
+    drawn = updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
+    return Memory(
+        replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
+        replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
+        # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.
+        networks=4
+        * (
+            2 * 2 * last.parameters_total
+            + (4 + config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable
+        ),
+        batch=drawn + activations + 2 * _measured_bytes(config),
+        process=PROCESS_BYTES + LANE_BYTES * lanes,
+    )
+
+
+def format_bytes(count: int) -> str:
+    """As in `1.50 GB`, of 10^9 bytes."""
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,168 @@
+"""How fast a planned run would be on this machine: real updates of every stage, and real environments, are timed.
+
+Units: seconds; hours where a name says so.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
+from growtrain.growth.transaction import apply
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.graph import CapturedUpdate
+from growtrain.planning.allocator import keep_freed_memory
+from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
+from growtrain.replay.frames import Transitions
+from growtrain.runs.acting import make_environment
+from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.schedules import schedule_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds per stage of one update and of one action of all lanes, from `timed` updates.
+
+    `spread` is the worst stage's (slowest - fastest) / median over its blocks of updates: large where the machine is busy.
+    """
+
+    update_seconds: tuple[float, ...]
+    act_seconds: tuple[float, ...]
+    timed: int
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What was measured on this machine.
+
+    Attributes:
+        machine: the device, in words.
+        run, baseline: times of the run and of its full-width baseline.
+        environment_seconds: one step of all lanes.
+        overlapped: updates on a GPU run while the environments step; on a CPU both use the same cores, so their times add up.
+    """
+
+    machine: str
+    run: Timing
+    baseline: Timing
+    environment_seconds: float
+    overlapped: bool
+
+    def projected_hours(self, plan: Plan, timing: Timing) -> list[float]:
+        """Hours of training per stage: acting, environments, updates; not evaluation, sampling, logging or checkpoints."""
+        hours, lanes = [], plan.config.num_envs
+        for cost, update, act in zip(plan.stages, timing.update_seconds, timing.act_seconds, strict=True):
+            learning, playing = cost.updates * update, cost.frames / FRAME_SKIP / lanes * self.environment_seconds
+            both = max(learning, playing) if self.overlapped else learning + playing
+            hours.append((cost.policy_steps / lanes * act + both) / 3600)
+        return hours
+
+    def evaluation_hours(self, plan: Plan) -> float:
+        """Hours of all evaluations."""
+        frames = (cost.evaluation_frames for cost in plan.stages)
+        steps = zip(frames, self.run.act_seconds, strict=True)
+        return sum(n / FRAME_SKIP / plan.config.num_envs * (act + self.environment_seconds) for n, act in steps) / 3600
+
+
+def measure_speed(config: Config, num_actions: int, device: torch.device, *, seconds: float = 6.0) -> Speed:
+    """Times real updates of a learner grown stage by stage and of the full-width baseline, and steps real environments.
+
+    Takes about `seconds`, longer on slow machines; batches are noise. Sets torch's number of threads as a run does.
+    """
+    torch.set_num_threads(config.threads)
+    baseline = full_width(config)
+    share = 0.75 * seconds / (len(make_plan(config, num_actions).stages) + (baseline != config))
+    run = _time_stages(config, num_actions, device, share)
+    cuda = device.type == "cuda"
+    return Speed(
+        machine=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        run=run,
+        baseline=run if baseline == config else _time_stages(baseline, num_actions, device, share),
+        environment_seconds=_time_environments(config, 0.25 * seconds),
+        overlapped=cuda,
+    )
+
+
+def synthetic_batches(config: Config, num_actions: int, num_updates: int, generator: torch.Generator) -> TensorDict:
+    """Batches of noise (num_updates, batch_size), laid out as the replay's, on the host."""
+    count = num_updates * config.batch_size
+    transitions = Transitions(
+        frames=torch.randint(256, (count, STACK_SIZE + 1, *FRAME_SHAPE), dtype=torch.uint8, generator=generator),
+        action=torch.randint(num_actions, (count,), generator=generator),
+        reward=torch.randint(-1, 2, (count, 1), generator=generator).float(),
+        terminated=torch.zeros((count, 1), dtype=torch.bool),
+    )
+    return transitions.to_tensordict().view(num_updates, config.batch_size)
+
+
+def _time_stages(config: Config, num_actions: int, device: torch.device, seconds: float) -> Timing:
+    plan, generator, num_updates = (
+        make_plan(config, num_actions),
+        torch.Generator().manual_seed(0),
+        updates_at_once(config),
+    )
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
+    learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
+    batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
+    update = make_update(learner, batches)
+    observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8, device=device)
+    updates, acts, timed, spread = [], [], 0, 0.0
+    for stage in range(len(plan.stages)):
+        if stage:
+            probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
+            intervention = schedule_of(config).intervention
+            apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
+            learner.copy_target()  # what is frozen is shared with the target from its first copy on
+        blocks, calls = _block_seconds(update, device, 0.8 * seconds)
+        act_blocks, _ = _block_seconds(lambda: learner.q_values(observation).cpu(), device, 0.2 * seconds)
+        updates.append(float(np.median(blocks)) / num_updates)
+        acts.append(float(np.median(act_blocks)))
+        timed += calls * num_updates
+        spread = max(spread, float(np.ptp(blocks) / np.median(blocks)))
+    return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
+
+
+def make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
+    """As many updates as there are batches, as a run does them: on a GPU in a CUDA graph, unless the execution is eager."""
+    if learner.device.type != "cuda" or learner.config.execution == "eager":
+        return lambda: learner.update(batches)
+    captured = CapturedUpdate(learner, lambda rows: batches[0], learner.config.batch_size)
+    no_rows = torch.zeros(batches.numel(), dtype=torch.int64)
+    return lambda: captured.update(no_rows)
+
+
+def _block_seconds(call: Callable[[], object], device: torch.device, seconds: float) -> tuple[list[float], int]:
+    """Seconds per call of five blocks, and how many calls they were; the device is waited for once a block."""
+
+    def block(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / calls
+
+    block(2)  # warm-up: allocator, kernel choice, graph capture
+    calls = max(1, int(seconds / (6 * block(1))))
+    return [block(calls) for _ in range(5)], 5 * calls
+
+
+def _time_environments(config: Config, seconds: float) -> float:
+    """Mean time of a random step of all lanes."""
+    environment, generator, steps = make_environment(config, seed=0), np.random.default_rng(0), 0
+    try:
+        environment.start()
+        start = time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds or not steps:
+            environment.send(generator.integers(environment.num_actions, size=config.num_envs))
+            environment.recv()
+            steps += 1
+    finally:
+        environment.close()
+    return elapsed / steps

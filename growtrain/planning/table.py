@@ -1,0 +1,61 @@
+"""A plan as text.
+
+Units: frames; FLOPs; bytes (GB = 10^9); hours.
+"""
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from growtrain.planning.costs import CHECKPOINTS, COMPRESSED_REPLAY, Plan, format_bytes, full_width, make_plan
+from growtrain.planning.speed import Speed
+from growtrain.settings.config import format_count
+from growtrain.settings.schedules import schedule_of
+
+BUSY_SPREAD = (
+    0.2  # spread of timed updates beyond which a projection, and its ratio to full width, is not to be trusted
+)
+
+
+def render(plan: Plan, speed: Speed | None = None) -> str:
+    """The plan as plain ASCII of at most 100 columns, with projected hours if speeds were measured."""
+    baseline, memory = make_plan(full_width(plan.config), plan.num_actions), plan.memory
+    checkpoints = CHECKPOINTS + plan.config.keep
+    full, hours = baseline.stages[0], speed.projected_hours(plan, speed.run) if speed else []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    headers = ("stage", "frames", "width", "parameters", "trainable", "updates", "GFLOP/update", "vs full", "hours")
+    for header in headers if speed else headers[:-1]:
+        table.add_column(header, justify="right", no_wrap=True)
+    for cost in plan.stages:
+        row = [str(cost.stage), f"{format_count(cost.start_frame)}-{format_count(cost.end_frame)}"]
+        row += [f"{cost.live_width}+{cost.frozen_width}" if cost.frozen_width else str(cost.live_width)]
+        row += [format_count(count) for count in (cost.parameters_total, cost.parameters_trainable, cost.updates)]
+        row += [f"{cost.flops_per_update / 1e9:.3f}", f"{cost.flops_per_update / full.flops_per_update:.0%}"]
+        table.add_row(*row, *(f"{hour:.2f}" for hour in hours[cost.stage : cost.stage + 1]))
+    text = io.StringIO()
+    Console(file=text, width=100, color_system=None).print(table)
+    gpu, evaluation = memory.needed("cuda"), f"{plan.evaluation_flops / 1e15:.3g} PFLOP"
+    share = f"{plan.flops / baseline.flops:.0%} of full width ({full.live_width} hidden units)"
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    schedule = schedule_of(plan.config)
+    plain = schedule.intervention == "inject" and not schedule.adaptive
+    lines += [] if plain else ["", f"does     {schedule.describe()}"]
+    lines += f"""
+compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
+memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
+on a GPU
+         replay {format_bytes(memory.replay)}, networks and optimizer {format_bytes(memory.networks)}, batches {format_bytes(memory.batch)}
+disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {COMPRESSED_REPLAY:.0%}
+""".rstrip().split("\n")
+    if speed:
+        total, at_full = sum(hours), sum(speed.projected_hours(baseline, speed.baseline))
+        spread, how = max(speed.run.spread, speed.baseline.spread), "overlapped" if speed.overlapped else "added"
+        step = f"{1e3 * speed.environment_seconds:.2f} ms per step of {plan.config.num_envs} ({how})"
+        lines += f"""\
+time     {total:.2f} h of training, {total / at_full:.0%} of full width ({at_full:.2f} h); \
+{speed.evaluation_hours(plan):.2f} h of evaluation
+         projected from {speed.run.timed} timed updates on this machine: {speed.machine}
+         spread of the timings {spread:.0%}{": the machine is busy, time it again" if spread > BUSY_SPREAD else ""}
+         environments {step}; not included: sampling, logs, checkpoints""".split("\n")
+    return "\n".join(lines)

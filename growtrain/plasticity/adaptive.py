@@ -1,0 +1,151 @@
+"""The adaptive schedule's rule: inject when the measured signals say that plasticity is lost, and the score has stopped rising.
+
+The paper names what this removes as its limitation: when to inject had to be chosen for each game (Nikishin et al. 2023; its Figure 3 finds
+plasticity lost at 25M frames in one game, at 100M in another, never in a third). Its own diagnosis is the injection itself: does the agent
+learn better with it than without? Here that question is put to copies of the network on the run's own replay (`learning_test`).
+
+A decision is a pure function of the signals and of what was decided before. It injects when all of these hold:
+    1. the copy with an injected head learns what the replay asks for faster than the network as it is, by `threshold` at least;
+    2. the score is on a plateau: episodes have ended since the decision before, and the mean of the last 100 is not above what it was then
+       by more than its standard error;
+    3. 1 and 2 held at the `patience - 1` decisions before, too (hysteresis: one noisy measure does not inject);
+    4. the last injection is `min_gap` frames away, and there have been fewer than `max_injections`.
+
+Units: frames; an error is the share left over of what was asked for, on average over the test's updates.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from growtrain.plasticity.verdicts import MIN_LEARNED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When to inject.
+
+    Attributes:
+        period: frames between decisions.
+        min_gap: frames between injections, and before the first.
+        max_injections: at most.
+        threshold: gain of the injected copy that counts as lost plasticity.
+        patience: decisions in a row that must say so.
+    """
+
+    period: int
+    min_gap: int
+    max_injections: int
+    threshold: float
+    patience: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One line of `decisions.jsonl`: what was measured, and what was decided.
+
+    Attributes:
+        frames: frames played.
+        stage: injections done before it.
+        error, error_injected: mean errors that the network as it is and its injected copy reach.
+        gain: of the injected copy over the network as it is, as a share of what the better of them learned (as in `verdicts`).
+        score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
+        score_before: that of the decision before; None without one.
+        episodes: that have ended in the run.
+        plateau: whether the score has stopped rising.
+        streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
+        inject: the decision.
+        reason: in words.
+        seconds: what the measurement took.
+    """
+
+    frames: int
+    stage: int
+    error: float
+    error_injected: float
+    gain: float
+    score: float | None
+    score_error: float | None
+    score_before: float | None
+    episodes: int
+    plateau: bool
+    streak: int
+    inject: bool
+    reason: str
+    seconds: float
+
+
+def decide(
+    rule: Rule,
+    *,
+    frames: int,
+    stage: int,
+    last_injection: int,
+    errors: tuple[float, float],
+    returns: Sequence[float],
+    episodes: int,
+    before: Decision | None,
+    seconds: float = 0.0,
+) -> Decision:
+    """Whether to inject now.
+
+    Args:
+        rule: when to.
+        frames: frames played.
+        stage: injections done.
+        last_injection: frames at the last one, 0 without one.
+        errors: that the network as it is and its injected copy reach.
+        returns: true scores of the last episodes.
+        episodes: that have ended in the run.
+        before: the decision before.
+        seconds: what measuring took, for the record.
+    """
+    error, error_injected = errors
+    learned = 1 - min(errors)
+    gain = (error - error_injected) / max(learned, MIN_LEARNED)
+    count = len(returns)
+    score = sum(returns) / count if count else None
+    variance = sum((value - score) ** 2 for value in returns) / (count - 1) if score is not None and count > 1 else 0.0
+    score_error = math.sqrt(variance / count) if count > 1 else None
+    score_before = before.score if before else None
+    news = before is not None and episodes > before.episodes
+    rise = score - score_before if news and score is not None and score_before is not None else None
+    plateau = rise is not None and rise <= (score_error or 0.0)
+    lost = learned >= MIN_LEARNED and gain >= rule.threshold
+    streak = (before.streak if before and not before.inject else 0) + 1 if lost and plateau else 0
+    if stage >= rule.max_injections:
+        inject, reason = False, f"{rule.max_injections} injections are the most"
+    elif frames - last_injection < rule.min_gap:
+        since = "the last injection is" if stage else "training began"
+        inject, reason = False, f"{since} less than {rule.min_gap} frames ago"
+    elif learned < MIN_LEARNED:
+        inject, reason = False, f"neither learned more than {MIN_LEARNED:.0%} of what was asked for: nothing is known"
+    elif not lost:
+        inject, reason = (
+            False,
+            f"a fresh head gains {gain:.1%}, less than {rule.threshold:.1%}: the network still learns",
+        )
+    elif rise is None:
+        inject, reason = False, "the score is not known twice yet, or no episode has ended since"
+    elif not plateau:
+        inject, reason = False, "the score is rising"
+    elif streak < rule.patience:
+        inject, reason = False, f"plasticity looks lost: {streak} of {rule.patience} decisions in a row"
+    else:
+        inject, reason = True, f"a fresh head gains {gain:.1%} and the score is on a plateau, {streak} times in a row"
+    return Decision(
+        frames=frames,
+        stage=stage,
+        error=error,
+        error_injected=error_injected,
+        gain=gain,
+        score=score,
+        score_error=score_error,
+        score_before=score_before,
+        episodes=episodes,
+        plateau=plateau,
+        streak=streak,
+        inject=inject,
+        reason=reason,
+        seconds=seconds,
+    )

@@ -1,0 +1,268 @@
+"""How well can this network still learn? A supervised test on a checkpoint's own replay, without an environment.
+
+Copies of the network are asked for one and the same change of their predictions, in a fixed number of updates. What is asked for is what
+the replay says the network should learn next: the distance from its action values to n-step returns, bootstrapped by the target network
+as it is (value-like targets, as in section 3 of Nikishin et al. 2023, which regresses returns). The copies differ in one part each that
+has been made fresh:
+
+    current          nothing: what the run would go on with
+    inject           the head, by plasticity injection
+    reset-head       the head
+    reset-encoder    the encoder
+    fresh-optimizer  the optimizer's slots, where the run's optimizer is Adam
+    fresh-network    all of these
+
+Every copy starts from its own predictions plus that change, so all have the same error at the start: what is compared is how far the
+parameters can move the function, and a fresh part has no disadvantage for knowing nothing (the idea of injection itself).
+
+All of them learn with Adam, whatever the run's optimizer: where TD errors are small, DQN's epsilon makes the steps of centred RMSProp so
+small that no copy learns anything in a few hundred updates at the run's learning rate, and hardly one evenly at any. RMSProp's slots
+forget within some 20 updates, so nothing can be lost in them; Adam's remember a thousand, and are taken over from the run if it has them.
+The change is asked for at a root mean square of `size`, whatever the scale of the rewards, which is small enough for all copies to learn
+evenly; the loss is scaled back, so that gradients fit the slots. Before the first update every optimizer takes in `warm_up` gradients
+without moving anything: fresh slots would otherwise make larger first steps. Regularizers and weight projection, which act on the weights
+and not on what is asked for, are left out.
+
+Units: an error is the mean squared distance that is left over that at the start: 1 nothing was learned, 0 everything. Copies are compared
+by the mean error on the way (`mean_errors`), which says how fast they learn: small networks do not get to the end, large ones all do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from growtrain.learners.double_dqn import DoubleDQN, make_network
+from growtrain.learners.optimizers import make_optimizer
+from growtrain.networks.build import QNetwork
+from growtrain.networks.heads import SpectralLinear, initialize
+from growtrain.networks.injected import InjectedHead
+from growtrain.replay.frames import FrameRing
+from growtrain.runs.checkpoint import Checkpoint
+from growtrain.settings.config import Config
+
+Copy = Literal["current", "inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network"]
+COPIES: tuple[Copy, ...] = get_args(Copy)
+_EPS = 1e-8  # Adam's own
+_CHUNK = 256  # observations in one forward pass without a gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningTest:
+    """How the test is done.
+
+    Attributes:
+        seeds: repetitions, each with its own transitions, order of batches and fresh weights, the same for all copies.
+        transitions: to fit.
+        updates: gradient steps on batches of the run's size.
+        n_steps: agent steps of reward in a target.
+        size: root mean square of the change that is asked for.
+        lr: learning rate.
+        warm_up: gradients that the optimizer takes in before it may move anything.
+        marks: errors measured on the way, evenly spaced, the last one at the end.
+    """
+
+    seeds: int = 5
+    transitions: int = 128
+    updates: int = 400
+    n_steps: int = 10
+    size: float = 0.25
+    lr: float = 1.5e-4
+    warm_up: int = 50
+    marks: int = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be fitted: `change` (n,) of the value of `action` (n,) at `observation` (n, stack, 84, 84) uint8; `scale` times that is
+    what the replay says, 0 if it says nothing.
+    """
+
+    observation: Tensor
+    action: Tensor
+    change: Tensor
+    scale: float
+
+
+class Interrupted(Exception):
+    """The test was asked to stop before its end."""
+
+
+def copies_of(checkpoint: Checkpoint) -> list[Copy]:
+    """The copies that are tested: all but what the run could not have done to its network.
+
+    Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam.
+    """
+    same = {"reset-encoder", "fresh-network"} if checkpoint.state["learner"]["encoder_frozen"] else set()
+    if checkpoint.config.optimizer != "adam":
+        same.add("fresh-optimizer")
+    return [copy for copy in COPIES if copy not in same]
+
+
+def learning_test(
+    checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
+) -> dict[Copy, list[list[float]]]:
+    """The errors of every copy of a checkpoint's network, see `copies_of`: one list a seed, one error a mark.
+
+    The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
+
+    Raises:
+        ValueError: the replay holds too little.
+        Interrupted: it was to stop.
+    """
+    config, state = checkpoint.config, checkpoint.state
+    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
+    ring.load_state_dict(state["ring"])
+    checkpoint.load_frames(ring)
+    generator = torch.Generator()
+    learner = DoubleDQN(
+        config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
+    )
+    learner.load_state_dict(state["learner"])
+    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), copies_of(checkpoint), stop)
+
+
+def compare_copies(
+    learner: DoubleDQN,
+    ring: FrameRing,
+    test: LearningTest,
+    seeds: np.random.SeedSequence,
+    copies: Sequence[Copy],
+    stop: Callable[[], bool | str] = lambda: False,
+) -> dict[Copy, list[list[float]]]:
+    """The errors of copies of a live learner on its replay, neither of which is changed: one list a seed, one error a mark.
+
+    Raises:
+        ValueError: the replay holds no transition.
+        Interrupted: `stop`, which is asked before each copy of each seed, said so.
+    """
+    errors: dict[Copy, list[list[float]]] = {copy: [] for copy in copies}
+    for seed in seeds.spawn(test.seeds):
+        generator = np.random.default_rng(seed)
+        task = make_task(learner, ring, test, generator)
+        order = generator.integers(test.transitions, size=(test.warm_up + test.updates, learner.config.batch_size))
+        weights = int(generator.integers(2**62))
+        for copy in copies:
+            if stop():
+                raise Interrupted
+            network, optimizer = make_copy(copy, _twin(learner), torch.Generator().manual_seed(weights))
+            errors[copy].append(
+                _fit(network, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)
+            )
+    return errors
+
+
+def mean_errors(errors: Mapping[Copy, Sequence[Sequence[float]]]) -> dict[Copy, list[float]]:
+    """The mean error on the way of every copy, one a seed."""
+    return {copy: [sum(curve) / len(curve) for curve in curves] for copy, curves in errors.items()}
+
+
+def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator: np.random.Generator) -> Task:
+    """Transitions drawn from the replay, and the change of their values that their n-step returns ask for, less its mean for each action.
+
+    The return is sum_k<n gamma^k r_k + gamma^n Q_target(s_n, argmax_a Q_online(s_n, a)), cut at a terminal transition, and
+    bootstrapped earlier where the replay or an episode that was cut off ends. The mean is left out because an output bias can learn it,
+    in a network whose every unit is dead.
+
+    Raises:
+        ValueError: the replay holds no transition.
+    """
+    valid = np.flatnonzero(ring.valid)
+    if not valid.size:
+        raise ValueError("the replay of this checkpoint is empty: train longer before asking what it can still learn")
+    start = generator.choice(valid, size=test.transitions, replace=valid.size < test.transitions)
+    flat, discount = start.copy(), np.ones(start.size)
+    running = np.ones(start.size, dtype=np.bool_)
+    returns = np.zeros(start.size)
+    for step in range(test.n_steps):
+        if step:
+            following = flat - flat % ring.rows + (flat % ring.rows + 1) % ring.rows
+            running &= ring.valid[following]
+            flat = np.where(running, following, flat)
+        batch = ring.gather(torch.from_numpy(flat).to(ring.device))
+        returns += np.where(running, discount * batch.reward[:, 0].cpu().numpy(), 0.0)
+        terminated = batch.terminated[:, 0].cpu().numpy()
+        discount = np.where(running, np.where(terminated, 0.0, discount * learner.config.discount), discount)
+        running &= ~terminated
+    last, first = (ring.gather(torch.from_numpy(rows).to(ring.device)) for rows in (flat, start))
+    best = _values(learner.online, last.frames[:, 1:]).argmax(1, keepdim=True)
+    bootstrap = _values(learner.target, last.frames[:, 1:]).gather(1, best)[:, 0]
+    goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
+    observation = first.frames[:, :-1]
+    value = _values(learner.online, observation).gather(1, first.action[:, None])[:, 0]
+    change, taken = goal - value, F.one_hot(first.action, learner.num_actions).to(goal)
+    change = change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1))
+    scale = float(change.square().mean().sqrt()) / test.size
+    return Task(observation, first.action, change / scale if scale else change, scale)
+
+
+def make_copy(copy: Copy, learner: DoubleDQN, generator: torch.Generator) -> tuple[QNetwork, torch.optim.Optimizer]:
+    """The network with one part made fresh, and an Adam that has kept the run's slots, if it has any, of all other parameters."""
+    config, network = learner.config, learner.online
+    head = network.head
+    assert isinstance(head, InjectedHead)
+    fresh = make_network(config, learner.num_actions, learner.width)
+    initialize(fresh, generator)
+    fresh.to(learner.device)
+    if copy == "inject":
+        network.head = head.grown(generator, config.anchor, config.trainable_heads)
+    if copy in ("reset-head", "fresh-network"):
+        network.head = fresh.head
+    if copy in ("reset-encoder", "fresh-network"):
+        network.encoder = fresh.encoder
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    adam = config.optimizer == "adam"
+    optimizer = make_optimizer(
+        "adam", trainable, lr=config.lr, eps=config.optimizer_eps if adam else _EPS, decay=config.optimizer_decay
+    )
+    if adam and copy != "fresh-optimizer":
+        for parameter in trainable:
+            if parameter in learner.optimizer.state:
+                optimizer.state[parameter] = learner.optimizer.state[parameter]
+    return network, optimizer
+
+
+def _fit(
+    network: QNetwork, optimizer: torch.optim.Optimizer, task: Task, order: Tensor, config: Config, test: LearningTest
+) -> list[float]:
+    """The errors at the marks, after the warm-up and `order[k]` as the transitions of update k."""
+    goal = _chosen(_values(network, task.observation), task.action) + task.change
+    spectral = [m for m in network.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
+    errors = []
+    for update, rows in enumerate(order, start=-test.warm_up + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = test.lr if update > 0 else 0.0
+        for layer in spectral:
+            layer.power_iterate()
+        q = _chosen(network(task.observation[rows]), task.action[rows])
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(task.scale * F.mse_loss(q, goal[rows]) / 2)
+        if config.max_grad_norm:
+            nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+        optimizer.step()
+        if update > 0 and update * test.marks // test.updates > (update - 1) * test.marks // test.updates:
+            left = _chosen(_values(network, task.observation), task.action) - goal
+            # Where nothing was asked for, nothing was learned.
+            errors.append(float(left.square().mean()) / test.size**2 if task.scale else 1.0)
+    return errors
+
+
+def _twin(learner: DoubleDQN) -> DoubleDQN:
+    """A learner of its own in the same state."""
+    config, generator = learner.config, torch.Generator()
+    twin = DoubleDQN(config, learner.num_actions, width=learner.width, device=learner.device, generator=generator)
+    twin.load_state_dict(learner.state_dict())
+    return twin
+
+
+@torch.no_grad()
+def _values(network: nn.Module, observation: Tensor) -> Tensor:
+    return torch.cat([network(part) for part in torch.split(observation, _CHUNK)])
+
+
+def _chosen(q: Tensor, action: Tensor) -> Tensor:
+    return q.gather(1, action[:, None])[:, 0]

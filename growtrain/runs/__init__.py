@@ -1,0 +1,1 @@
+"""One run: its loop, its parts, and everything it does beside learning."""

@@ -1,0 +1,191 @@
+"""Acting: epsilon-greedy over a vector of environments that step while the learner works (Mnih et al. 2015, algorithm 1).
+
+`act` chooses actions and hands them to the emulators' threads; whoever calls it may compute until `receive` takes the step in and
+stores it. Nothing here touches the learner: it is given a function from observations to action values.
+
+Units: frames and agent steps are counted over all environments; rewards are stored clipped, returns are true scores.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+
+from growtrain.environments.atari import AtariEnvironment, VectorStep
+from growtrain.replay.frames import FrameRing
+from growtrain.settings.config import FRAME_SKIP, Config
+
+Policy = Callable[[Tensor], Tensor]  # (N, stack, H, W) uint8 -> (N, A) action values
+
+
+def make_environment(config: Config, *, seed: int) -> AtariEnvironment:
+    """The lanes of a configuration; `seed` decides their episodes."""
+    return AtariEnvironment(
+        game=config.game,
+        num_envs=config.num_envs,
+        seed=seed,
+        repeat_action_probability=config.sticky_actions,
+        noop_max=config.noop_max,
+        max_episode_frames=config.max_episode_frames,
+        num_threads=min(config.threads, config.num_envs),
+    )
+
+
+def num_actions_of(game: str) -> int:
+    """The size of a game's minimal action set."""
+    environment = AtariEnvironment(game=game, num_envs=1, seed=0)
+    environment.close()
+    return environment.num_actions
+
+
+def epsilon_at(config: Config, frames: int) -> float:
+    """Exploration epsilon after `frames` frames: constant until learning starts, then linear, then constant."""
+    if config.epsilon_decay_frames == 0:
+        progress = float(frames >= config.learning_starts)
+    else:
+        progress = (frames - config.learning_starts) / config.epsilon_decay_frames
+    return config.epsilon_start + min(max(progress, 0.0), 1.0) * (config.epsilon_end - config.epsilon_start)
+
+
+def updates_due(config: Config, agent_steps: int) -> int:
+    """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, since learning started."""
+    steps = max(0, agent_steps - config.learning_starts // FRAME_SKIP)
+    return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
+
+
+def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Actions (N,): the greedy one of q (N, A), or with probability `epsilon` one of all A, uniformly."""
+    num_lanes, num_actions = q.shape
+    explore = generator.random(num_lanes) < epsilon
+    actions: npt.NDArray[np.int64] = np.where(explore, generator.integers(num_actions, size=num_lanes), q.argmax(1))
+    return actions
+
+
+class Collector:
+    """Plays `environment` with an epsilon-greedy policy into `replay`.
+
+    Args:
+        environment: the lanes; started here.
+        replay: a TorchRL buffer over a `FrameRing`, which the policy's observations are read from, too: each frame is copied once.
+        config: for clipping, life loss and epsilon.
+        generator: of exploration.
+
+    Attributes:
+        agent_steps: actions taken over all lanes.
+        episode_returns: true scores of the episodes that ended since the last `report`, less those that another run began.
+        recent_returns: the last 100 of them, reported or not.
+        num_episodes: how many there have been.
+    """
+
+    def __init__(
+        self,
+        environment: AtariEnvironment,
+        replay: ReplayBuffer,
+        config: Config,
+        generator: np.random.Generator,
+    ) -> None:
+        self.environment, self.replay, self.config = environment, replay, config
+        self.generator = generator
+        self.agent_steps = 0
+        self.episode_returns: list[float] = []
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.num_episodes = 0
+        self._inherited = np.zeros(config.num_envs, np.bool_)  # lanes whose episode another run began
+        self._greedy_sum, self._greedy_count = 0.0, 0
+        self._actions: npt.NDArray[np.int64] | None = None
+        assert isinstance(replay.storage, FrameRing)
+        self._ring = replay.storage
+        self._ring.start(environment.start().frame)
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames played over all lanes."""
+        return FRAME_SKIP * self.agent_steps
+
+    def act(self, policy: Policy) -> None:
+        """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1."""
+        epsilon = epsilon_at(self.config, self.frames)
+        if epsilon >= 1:
+            num_lanes, num_actions = self.config.num_envs, self.environment.num_actions
+            self._actions = self.generator.integers(num_actions, size=num_lanes)
+        else:
+            q = policy(self._ring.newest()).cpu().numpy()
+            self._greedy_sum += float(q.max(1).mean())
+            self._greedy_count += 1
+            self._actions = epsilon_greedy(q, epsilon, self.generator)
+        self.environment.send(self._actions)
+
+    def receive(self) -> VectorStep:
+        """Waits for the environments and stores their step."""
+        step = self.environment.recv()
+        clip = self.config.reward_clip
+        lost = step.terminated | step.life_lost if self.config.life_loss_terminal else step.terminated
+        self.replay.extend(
+            TensorDict(
+                {
+                    "action": self._actions,
+                    "reward": np.clip(step.reward, -clip, clip) if clip else step.reward,
+                    "terminated": lost,
+                    "frame": step.frame,
+                    "started": step.started,
+                    "first_frame": step.observation[:, -1],
+                },
+                [self.config.num_envs],
+            )
+        )
+        self.agent_steps += self.config.num_envs
+        ended = step.episode_returns[~self._inherited[step.started]].tolist()
+        self.episode_returns.extend(ended)
+        self.recent_returns.extend(ended)
+        self.num_episodes += len(ended)
+        self._inherited &= ~step.started
+        return step
+
+    def disown_episodes(self) -> None:
+        """Leaves out what another run has played: scores reported or not, and the episodes that are open now."""
+        self.episode_returns = []
+        self.recent_returns.clear()
+        self._inherited[:] = True
+
+    def report(self) -> tuple[list[float], float | None]:
+        """The scores of the episodes that ended and the mean greedy value acted on (None without any), since the last call."""
+        returns = self.episode_returns
+        q_mean = self._greedy_sum / self._greedy_count if self._greedy_count else None
+        self.episode_returns, self._greedy_sum, self._greedy_count = [], 0.0, 0
+        return returns, q_mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later steps and reports depend on, between two steps; without the replay."""
+        return {
+            "environment": self.environment.state_dict(),
+            "exploration": dict(self.generator.bit_generator.state),
+            "agent_steps": self.agent_steps,
+            "episode_returns": list(self.episode_returns),
+            "recent_returns": list(self.recent_returns),
+            "num_episodes": self.num_episodes,
+            "inherited": self._inherited.tolist(),
+            "greedy_sum": self._greedy_sum,
+            "greedy_count": self._greedy_count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, the environments by playing their episodes again.
+
+        Raises:
+            ValueError: the environments do not arrive where they were saved, or the state is malformed.
+        """
+        environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["environment"].items()}
+        self.environment.load_state_dict(environment)
+        self.generator.bit_generator.state = state["exploration"]
+        self.agent_steps = int(state["agent_steps"])
+        self.episode_returns = [float(score) for score in state["episode_returns"]]
+        self.recent_returns.extend(float(score) for score in state.get("recent_returns", ()))
+        self.num_episodes = int(state.get("num_episodes", 0))
+        self._inherited[:] = state["inherited"]
+        self._greedy_sum, self._greedy_count = float(state["greedy_sum"]), int(state["greedy_count"])

@@ -1,0 +1,378 @@
+"""Checkpoints: a run as it was between two steps, so that it goes on as if it had never stopped, or is evaluated.
+
+    checkpoints/000005000000/manifest.json       size and sha256 of every file, replay segments, versions, device
+    checkpoints/000005000000/state.json          counters, generators, configuration, architecture
+    checkpoints/000005000000/state.safetensors   networks, optimizer slots, the replay's transitions
+    checkpoints/replay/<sha256>                  frames of the replay (`replay.segments`), shared by successive checkpoints
+
+A checkpoint is written under a partial name, synced, read back from the disk and compared with its manifest, and published by one rename;
+older ones are dropped after that. Nothing is loaded before every file of it has been verified, and nothing in the format can run code:
+JSON, safetensors and zlib, read from plain files whose names are not taken from what was read.
+
+Units: frames; sizes in bytes.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from growtrain.learners.double_dqn import DoubleDQN, make_parts
+from growtrain.replay import segments as replay_segments
+from growtrain.replay.frames import FrameRing
+from growtrain.replay.segments import Segment
+from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
+from growtrain.runs.provenance import describe_machine
+from growtrain.settings.config import FRAME_SKIP, Config, ConfigError
+from growtrain.settings.schedules import schedule_of
+
+SCHEMA = 4
+_MAX_MANIFEST_BYTES = 1 << 28
+_FILES = ("state.json", "state.safetensors")
+_DAMAGED = ".damaged-"
+_EXPECTED_COMPRESSION = 0.05  # of a replay that has not been compressed yet
+_SPARE_BYTES = 16 << 20
+
+
+class NoCheckpoint(ConfigError):
+    """The run has no checkpoint that can be loaded."""
+
+
+class NeverSaved(NoCheckpoint):
+    """The run ended before it made a checkpoint."""
+
+
+class CheckpointFailed(RuntimeError):
+    """A checkpoint could not be written; nothing of it is left, and the ones before it are untouched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that has been verified and read; the replay's frames stay on disk.
+
+    Attributes:
+        path: its directory.
+        frames: frames played.
+        config: of the run at that time.
+        state: what the run's `state_dict` gave, tensors included.
+        segments: of the replay's frames.
+        machine: versions, device and threads it was made with.
+        damaged: newer checkpoints that had to be passed over, each with what is wrong with it.
+        num_bytes: of all files, those shared with other checkpoints included.
+    """
+
+    path: Path
+    frames: int
+    config: Config
+    state: dict[str, Any]
+    segments: tuple[Segment, ...]
+    machine: dict[str, Any]
+    damaged: tuple[str, ...] = ()
+    num_bytes: int = 0
+
+    def load_frames(self, ring: FrameRing) -> None:
+        """Reads the replay's frames into a ring whose other state has been restored; raises `Unreadable`."""
+        directory = self.path.parent / "replay"
+        replay_segments.load_frames(list(self.segments), ring, directory, replay_segments.threads())
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run.
+
+    Args:
+        run_dir: the run's directory.
+        keep: how many to keep besides the newest.
+        segments: of the checkpoint that the run was resumed from; they are not written again.
+    """
+
+    def __init__(self, run_dir: Path, keep: int, segments: tuple[Segment, ...] = ()) -> None:
+        self.directory = run_dir / "checkpoints"
+        self._replay = self.directory / "replay"
+        self._keep = keep
+        self._segments = list(segments)
+
+    def save(
+        self, state: dict[str, Any], ring: FrameRing, config: Config, *, frames: int, device: torch.device
+    ) -> Path:
+        """Writes, verifies and publishes one checkpoint; one that is there already is left as it is.
+
+        Args:
+            state: nested dictionaries of tensors, arrays and plain values.
+            ring: the replay, whose `state_dict` is part of `state` without its frames.
+            config: of the run.
+            frames: frames played, the checkpoint's name.
+            device: what it was made on.
+
+        Raises:
+            CheckpointFailed: the disk is full, read-only, or did not keep what was written.
+        """
+        final, partial = self.directory / f"{frames:012d}", self.directory / f"{PARTIAL}-{frames:012d}"
+        if final.exists():
+            return final
+        try:
+            remove(partial)
+            partial.mkdir(parents=True)
+            self._replay.mkdir(exist_ok=True)
+            segments = replay_segments.still_needed(self._segments, ring)
+            plain, tensors = _split(state | {"config": config.to_dict()})
+            contents = {"state.json": json.dumps(plain).encode(), "state.safetensors": save_tensors(tensors)}
+            self._require_space(sum(map(len, contents.values())), replay_segments.new_bytes(segments, ring))
+            for name, content in contents.items():
+                write_durably(partial / name, content)
+            new = replay_segments.write_new(segments, ring, partial, replay_segments.threads())
+            files = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
+            manifest = {
+                "schema": SCHEMA,
+                "frames": frames,
+                "files": files,
+                "segments": [segment.to_list() for segment in (*segments, *new)],
+                "machine": describe_machine(device),
+            }
+            write_durably(partial / "manifest.json", json.dumps(manifest | {"sha256": _digest(manifest)}).encode())
+            # Read back from the disk: it costs a pass over what is new, and the ones before are dropped on the strength of it.
+            for name, (num_bytes, sha256) in (files | {s.sha256: (s.num_bytes, s.sha256) for s in new}).items():
+                verify_file(partial / name, num_bytes, sha256, from_disk=True)
+            for segment in new:
+                os.replace(partial / segment.sha256, self._replay / segment.sha256)
+            for directory in (self._replay, partial):
+                sync_directory(directory)
+            os.replace(partial, final)
+            sync_directory(self.directory)
+        except (OSError, Unreadable) as error:
+            with contextlib.suppress(OSError):  # nothing can be removed from a disk that has become read-only
+                remove(partial)
+                self._drop_unreferenced()
+            raise CheckpointFailed(f"checkpoint at {frames} frames was not written: {error}") from error
+        self._segments = [*segments, *new]
+        for old in _published(self.directory)[self._keep + 1 :]:
+            going = self.directory / f"{PARTIAL}-{old.name}"  # half-removed, it no longer bears the name of a whole one
+            os.replace(old, going)
+            remove(going)
+        self._drop_unreferenced()
+        return final
+
+    def _require_space(self, num_bytes: int, raw_bytes: int) -> None:
+        """Raises `OSError` if the disk lacks room for files of `num_bytes` and for frames of `raw_bytes`, by the compression so far."""
+        pixels = sum(chunk.count for segment in self._segments for chunk in segment.chunks) * 84 * 84
+        compressed = sum(segment.num_bytes for segment in self._segments)
+        share = 1.5 * compressed / pixels if pixels else _EXPECTED_COMPRESSION
+        needed, free = num_bytes + int(share * raw_bytes) + _SPARE_BYTES, shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise OSError(
+                f"it needs some {needed / 1e6:.0f} MB in {self.directory}, where {free / 1e6:.0f} MB are free"
+            )
+
+    def _drop_unreferenced(self) -> None:
+        """Removes the segments that no published checkpoint names; none if a manifest cannot be read."""
+        try:
+            named = {entry[0] for path in _published(self.directory) for entry in _manifest(path)["segments"]}
+        except Unreadable:
+            return
+        for path in self._replay.glob("*") if self._replay.is_dir() else ():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+
+def open_newest(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint of a run of which every file is what was written.
+
+    Raises:
+        NoCheckpoint: there is none; the message names what is wrong with those there are.
+    """
+    damaged: list[str] = []
+    for _, found in examine(run_dir):
+        if isinstance(found, Checkpoint):
+            return dataclasses.replace(found, damaged=tuple(damaged))
+        damaged.append(str(found))
+    if not damaged:
+        raise NeverSaved(f"{run_dir} has no checkpoint: train it first")
+    raise NoCheckpoint(f"no checkpoint of {run_dir} can be loaded: {'; '.join(damaged)}")
+
+
+def open_at(run_dir: Path, frames: int) -> Checkpoint:
+    """The checkpoint of a run at these frames.
+
+    Raises:
+        NoCheckpoint: there is none; the message names those there are.
+        Unreadable: it is damaged.
+    """
+    path = run_dir / "checkpoints" / f"{frames:012d}"
+    if not path.is_dir():
+        there = ", ".join(str(int(each.name)) for each in _published(run_dir / "checkpoints")) or "none"
+        raise NoCheckpoint(f"{run_dir} has no checkpoint at {frames} frames: choose one it has ({there})")
+    return _open(path)
+
+
+def examine(run_dir: Path) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:
+    """Every checkpoint of a run, newest first, verified and read, or what is wrong with it."""
+    for path in _published(run_dir / "checkpoints"):
+        try:
+            yield path, _open(path)
+        except Unreadable as error:
+            yield path, error
+
+
+def set_aside_newer(run_dir: Path, frames: int) -> list[str]:
+    """Takes the name from checkpoints after `frames`, which are damaged, so that the run can write them again; returns their new names."""
+    names = []
+    for path in _published(run_dir / "checkpoints"):
+        if int(path.name) > frames:
+            aside = path.with_name(_DAMAGED + path.name)
+            remove(aside)
+            os.replace(path, aside)
+            names.append(aside.name)
+    return names
+
+
+def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) -> tuple[DoubleDQN, Config, int, int]:
+    """The networks of a run's checkpoint in a learner, its configuration, its frames, and its stage.
+
+    Args:
+        run_dir: the run's.
+        device: where the networks go.
+        at: frames of the checkpoint; None: the newest.
+
+    Raises:
+        NoCheckpoint: the run has none that can be loaded.
+        Unreadable: what it holds does not fit its configuration.
+    """
+    checkpoint = open_newest(run_dir) if at is None else open_at(run_dir, at)
+    state, config = checkpoint.state, checkpoint.config
+    learner = DoubleDQN(config, state["num_actions"], width=config.width, device=device, generator=torch.Generator())
+    try:
+        learner.load_state_dict(state["learner"])
+        stage = schedule_of(config).stage_after(int(state["interventions"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unreadable(f"{checkpoint.path}: {error}") from error
+    return learner, config, checkpoint.frames, stage
+
+
+def _published(directory: Path) -> list[Path]:
+    """The checkpoints that bear a final name, newest first."""
+    return sorted((path for path in directory.glob("*") if path.name.isdigit()), key=lambda path: -int(path.name))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, whole and of this schema; raises `Unreadable`."""
+    if path.is_symlink():
+        raise Unreadable(f"{path} is a link: a checkpoint is a plain directory")
+    file = path / "manifest.json"
+    content = read_plain(file, _MAX_MANIFEST_BYTES)
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        sha256 = manifest.pop("sha256")
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"{file} is damaged: it is not a manifest") from error
+    if manifest.get("schema") != SCHEMA:
+        raise Unreadable(f"{file} is of schema {manifest.get('schema')}, and this version reads schema {SCHEMA}")
+    if sha256 != _digest(manifest):
+        raise Unreadable(f"{file} is damaged: its content is not what was written (sha256)")
+    return manifest
+
+
+def _open(path: Path) -> Checkpoint:
+    """Verifies every file of a checkpoint, then reads its state; raises `Unreadable`."""
+    manifest = _manifest(path)
+    try:
+        files = {name: (int(entry[0]), str(entry[1])) for name, entry in manifest["files"].items()}
+        segments = tuple(Segment.from_list(entry) for entry in manifest["segments"])
+        machine, frames = dict(manifest["machine"]), int(manifest["frames"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise Unreadable(f"{path / 'manifest.json'} lacks what a manifest holds: {error}") from error
+    if set(files) != set(_FILES) or frames != int(path.name):
+        raise Unreadable(f"{path / 'manifest.json'} is of other files or frames: {', '.join(sorted(files))[:200]}")
+    for name in _FILES:
+        verify_file(path / name, *files[name])
+    for segment in segments:
+        verify_file(path.parent / "replay" / segment.sha256, segment.num_bytes, segment.sha256)
+    try:
+        # safetensors checks its header against the size of the file before it takes any memory for tensors.
+        tensors = load_tensors(read_plain(path / "state.safetensors", files["state.safetensors"][0]))
+        state = _merge(json.loads(read_plain(path / "state.json", files["state.json"][0])), tensors)
+        config = Config.from_dict(state.pop("config"))
+        _check_sizes(config, state, frames)
+        replay_segments.check_cover(list(segments), state["ring"]["written"].numpy(), int(state["ring"]["rows"]))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
+    num_bytes = sum(size for size, _ in files.values()) + sum(segment.num_bytes for segment in segments)
+    return Checkpoint(
+        path=path, frames=frames, config=config, state=state, segments=segments, machine=machine, num_bytes=num_bytes
+    )
+
+
+def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
+    """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor, or a counter is not one."""
+    learner, ring, stage, totals = state["learner"], state["ring"], state["stage"], state["totals"]
+    schedule = schedule_of(config)
+    interventions, injections = len(schedule.injection_frames), len(learner["head"]["injections"])
+    if not (isinstance(stage, int) and injections <= stage <= interventions and len(totals) == schedule.num_stages):
+        raise ValueError(
+            f"stage {stage}, its {injections} injections and {len(totals)} totals are not those of a schedule with "
+            f"{interventions} interventions in {schedule.num_stages} stages"
+        )
+    width, first = learner["width"], config.width * schedule.width_multiplier
+    if not (isinstance(width, int) and first <= width <= first + stage * config.width):
+        raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
+    with torch.device("meta"):  # the shapes of a network, without its memory
+        parts = dict(zip(("encoder", "head.live"), make_parts(config, state["num_actions"], width), strict=True))
+    sizes = {
+        f"{part}.{name}": (tuple(tensor.shape), tuple(learner["online"][f"{part}.{name}"].shape))
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    } | {
+        "num_envs": ((config.num_envs,), tuple(ring["written"].shape)),
+        "filled rows": (ring["filled"], ring["transitions"].shape[1]),
+    }
+    for name, (said, found) in sizes.items():
+        if said != found:
+            raise ValueError(f"{name}: {said} by the configuration, {found} by the tensors")
+    counters = [state["wall_seconds"], *(number for total in totals for number in total)]
+    if not all(isinstance(number, int | float) for number in counters) or not isinstance(state["resumes"], list):
+        raise ValueError("a counter is not a number")
+    if state["collector"]["agent_steps"] * FRAME_SKIP != frames:
+        raise ValueError(f"{state['collector']['agent_steps']} agent steps are not {frames} frames")
+
+
+def _split(tree: dict[str, Any], path: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Plain values in their nesting, and the tensors and arrays among them, contiguous and on the CPU, by path."""
+    plain: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            plain[name], below = _split(value, f"{path}{name}/")
+            tensors |= below
+        elif isinstance(value, Tensor) or hasattr(value, "__array__"):
+            # Cloned, because tensors that share memory (a frozen encoder, views) cannot be saved as one.
+            tensors[path + name] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            plain[name] = value
+    return plain, tensors
+
+
+def _merge(plain: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `_split`; raises `ValueError` for a tensor where there is something else."""
+    for path, tensor in tensors.items():
+        *parents, name = path.split("/")
+        place = plain
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if not isinstance(place, dict) or name in place:
+            raise ValueError(f"tensor {path} is where something else is")
+        place[name] = tensor
+    return plain

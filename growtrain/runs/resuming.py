@@ -1,0 +1,270 @@
+"""Going on from a checkpoint: what may change, what a fork may change as well, and what a checkpoint holds.
+
+A resumed run is the same run: only settings that do not decide what is learned may differ. A fork is another run with the same past: it may
+change what lies in its future, but nothing that what is already there was built with.
+
+Units: frames; sizes in bytes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growtrain.runfiles import cut_back, read_plain, sweep
+from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
+from growtrain.runs.provenance import describe_machine, differences
+from growtrain.settings.config import Config, ConfigError, flag, format_count
+from growtrain.settings.schedules import schedule_of
+from growtrain.telemetry.sinks import read_jsonl
+
+# Settings of what is learned that a fork may change: they act on what comes, and fit the state that is there.
+_FORKABLE = {
+    "schedule",
+    "intervention",
+    "trainable_heads",
+    "shrink_alpha",
+    "redo_period",
+    "redo_tau",
+    "adaptive_period",
+    "adaptive_min_gap",
+    "adaptive_max",
+    "adaptive_threshold",
+    "adaptive_patience",
+    "total_frames",
+    "seed",
+    "anchor",
+    "freeze_encoder_at",
+    "reward_clip",
+    "life_loss_terminal",
+    "lr",
+    "optimizer_eps",
+    "optimizer_decay",
+    "batch_size",
+    "discount",
+    "target_period",
+    "max_grad_norm",
+    "regularizer_strength",
+    "epsilon_start",
+    "epsilon_end",
+    "epsilon_decay_frames",
+}
+
+
+def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bool) -> tuple[Config, list[str]]:
+    """The configuration to go on with, and one line of text for each setting that differs.
+
+    Args:
+        checkpoint: where it goes on from.
+        explicit: settings given on the command line, by field name.
+        fork: whether a new run begins.
+
+    Raises:
+        ConfigError: a setting cannot differ; the line names it and the remedy.
+    """
+    before = checkpoint.config
+    changes = {name: value for name, value in explicit.items() if getattr(before, name) != value}
+    identity = {item.name for item in dataclasses.fields(Config) if item.metadata["identity"]}
+    for name, value in changes.items():
+        if name in identity and not fork:
+            raise ConfigError(
+                f"{flag(name)} {value}: this run has {getattr(before, name)}, and it decides what is learned: "
+                f"leave it out, or begin another run from here with --fork NEWDIR"
+            )
+        if name in identity and name not in _FORKABLE:
+            raise ConfigError(
+                f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
+                "were made with: leave it out, or train a new run"
+            )
+    config = dataclasses.replace(before, **changes)
+    if fork:
+        _check_future(checkpoint, config)
+    return config, [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
+
+
+def done_injections(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The times of the schedule, in frames, that lie in a checkpoint's past."""
+    schedule = schedule_of(checkpoint.config)
+    if schedule.adaptive:
+        return tuple(checkpoint.state["grown_at"])
+    return schedule.injection_frames[: int(checkpoint.state["stage"])]
+
+
+def next_time(checkpoint: Checkpoint) -> int:
+    """The earliest time, in frames, of an intervention that a fork may add: after the last one, which may be as old as the checkpoint."""
+    return max(checkpoint.frames, *(time + 1 for time in done_injections(checkpoint)), 0)
+
+
+def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, but of a network that started at the width it has: what was `full3x` of 512 is `fixed` of 2048.
+
+    Any schedule can go on from that; nothing that was computed depends on it.
+    """
+    config = checkpoint.config
+    multiplier = schedule_of(config).width_multiplier
+    if multiplier == 1:
+        return checkpoint
+    own = dataclasses.replace(config, schedule="fixed", width=config.width * multiplier)
+    return dataclasses.replace(checkpoint, config=own)
+
+
+def restart(run_dir: Path) -> Config:
+    """The configuration of a run that ended before its first checkpoint; its records are dropped, to be made again from the start.
+
+    Raises:
+        ConfigError: it has come further than that, and its checkpoints are missing: nothing is dropped; or its `config.json` is damaged.
+    """
+    try:
+        config = Config.from_dict(json.loads(read_plain(run_dir / "config.json", 1 << 20))["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{run_dir / 'config.json'} is damaged, or of another version ({error}): train a new run in another directory"
+        ) from error
+    summary, played = run_dir / "summary.json", -1
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        played = max(int(record["frames"]) for record in read_jsonl(run_dir / "metrics.jsonl"))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if json.loads(summary.read_text(encoding="utf-8"))["status"] == "done":
+            played = config.total_frames
+    if 0 < (config.checkpoint_period or config.total_frames) <= played:
+        raise ConfigError(
+            f"{run_dir} has played {played} frames and has no checkpoint any more: its records are left as they are; train a new run in "
+            "another directory"
+        )
+    for path in run_dir.glob("*.jsonl"):
+        cut_back(path, -1)
+    return config
+
+
+def _check_future(checkpoint: Checkpoint, config: Config) -> None:
+    """Raises `ConfigError` unless the budget and the schedule go on from the past that the checkpoint has."""
+    if config.total_frames <= checkpoint.frames:
+        raise ConfigError(
+            f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
+        )
+    old, new = schedule_of(checkpoint.config), schedule_of(config)
+    if old.width_multiplier != new.width_multiplier:
+        raise ConfigError(
+            f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
+        )
+    done = done_injections(checkpoint)
+    if new.adaptive:  # what is to come is decided as it goes
+        if len(done) > new.adaptive.max_injections:
+            raise ConfigError(
+                f"--adaptive-max {new.adaptive.max_injections}: {len(done)} injections are done: raise it"
+            )
+    elif new.injection_frames[: len(done)] != done or any(
+        t < checkpoint.frames for t in new.injection_frames[len(done) :]
+    ):
+        past = ",".join(map(str, done))
+        keep = f"at:{past}" if past else "fixed"
+        later = f"at:{past + ',' if past else ''}{checkpoint.frames}"
+        raise ConfigError(
+            f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: use --schedule {keep} to go on "
+            f"without another injection, or add later times, as in --schedule {later}"
+        )
+    learner, what = checkpoint.state["learner"], f"--intervention {new.intervention}"
+    if learner["head"]["injections"] and (new.widens or new.intervention == "redo"):
+        raise ConfigError(
+            f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
+        )
+    if learner["encoder_frozen"] and config.split != "conv1" and new.intervention in ("reset-encoder", "reset-all"):
+        raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
+
+
+def resumption(
+    start: Checkpoint, config: Config, device: torch.device, *, forked: bool, interventions: int
+) -> dict[str, Any]:
+    """What `summary.json` says of going on from `start`; warns where the machine is another one.
+
+    Args:
+        start: where the run goes on from.
+        config: what it goes on with.
+        device: where it goes on.
+        forked: whether it is another run from here.
+        interventions: those done before; if this configuration would have made others, the record says that no plan counts them.
+    """
+    skew = differences(start.machine, describe_machine(device))
+    if skew:
+        warnings.warn(
+            f"the checkpoint was made with other {', '.join(skew)}: results may differ in the last bits", stacklevel=1
+        )
+    before = start.config.to_dict()
+    changes = {name: value for name, value in config.to_dict().items() if before[name] != value}
+    ways = [
+        (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (start.config, config)
+    ]
+    return (
+        {"frames": start.frames, "changes": changes, "skew": skew}
+        | ({"forked_from": str(start.path)} if forked else {})
+        | ({"past_differs": True} if interventions and ways[0] != ways[1] else {})
+    )
+
+
+def take_up(run_dir: Path, start: Checkpoint, *, forked: bool) -> None:
+    """Brings a run's files back to the checkpoint: no record after it, nothing half-written; a fork begins with its parent's records."""
+    sweep(run_dir)
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    if forked:
+        for path in start.path.parent.parent.glob("*.jsonl"):
+            shutil.copyfile(path, run_dir / path.name)
+    for path in run_dir.glob("*.jsonl"):
+        cut_back(path, start.frames)
+    aside = set_aside_newer(run_dir, start.frames)
+    if aside:
+        warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
+
+
+def render(run_dir: Path) -> tuple[list[str], bool]:
+    """Lines that say what the checkpoints of a run hold, and whether all of them are whole; every file is read and verified."""
+    lines: list[str] = [f"run         {run_dir}"]
+    whole = True
+    for path, found in examine(run_dir):
+        lines.append("")
+        if isinstance(found, Checkpoint):
+            lines += _render_one(found)
+        else:
+            whole = False
+            lines.append(f"checkpoint  {path.name}: DAMAGED: {found}")
+    return lines, whole
+
+
+def _render_one(checkpoint: Checkpoint) -> list[str]:
+    state, config = checkpoint.state, checkpoint.config
+    learner, ring = state["learner"], state["ring"]
+    online = sum(tensor.numel() for tensor in learner["online"].values())
+    replay = sum(segment.num_bytes for segment in checkpoint.segments)
+    raw = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks) * 84 * 84
+    stages = "; ".join(
+        f"{index}: {frames} frames, {updates} updates, {seconds:.1f} s"
+        for index, (frames, updates, seconds) in enumerate(state["totals"])
+    )
+    versions = checkpoint.machine.get("versions", {})
+    return [
+        f"checkpoint  {checkpoint.path.name}: whole (sizes and sha256 of {2 + len(checkpoint.segments)} files verified)",
+        f"config      {config.game}, {config.schedule}, seed {config.seed}, fingerprint {config.fingerprint()}",
+        (
+            f"counters    {checkpoint.frames} of {config.total_frames} frames, {state['collector']['agent_steps']} agent steps, "
+            f"{learner['updates']} updates, {state['wall_seconds']:.1f} s"
+        ),
+        (
+            f"network     {len(learner['head']['injections'])} injections ({', '.join(learner['head']['injections']) or 'none'}), width "
+            f"{learner['width']}, {format_count(online)} parameters, encoder {'frozen' if learner['encoder_frozen'] else 'learning'}, "
+            f"optimizer slots of {len(learner['optimizer'])} tensors"
+        ),
+        f"stages      {stages}",
+        (
+            f"replay      {int(ring['valid'].sum())} transitions, {len(checkpoint.segments)} segments, {replay / 1e6:.1f} MB "
+            f"({replay / max(raw, 1):.1%} of its size)"
+        ),
+        f"disk        {checkpoint.num_bytes / 1e6:.1f} MB, of which {(checkpoint.num_bytes - replay) / 1e6:.1f} MB its own",
+        (
+            f"made with   torch {versions.get('torch')}, ale-py {versions.get('ale-py')}, {checkpoint.machine.get('device')}, "
+            f"{checkpoint.machine.get('num_threads')} threads; resumed {len(state['resumes'])} times"
+        ),
+    ]

@@ -1,0 +1,329 @@
+"""Checkpoints: a resumed run is the run that was never interrupted, bit for bit; what is on disk is whole, small and shared."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from growtrain.learners.optimizers import can_compile
+from growtrain.replay import segments as replay_segments
+from growtrain.replay.frames import FrameRing
+from growtrain.replay.segments import Segment
+from growtrain.runfiles import Unreadable, sweep, verify_file
+from growtrain.runs.checkpoint import Checkpoint, CheckpointWriter, load_learner, open_newest
+from growtrain.runs.loop import train
+from growtrain.settings.config import Config
+from growtrain.telemetry.sinks import read_jsonl
+
+TIMES = {
+    "wall_seconds",
+    "frames_per_second",
+    "updates_per_second",
+    "seconds",
+    "pause_seconds",
+    "since_report",
+    "resumes",
+}
+
+
+def tiny(**overrides: Any) -> Config:
+    values: dict[str, Any] = {
+        "game": "breakout",
+        "schedule": "at:800,1600",
+        "total_frames": 3_200,
+        "num_envs": 4,
+        "width": 32,
+        "encoder_width": 0.25,
+        "batch_size": 8,
+        "learning_starts": 400,
+        "epsilon_decay_frames": 1_000,
+        "target_period": 640,
+        "replay_capacity": 400,  # wraps within the run
+        "eval_period": 0,
+        "eval_frames": 160,
+        "log_period": 500,
+        "checkpoint_period": 0,
+    }
+    return Config(**(values | overrides))
+
+
+def stop_after(*frames: int) -> Iterator[Callable[[], bool]]:
+    """For each part of a run, a function that stops it when that many frames have been played in it."""
+    for part in (*frames, 10**9):
+        steps = iter(range(10**9))
+        yield lambda steps=steps, part=part: next(steps) * 16 >= part  # type: ignore[misc]
+
+
+def run_in_parts(config: Config, run_dir: Path, *frames: int) -> Checkpoint:
+    """Plays a run, stopped and resumed after each of these numbers of frames; returns its last checkpoint."""
+    start = None
+    for should_stop in stop_after(*frames):
+        list(train(config, run_dir, should_stop=should_stop, start=start))
+        start = open_newest(run_dir)
+    assert start is not None
+    return start
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(item) for name, item in value.items() if name not in TIMES}
+    return value
+
+
+def assert_same(one: Any, other: Any, path: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for name in one:
+            assert_same(one[name], other[name], f"{path}/{name}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, path
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path
+
+
+def replay_of(checkpoint: Checkpoint) -> torch.Tensor:
+    config = checkpoint.config
+    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0))
+    ring.load_state_dict(checkpoint.state["ring"])
+    checkpoint.load_frames(ring)
+    return ring.frames
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the four files of records."""
+    first, second = open_newest(one), open_newest(other)
+    totals = [[total[:2] for total in checkpoint.state.pop("totals")] for checkpoint in (first, second)]
+    assert totals[0] == totals[1]
+    assert_same(without_times(first.state), without_times(second.state))
+    assert torch.equal(replay_of(first), replay_of(second))
+    for stem in ("metrics", "growth_events", "evaluations", "diagnostics"):
+        records = [without_times({"all": read_jsonl(run / f"{stem}.jsonl")})["all"] for run in (one, other)]
+        assert [without_times(r) for r in records[0]] == [without_times(r) for r in records[1]], stem
+        assert records[0] or stem == "evaluations", stem
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    # Stopped while acting is random, just before a growth, and between two records.
+    "frozen": ({"eval_period": 1_600}, (208, 560, 912)),
+    "the rest": (
+        {
+            "sticky_actions": 0.25,
+            "anchor": "mirrored",
+            "freeze_encoder_at": 1,
+            "optimizer": "adam",
+            "normalization": "spectral",
+            "max_grad_norm": 1.0,
+            "game": "pong",
+        },
+        (1_072,),
+    ),
+    "l2-init": ({"regularizer": "l2-init", "activation": "crelu", "freeze_encoder_at": 2}, (560, 912)),
+    "nap": (
+        {"weight_projection": "nap", "normalization": "layer", "activation": "fourier", "anchor": "zero"},
+        (1_072,),
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_path: Path) -> None:
+    changes, parts = VARIANTS[variant]
+    config = tiny(**changes)
+    whole = run_in_parts(config, tmp_path / "whole")
+    # Checkpoints in one of them only, so that taking one is shown to change nothing.
+    resumed = run_in_parts(dataclasses.replace(config, checkpoint_period=320), tmp_path / "parts", *parts)
+    assert whole.frames == resumed.frames == 3_200
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert [resume["frames"] for resume in summary["resumes"]] == np.cumsum(parts).tolist()
+    assert summary["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", can_compile)
+    monkeypatch.setattr("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE", 0)
+    config = tiny()
+    run_in_parts(config, tmp_path / "whole")
+    run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "widened": {"schedule": "at:480,800", "intervention": "net2wider", "optimizer": "adam"},
+    "recycled": {"schedule": "redo", "redo_period": 320, "redo_tau": 0.3},
+    "all heads": {"schedule": "at:480,800", "trainable_heads": "all", "anchor": "frozen"},
+    "split": {"schedule": "at:480,800", "split": "conv3", "anchor": "mirrored", "freeze_encoder_at": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_whose_network_or_stages_are_others_are_resumed_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    """Stopped between two interventions and after them."""
+    config = tiny(**({"total_frames": 1_280, "learning_starts": 160, "log_period": 320} | KINDS[kind]))
+    run_in_parts(config, tmp_path / "whole")
+    run_in_parts(config, tmp_path / "parts", 704, 256)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    events = read_jsonl(tmp_path / "parts" / "growth_events.jsonl")
+    last = read_jsonl(tmp_path / "parts" / "metrics.jsonl")[-1]["stage"]
+    if config.schedule == "redo":
+        assert sum(event["recycled_units"] for event in events) > 0
+        assert (len(events), last) == (3, 0)
+    else:
+        assert [event["stage"] for event in events] == [1, 2]
+        assert last == 2
+    learner, _, frames, _ = load_learner(tmp_path / "parts", torch.device("cpu"))
+    assert (frames, learner.width) == (config.total_frames, 32 * (3 if "widened" in kind else 1))
+
+
+def make_ring(seed: int = 0, capacity: int = 3_000, num_lanes: int = 2) -> FrameRing:
+    return FrameRing(capacity, num_lanes, rng=np.random.default_rng(seed))
+
+
+def play(ring: FrameRing, steps: int, generator: np.random.Generator) -> None:
+    """Random steps with episodes, of frames that compress no better than they should."""
+    lanes = ring.num_lanes
+    frames = generator.integers(0, 256, (2, lanes, 84, 84), dtype=np.uint8)
+    if not ring.written.any():
+        ring.start(frames[0])
+    for _ in range(steps):
+        ring.extend(
+            action=generator.integers(4, size=lanes),
+            reward=generator.random(lanes),
+            terminated=np.zeros(lanes, np.bool_),
+            frame=np.roll(frames[0], int(generator.integers(84)), axis=1),
+            started=generator.random(lanes) < 0.02,
+            first_frame=frames[1],
+        )
+
+
+def test_the_replay_is_saved_once_and_read_back_whatever_has_been_overwritten(tmp_path: Path) -> None:
+    """Through several turns of the ring: each checkpoint writes what is new, drops what is gone, and restores every row."""
+    generator = np.random.default_rng(1)
+    ring = make_ring(capacity=3_000)
+    replay = tmp_path
+    segments: list[Segment] = []
+    for steps in (10, 1_100, 1, 2_000, 300, 4_000):
+        play(ring, steps, generator)
+        segments = replay_segments.still_needed(segments, ring)
+        before = sum(c.count for s in segments for c in s.chunks)
+        new = replay_segments.write_new(segments, ring, replay, num_threads=2)
+        written = sum(c.count for s in new for c in s.chunks)
+        assert written <= 2 * min(steps * 1.1 + 10, ring.rows)
+        segments += new
+        for path in set(replay.iterdir()) - {replay / s.sha256 for s in segments}:
+            path.unlink()
+        assert before + written <= 2 * (2 * ring.rows + 40 * 1024)
+
+        other = make_ring(seed=9, capacity=3_000)
+        play(other, 50, np.random.default_rng(5))
+        state = ring.state_dict()
+        del state["frames"]
+        other.load_state_dict(state)
+        replay_segments.load_frames(segments, other, replay, num_threads=2)
+        other.check_valid()
+        filled = ring.state_dict()["filled"]
+        assert torch.equal(ring.frames[:, :filled], other.frames[:, :filled])
+        assert (ring.sample(16) == other.sample(16)).all()
+        with pytest.raises(Unreadable, match="exactly once"):
+            replay_segments.check_cover(segments[1:] or [], ring.written, ring.rows)
+        with pytest.raises(Unreadable, match="exactly once"):
+            replay_segments.check_cover([*segments, segments[-1]], ring.written, ring.rows)
+
+
+def save(writer: CheckpointWriter, ring: FrameRing, frames: int) -> Path:
+    state = ring.state_dict()
+    del state["frames"]
+    return writer.save({"ring": state}, ring, tiny(), frames=frames, device=torch.device("cpu"))
+
+
+def test_what_is_kept_and_what_is_dropped(tmp_path: Path) -> None:
+    generator, ring = np.random.default_rng(2), make_ring(capacity=200)
+    writer = CheckpointWriter(tmp_path, keep=1)
+    directory = tmp_path / "checkpoints"
+    for frames in range(100, 1_000, 100):
+        play(ring, 30, generator)
+        save(writer, ring, frames)
+        names = sorted(path.name for path in directory.iterdir())
+        assert names == [f"{f:012d}" for f in (frames - 100, frames) if f >= 100] + ["replay"]
+        named = {
+            entry[0]
+            for name in names[:-1]
+            for entry in json.loads((directory / name / "manifest.json").read_text())["segments"]
+        }
+        assert {path.name for path in (directory / "replay").iterdir()} == named
+    # A ring of 104 rows a lane takes 30 a checkpoint: never more than 5 segments for one checkpoint, 6 for two.
+    assert len(named) <= 6
+
+
+@pytest.mark.parametrize("call", range(24))
+def test_a_kill_at_any_moment_of_a_save_leaves_the_checkpoint_before(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends at the n-th thing that a save asks of the disk: nothing after that happens, nothing is tidied up."""
+
+    class Killed(BaseException):
+        pass
+
+    generator, ring = np.random.default_rng(3), make_ring(capacity=200)
+    writer = CheckpointWriter(tmp_path, keep=0)
+    play(ring, 30, generator)
+    save(writer, ring, 100)
+    play(ring, 30, generator)
+    asked = iter(range(10**6))
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if next(asked) >= call:
+                raise Killed
+            return function(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("fsync", "replace", "unlink", "posix_fadvise"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        with contextlib.suppress(Killed):
+            save(writer, ring, 200)
+            assert next(asked) < call + 2, "a save does more than the moments tried here"
+    sweep(tmp_path)
+    published = sorted(
+        (path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: path.name
+    )
+    assert published, "no checkpoint is left"
+    for path in published:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, (size, sha256) in manifest["files"].items():
+            verify_file(path / name, size, sha256)
+        for entry in manifest["segments"]:
+            verify_file(tmp_path / "checkpoints" / "replay" / entry[0], entry[1], entry[0])
+    # And the next process can go on saving.
+    play(ring, 30, generator)
+    save(CheckpointWriter(tmp_path, keep=0), ring, 300)
+
+
+def test_taking_a_checkpoint_draws_nothing_and_moves_nothing(tmp_path: Path) -> None:
+    generator, ring = np.random.default_rng(4), make_ring(capacity=200)
+    play(ring, 30, generator)
+    before = {name: value.clone() for name, value in ring.state_dict().items() if isinstance(value, torch.Tensor)}
+    rng = ring.state_dict()["rng"]
+    save(CheckpointWriter(tmp_path, keep=1), ring, 100)
+    after = ring.state_dict()
+    assert after["rng"] == rng
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
