@@ -20,10 +20,11 @@ import torch
 from recording import describe_machine, machine_lines, write_outputs
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.environments.atari import FRAME_SKIP
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import Run
-from growtrain.settings.config import FRAME_SKIP, ConfigError
 from growtrain.settings.presets import paper
+from growtrain.settings.text import ConfigError
 
 
 def main() -> int:

@@ -37,6 +37,7 @@ from recording import describe_machine, machine_lines, summarize, with_spread, w
 from tensordict import TensorDict
 from torch.utils.flop_counter import FlopCounterMode
 
+from growtrain.environments.atari import FRAME_SKIP
 from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, uses_graph
@@ -45,9 +46,10 @@ from growtrain.planning.costs import FROZEN_HEADS_PER_INJECTION, network_shape, 
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runs.acting import num_actions_of
 from growtrain.runs.loop import resolve_device
-from growtrain.settings.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Anchor, Config, ConfigError, Execution
+from growtrain.settings.config import PAPER_TOTAL_FRAMES, Anchor, Config, Execution
 from growtrain.settings.presets import paper
 from growtrain.settings.schedules import make_schedule
+from growtrain.settings.text import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -52,13 +52,15 @@ from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.environments.atari_scores import canonical_game
+from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.games import canonical_game
 from growtrain.learners import double_dqn
 from growtrain.planning.costs import make_plan
 from growtrain.runs.loop import Run, resolve_device, train
-from growtrain.settings.config import FRAME_SKIP, Anchor, Config, ConfigError, parse_count
+from growtrain.settings.config import Anchor, Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
+from growtrain.settings.text import ConfigError, parse_count
 
 MIN_WINDOW = 0.5  # seconds
 # What `presets.resolve` scales to a budget; a validation run scales them whatever the flags said.

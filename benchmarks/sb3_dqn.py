@@ -10,8 +10,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from growtrain.environments.atari_scores import canonical_game
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.games import canonical_game
+from growtrain.settings.config import Config
 
 Sample = dict[str, Any]  # of one turn: `seconds`, and what was done in them: `updates`, `frames`, `flops`, `calls`
 Arm = Callable[[float], Sample]  # takes about that many seconds

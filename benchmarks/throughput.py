@@ -38,15 +38,17 @@ import torch
 from recording import covered, describe_machine, machine_lines, summarize, with_spread, write_outputs
 from sb3_dqn import Arm, Sample, sb3_arm
 
-from growtrain.environments.atari_scores import canonical_game
+from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.games import canonical_game
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.networks.heads import matrix_product
 from growtrain.planning.costs import network_shape, update_flops
 from growtrain.runs.acting import make_environment
 from growtrain.runs.loop import Run
-from growtrain.settings.config import FRAME_SKIP, Config, ConfigError, Execution
+from growtrain.settings.config import Config, Execution
 from growtrain.settings.presets import paper
+from growtrain.settings.text import ConfigError
 
 GOAL_EFFICIENCY, GOAL_FLOP_RATIO, GOAL_SPEEDUP = 0.85, 1.5, 1.5
 PRODUCT_SIZE = 2048

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from recording import covered
 
+from growtrain.environments.atari import FRAME_SKIP
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.planning.speed import make_update, synthetic_batches
 from growtrain.plasticity.measurer import Measurer
-from growtrain.runs.acting import updates_due
 from growtrain.runs.evaluation import evaluate
 from growtrain.runs.loop import Run
-from growtrain.settings.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config
+from growtrain.settings.budget import updates_due
+from growtrain.settings.config import PAPER_TOTAL_FRAMES, Config
 from growtrain.telemetry.gpu import open_monitor
 
 WARM_SHARE = 0.15  # of a window, played before it

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from growtrain.commands.running import COMMANDS
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EPERM, errno.ENAMETOOLONG)

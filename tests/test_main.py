@@ -27,7 +27,7 @@ TINY = [
     [
         (["--game", "phonix"], "phoenix"),
         (["--shedule", "grow3x"], "--schedule"),
-        (["--schedule", "grow9x"], "grow3x"),
+        (["--schedule", "grow3"], "grow3x"),
         (["--schedule", "at:0"], "increasing times above 0"),
         (["--total-frames", "lots"], "200k"),
         (["--total-frames", "-5"], "--total-frames"),

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from growtrain.settings.config import Config, ConfigError, flag, format_count, parse_count
+from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
+from growtrain.settings.text import ConfigError, flag, format_count, parse_count
 
 
 def command_of(settings: dict[str, Any]) -> list[str]:

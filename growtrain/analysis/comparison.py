@@ -30,7 +30,8 @@ from growtrain.analysis.aggregate import (
 )
 from growtrain.analysis.runs import Curve, Run, at_frames, training_curve
 from growtrain.environments.atari_scores import REFERENCE_SCORES
-from growtrain.settings.config import Config, flag, format_count
+from growtrain.settings.config import Config
+from growtrain.settings.text import flag, format_count
 
 Axis = Literal["frames", "hours", "flops"]
 AXES: tuple[Axis, ...] = ("frames", "hours", "flops")

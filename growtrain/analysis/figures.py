@@ -23,7 +23,7 @@ from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, 
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
 from growtrain.environments.atari_scores import REFERENCE_SCORES
-from growtrain.settings.config import format_count
+from growtrain.settings.text import format_count
 
 TITLES: dict[Axis, str] = {"frames": "frames", "hours": "wall-clock", "flops": "FLOPs"}
 _POINTS = 60

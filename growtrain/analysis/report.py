@@ -42,7 +42,7 @@ from growtrain.analysis.pages import (
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
 from growtrain.environments.atari_scores import REFERENCE_SCORES
-from growtrain.settings.config import format_count
+from growtrain.settings.text import format_count
 
 _BOOTSTRAP_SEED = 0  # the same runs give the same report
 _AGGREGATES: dict[str, Callable[[Scores], FloatArray]] = {

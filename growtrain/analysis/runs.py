@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from growtrain.analysis.aggregate import FloatArray
-from growtrain.environments.atari_scores import canonical_game
+from growtrain.environments.games import canonical_game
 from growtrain.runfiles import RunLocked, Unreadable, read_plain, require_unlocked
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 from growtrain.sweep.ledger import Ledger
 from growtrain.sweep.table import last_words
 

@@ -24,7 +24,7 @@ from growtrain.analysis.figures import TITLES
 from growtrain.analysis.pages import Block, Heading, Items, Paragraph, Table, compact
 from growtrain.analysis.plots import short
 from growtrain.analysis.runs import Run, number
-from growtrain.settings.config import format_count
+from growtrain.settings.text import format_count
 
 
 def holdings(study: Study, ledger_notes: Sequence[str]) -> list[Block]:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, Never, get_args, get_type_hints
 
-from growtrain.settings.config import Config, ConfigError, flag, format_count, parse_count
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError, flag, format_count, parse_count
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
 from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:

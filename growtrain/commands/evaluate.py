@@ -7,28 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings, reader
-from growtrain.settings.config import ConfigError
-
-# What an evaluation may do otherwise than the run's own; all else is the agent's, and its game's.
-_SETTINGS = (
-    "seed",
-    "num_envs",
-    "eval_frames",
-    "eval_epsilon",
-    "sticky_actions",
-    "noop_max",
-    "max_episode_frames",
-    "device",
-    "num_threads",
-)
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
+    played = [item.name for item in dataclasses.fields(Config) if item.metadata["evaluation"]]
     parser = Parser(prog="growtrain evaluate", description="Play a run's checkpoint and report true scores.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
-    add_config_flags(parser, _SETTINGS, default_of="those of the run")
+    add_config_flags(parser, played, default_of="those of the run")
     namespace = parser.parse_strict(words)
 
     import torch

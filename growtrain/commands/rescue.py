@@ -5,7 +5,8 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, default_run_dir, explicit_with_game, run_training
-from growtrain.settings.config import Config, ConfigError
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:

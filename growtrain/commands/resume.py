@@ -5,7 +5,7 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:

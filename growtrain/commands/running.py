@@ -12,10 +12,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.environments.atari_scores import canonical_game
-from growtrain.settings.config import Config, ConfigError, flag
+from growtrain.environments.games import canonical_game
+from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of
+from growtrain.settings.text import ConfigError, flag
 
 if TYPE_CHECKING:
     from growtrain.runs.checkpoint import Checkpoint
@@ -43,30 +44,9 @@ def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, li
     namespace = parser.parse_strict(words)
     explicit = explicit_with_game(namespace)
     config, notes = resolve(explicit.get("preset", "paper"), explicit)
-    if idle := [f"{flag(name)} {explicit[name]}" for name in explicit if not _has_effect(name, config)]:
+    if idle := [f"{flag(name)} {explicit[name]}" for name in explicit if not has_effect(name, config)]:
         notes.append(f"without effect in this run: {', '.join(idle)}")
     return config, notes, namespace.run_dir
-
-
-def _has_effect(name: str, config: Config) -> bool:
-    """Whether a setting can make a difference beside the others."""
-    schedule = schedule_of(config)
-    intervenes = schedule.periodic or schedule.num_stages > 1
-    if name.startswith("adaptive_"):
-        return schedule.adaptive is not None
-    needs = {
-        "anchor": intervenes and schedule.intervention == "inject",
-        "trainable_heads": intervenes and schedule.intervention == "inject",
-        "intervention": intervenes and schedule.intervention == config.intervention,
-        "shrink_alpha": intervenes and schedule.intervention == "shrink-perturb",
-        "redo_tau": intervenes and schedule.intervention == "redo",
-        "redo_period": schedule.periodic,
-        "freeze_encoder_at": config.freeze_encoder_at < schedule.num_stages,
-        "regularizer_strength": config.regularizer != "none",
-        "optimizer_decay": config.optimizer == "centered_rmsprop",
-        "track_project": config.track != "none",
-    }
-    return needs.get(name, True)
 
 
 def explicit_with_game(namespace: Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.commands.running import StopSignals, add_stop_signal
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 if TYPE_CHECKING:
     from growtrain.sweep.executor import AbstractExecutor

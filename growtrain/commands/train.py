@@ -12,7 +12,7 @@ from growtrain.commands.running import (
     read_configuration,
     run_training,
 )
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:

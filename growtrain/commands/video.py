@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:

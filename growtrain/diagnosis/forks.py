@@ -33,7 +33,8 @@ from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
 from growtrain.runs.loop import resolve_device, train
 from growtrain.runs.resuming import changed_config, done_injections, next_time
-from growtrain.settings.config import FRAME_SKIP, Config, ConfigError, format_count
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError, format_count
 from growtrain.telemetry.sinks import read_jsonl
 
 _RECORDS = 40  # in a fork's metrics
@@ -43,7 +44,7 @@ _LEARNING_TEST = "learning_test.json"
 
 def default_frames(checkpoint: Checkpoint) -> int:
     """A tenth of what the run has played: all forks together then take about as long as the run did."""
-    return max(2 * FRAME_SKIP * checkpoint.config.num_envs, checkpoint.frames // 10)
+    return max(2 * checkpoint.config.frame_skip * checkpoint.config.num_envs, checkpoint.frames // 10)
 
 
 def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
@@ -81,7 +82,7 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
     Raises:
         ConfigError: the budget is too short, or the run cannot be forked.
     """
-    config, step = checkpoint.config, FRAME_SKIP * checkpoint.config.num_envs
+    config, step = checkpoint.config, checkpoint.config.frame_skip * checkpoint.config.num_envs
     if settings.frames < 2 * step:
         raise ConfigError(
             f"--frames {settings.frames} is below two steps of every environment: give {2 * step} or more"

@@ -14,7 +14,7 @@ import numpy as np
 
 from growtrain.plasticity.learning_test import Copy, LearningTest, mean_errors
 from growtrain.plasticity.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_most
-from growtrain.settings.config import format_count
+from growtrain.settings.text import format_count
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)

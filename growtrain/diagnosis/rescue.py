@@ -14,14 +14,15 @@ from typing import Any
 from growtrain.learners.foreign_weights import Weights
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.resuming import changed_config, done_injections, next_time
-from growtrain.settings.config import FRAME_SKIP, Config, ConfigError, flag
+from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
+from growtrain.settings.text import ConfigError, flag
 
 
 def default_frames(checkpoint: Checkpoint) -> int:
     """Half of what the run has played."""
-    return max(2 * FRAME_SKIP * checkpoint.config.num_envs, checkpoint.frames // 2)
+    return max(2 * checkpoint.config.frame_skip * checkpoint.config.num_envs, checkpoint.frames // 2)
 
 
 def rescue_schedule(name: str | None, past: tuple[int, ...], begin: int, frames: int) -> str:
@@ -103,12 +104,14 @@ def rescue_weights(
             "(agents of the full action set cannot be used)"
         )
     warm: dict[str, Any] = {
-        "learning_starts": max(FRAME_SKIP * config.num_envs, min(FRAME_SKIP * config.replay_capacity, frames // 10)),
+        "learning_starts": max(
+            config.frame_skip * config.num_envs, min(config.frame_skip * config.replay_capacity, frames // 10)
+        ),
         "epsilon_start": config.epsilon_end,
         "epsilon_decay_frames": 0,
     }
     config = dataclasses.replace(config, **{name: value for name, value in warm.items() if name not in explicit})
-    begin = config.learning_starts + FRAME_SKIP * config.num_envs
+    begin = config.learning_starts + config.frame_skip * config.num_envs
     schedule = rescue_schedule(explicit.get("schedule"), (), begin, frames - begin)
     make_schedule(schedule, frames, config.learning_starts)
     notes.append(

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from growtrain.diagnostics import dormancy
 from growtrain.networks.heads import SpectralLinear
 from growtrain.networks.injected import InjectedHead, fresh_copy, trains
-from growtrain.settings.config import Config, Intervention
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Intervention
 
 Slots = dict[str, dict[str, Tensor]]  # optimizer slots by the parameter's name in the network, by the slot's name
 

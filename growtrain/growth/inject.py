@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from growtrain.networks.heads import initialize
 from growtrain.networks.injected import Initializer, InjectedHead, check_injectable, probe_features
-from growtrain.settings.config import Anchor, Intervention, TrainableHeads
+from growtrain.settings.config import Anchor, TrainableHeads
+from growtrain.settings.schedules import Intervention
 
 
 class NotPreserved(RuntimeError):

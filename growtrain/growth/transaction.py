@@ -23,7 +23,8 @@ from growtrain.growth.inject import (
     same_function,
 )
 from growtrain.networks.injected import InjectedHead
-from growtrain.settings.config import Anchor, Config, Intervention
+from growtrain.settings.config import Anchor, Config
+from growtrain.settings.schedules import Intervention
 
 
 class GrowthFailed(RuntimeError):

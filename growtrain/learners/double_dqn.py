@@ -30,7 +30,7 @@ from growtrain.networks.build import QNetwork
 from growtrain.networks.encoders import NatureEncoder, scale_frames
 from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initialize, make_head
 from growtrain.networks.injected import InjectedHead
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.config import Config
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
 _CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
@@ -116,7 +116,7 @@ class DoubleDQN:
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer of the online network's trainable parameters."""
         config = self.config
-        updates = config.replay_ratio * (config.total_frames - config.learning_starts) / FRAME_SKIP
+        updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
         return make_optimizer(
             config.optimizer,
             [parameter for parameter in self.online.parameters() if parameter.requires_grad],

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.runfiles import Unreadable, read_plain, write_durably
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 _KERNELS = (8, 4, 3)
 _POSITIONS = 49  # of the last convolution's output, 7 x 7

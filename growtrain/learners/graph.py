@@ -16,7 +16,8 @@ from torch import Tensor
 
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.replay.frames import FrameRing
-from growtrain.settings.config import Config, ConfigError
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 
 _WARM_UP_STEPS = 3
 

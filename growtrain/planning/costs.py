@@ -22,8 +22,8 @@ from growtrain.learners.double_dqn import make_parts
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.plasticity.measurer import STATES
 from growtrain.replay.frames import replay_bytes, rows_per_lane
-from growtrain.runs.acting import updates_due
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.budget import updates_due
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
 PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
@@ -174,7 +174,7 @@ class Plan:
     @property
     def evaluation_flops(self) -> int:
         """FLOPs of acting in evaluations."""
-        return sum(stage.evaluation_frames // FRAME_SKIP * stage.flops_per_action for stage in self.stages)
+        return sum(stage.evaluation_frames // self.config.frame_skip * stage.flops_per_action for stage in self.stages)
 
 
 def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
@@ -241,11 +241,11 @@ def update_flops(
 def make_plan(config: Config, num_actions: int) -> Plan:
     """The costs of a run of `config` on a game with `num_actions` actions; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
-    at_random = config.learning_starts // FRAME_SKIP if config.epsilon_start >= 1 else 0
+    at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
     stages, end = [], 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
         start, end = end, end + frames
-        first, last = start // FRAME_SKIP, end // FRAME_SKIP
+        first, last = start // config.frame_skip, end // config.frame_skip
         width = config.width * (schedule.width_multiplier + (stage if schedule.widens else 0))
         shape = network_shape(config, num_actions, width)
         injections = stage if schedule.intervention == "inject" else 0

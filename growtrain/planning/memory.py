@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from growtrain.planning.costs import Plan, format_bytes, make_plan
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 SPARE_MEMORY = 0.03  # share of the free memory that a suggested capacity leaves alone, since what is free varies
 

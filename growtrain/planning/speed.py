@@ -19,7 +19,7 @@ from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
 from growtrain.replay.frames import Transitions
 from growtrain.runs.acting import make_environment
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
 
@@ -57,7 +57,10 @@ class Speed:
         """Hours of training per stage: acting, environments, updates; not evaluation, sampling, logging or checkpoints."""
         hours, lanes = [], plan.config.num_envs
         for cost, update, act in zip(plan.stages, timing.update_seconds, timing.act_seconds, strict=True):
-            learning, playing = cost.updates * update, cost.frames / FRAME_SKIP / lanes * self.environment_seconds
+            learning, playing = (
+                cost.updates * update,
+                cost.frames / plan.config.frame_skip / lanes * self.environment_seconds,
+            )
             both = max(learning, playing) if self.overlapped else learning + playing
             hours.append((cost.policy_steps / lanes * act + both) / 3600)
         return hours
@@ -66,7 +69,12 @@ class Speed:
         """Hours of all evaluations."""
         frames = (cost.evaluation_frames for cost in plan.stages)
         steps = zip(frames, self.run.act_seconds, strict=True)
-        return sum(n / FRAME_SKIP / plan.config.num_envs * (act + self.environment_seconds) for n, act in steps) / 3600
+        return (
+            sum(
+                n / plan.config.frame_skip / plan.config.num_envs * (act + self.environment_seconds) for n, act in steps
+            )
+            / 3600
+        )
 
 
 def measure_speed(config: Config, num_actions: int, device: torch.device, *, seconds: float = 6.0) -> Speed:

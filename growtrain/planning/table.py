@@ -10,8 +10,8 @@ from rich.table import Table
 
 from growtrain.planning.costs import CHECKPOINTS, COMPRESSED_REPLAY, Plan, format_bytes, full_width, make_plan
 from growtrain.planning.speed import Speed
-from growtrain.settings.config import format_count
 from growtrain.settings.schedules import schedule_of
+from growtrain.settings.text import format_count
 
 BUSY_SPREAD = (
     0.2  # spread of timed updates beyond which a projection, and its ratio to full width, is not to be trusted

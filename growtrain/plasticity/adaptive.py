@@ -19,25 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from growtrain.plasticity.verdicts import MIN_LEARNED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """When to inject.
-
-    Attributes:
-        period: frames between decisions.
-        min_gap: frames between injections, and before the first.
-        max_injections: at most.
-        threshold: gain of the injected copy that counts as lost plasticity.
-        patience: decisions in a row that must say so.
-    """
-
-    period: int
-    min_gap: int
-    max_injections: int
-    threshold: float
-    patience: int
+from growtrain.settings.schedules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)

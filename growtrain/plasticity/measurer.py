@@ -22,7 +22,8 @@ from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.records import Diagnostics
 from growtrain.replay.frames import FrameRing
-from growtrain.settings.config import Config, Intervention
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Intervention
 
 STATES = 128  # Sokar et al. 2023 score neurons on 64; a rank cannot exceed it
 # Fitting with Adam, whatever the run's optimizer: a fresh Nature network then leaves 0.2 of Phoenix's noise, the middle of the scale. Its

@@ -21,7 +21,7 @@ from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, require_known,
 from growtrain.probe.tasks import generator_of, make_targets, play
 from growtrain.runfiles import run_lock, write_json
 from growtrain.runs.provenance import describe_machine
-from growtrain.settings.config import ConfigError, flag
+from growtrain.settings.text import ConfigError, flag
 from growtrain.telemetry.sinks import JsonlSink, read_jsonl
 
 Record = dict[str, Any]

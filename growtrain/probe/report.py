@@ -19,7 +19,7 @@ from growtrain.plasticity.verdicts import MIN_SEEDS, interval
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record, complete, read_config
 from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, setting_of
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from growtrain.settings.config import ConfigError, OptimizerName, flag
+from growtrain.settings.config import OptimizerName
+from growtrain.settings.text import ConfigError, flag
 
 TargetKind = Literal["random", "value"]
 Sweep = Literal["none", "init"]

@@ -38,7 +38,7 @@ from growtrain.environments.atari import FRAME_SHAPE, AtariEnvironment
 from growtrain.probe.settings import SIDES, Cell, ProbeConfig
 from growtrain.runs.acting import epsilon_greedy
 from growtrain.runs.checkpoint import load_learner
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 
 NUM_LANES = 8
 SPACING = 16  # agent steps between the frames taken from a lane: neighbours differ visibly

@@ -8,7 +8,6 @@ Units: frames and agent steps are counted over all environments; rewards are sto
 
 from collections import deque
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from torchrl.data import ReplayBuffer
 
 from growtrain.environments.atari import AtariEnvironment, VectorStep
 from growtrain.replay.frames import FrameRing
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.budget import epsilon_at
+from growtrain.settings.config import Config
 
 Policy = Callable[[Tensor], Tensor]  # (N, stack, H, W) uint8 -> (N, A) action values
 
@@ -42,21 +42,6 @@ def num_actions_of(game: str) -> int:
     environment = AtariEnvironment(game=game, num_envs=1, seed=0)
     environment.close()
     return environment.num_actions
-
-
-def epsilon_at(config: Config, frames: int) -> float:
-    """Exploration epsilon after `frames` frames: constant until learning starts, then linear, then constant."""
-    if config.epsilon_decay_frames == 0:
-        progress = float(frames >= config.learning_starts)
-    else:
-        progress = (frames - config.learning_starts) / config.epsilon_decay_frames
-    return config.epsilon_start + min(max(progress, 0.0), 1.0) * (config.epsilon_end - config.epsilon_start)
-
-
-def updates_due(config: Config, agent_steps: int) -> int:
-    """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, since learning started."""
-    steps = max(0, agent_steps - config.learning_starts // FRAME_SKIP)
-    return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
 
 
 def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -106,7 +91,7 @@ class Collector:
     @property
     def frames(self) -> int:
         """Emulator frames played over all lanes."""
-        return FRAME_SKIP * self.agent_steps
+        return self.config.frame_skip * self.agent_steps
 
     def act(self, policy: Policy) -> None:
         """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1."""

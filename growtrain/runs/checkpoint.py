@@ -35,8 +35,9 @@ from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
 from growtrain.runs.provenance import describe_machine
-from growtrain.settings.config import FRAME_SKIP, Config, ConfigError
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
+from growtrain.settings.text import ConfigError
 
 SCHEMA = 4
 _MAX_MANIFEST_BYTES = 1 << 28
@@ -345,7 +346,7 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
     counters = [state["wall_seconds"], *(number for total in totals for number in total)]
     if not all(isinstance(number, int | float) for number in counters) or not isinstance(state["resumes"], list):
         raise ValueError("a counter is not a number")
-    if state["collector"]["agent_steps"] * FRAME_SKIP != frames:
+    if state["collector"]["agent_steps"] * config.frame_skip != frames:
         raise ValueError(f"{state['collector']['agent_steps']} agent steps are not {frames} frames")
 
 

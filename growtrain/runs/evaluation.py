@@ -16,7 +16,7 @@ import torch
 from growtrain.environments.atari_scores import human_normalized_score
 from growtrain.records import Evaluation
 from growtrain.runs.acting import Policy, epsilon_greedy, make_environment
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.config import Config
 
 _EVALUATION_STREAM = 0xE7A1  # keeps evaluation's random numbers apart from training's
 
@@ -45,7 +45,7 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
     complete = np.zeros(config.num_envs, dtype=np.bool_)
     try:
         step = environment.start()
-        num_steps = max(1, config.eval_frames // (FRAME_SKIP * config.num_envs))
+        num_steps = max(1, config.eval_frames // (config.frame_skip * config.num_envs))
         for _ in range(num_steps):
             q = policy(torch.from_numpy(step.observation).to(device)).cpu().numpy()
             environment.send(epsilon_greedy(q, config.eval_epsilon, generator))
@@ -67,6 +67,6 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
         human_normalized_score=None if mean is None else human_normalized_score(config.game, mean),
         episodes=len(scores),
         unfinished=int((~complete).sum()),
-        eval_frames=num_steps * FRAME_SKIP * config.num_envs,
+        eval_frames=num_steps * config.frame_skip * config.num_envs,
         wall_seconds=time.perf_counter() - start,
     )

@@ -27,19 +27,21 @@ from growtrain.learners.foreign_weights import load_initial
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import make_plan
-from growtrain.plasticity.adaptive import Decision, Rule, decide
+from growtrain.plasticity.adaptive import Decision, decide
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Diagnostics, Evaluation, Metrics
 from growtrain.replay.frames import FrameRing, frame_replay
 from growtrain.runfiles import Unreadable, run_lock, sync_file, write_json
-from growtrain.runs.acting import Collector, epsilon_at, make_environment, updates_due
+from growtrain.runs.acting import Collector, make_environment
 from growtrain.runs.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter
 from growtrain.runs.evaluation import evaluate
 from growtrain.runs.provenance import describe
 from growtrain.runs.resuming import resumption, take_up
-from growtrain.settings.config import FRAME_SKIP, Config, ConfigError, Intervention
-from growtrain.settings.schedules import schedule_of
+from growtrain.settings.budget import epsilon_at, updates_due
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Intervention, Rule, schedule_of
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.accounts import Accounts
 from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open_monitor
 from growtrain.telemetry.sinks import RunSinks
@@ -172,7 +174,7 @@ class Run:
     def crossed(self, period: int) -> bool:
         """Whether the last step went past a multiple of `period` frames (0: never)."""
         now = self.collector.frames
-        return period > 0 and now // period > (now - FRAME_SKIP * self.config.num_envs) // period
+        return period > 0 and now // period > (now - self.config.frame_skip * self.config.num_envs) // period
 
     def learn(self) -> None:
         """Does the updates owed so far, their batches drawn in one call."""

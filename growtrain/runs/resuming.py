@@ -19,41 +19,10 @@ import torch
 from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences
-from growtrain.settings.config import Config, ConfigError, flag, format_count
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
+from growtrain.settings.text import ConfigError, flag, format_count
 from growtrain.telemetry.sinks import read_jsonl
-
-# Settings of what is learned that a fork may change: they act on what comes, and fit the state that is there.
-_FORKABLE = {
-    "schedule",
-    "intervention",
-    "trainable_heads",
-    "shrink_alpha",
-    "redo_period",
-    "redo_tau",
-    "adaptive_period",
-    "adaptive_min_gap",
-    "adaptive_max",
-    "adaptive_threshold",
-    "adaptive_patience",
-    "total_frames",
-    "seed",
-    "anchor",
-    "freeze_encoder_at",
-    "reward_clip",
-    "life_loss_terminal",
-    "lr",
-    "optimizer_eps",
-    "optimizer_decay",
-    "batch_size",
-    "discount",
-    "target_period",
-    "max_grad_norm",
-    "regularizer_strength",
-    "epsilon_start",
-    "epsilon_end",
-    "epsilon_decay_frames",
-}
 
 
 def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bool) -> tuple[Config, list[str]]:
@@ -69,14 +38,14 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
     """
     before = checkpoint.config
     changes = {name: value for name, value in explicit.items() if getattr(before, name) != value}
-    identity = {item.name for item in dataclasses.fields(Config) if item.metadata["identity"]}
+    decides = {item.name: item.metadata for item in dataclasses.fields(Config) if item.metadata["identity"]}
     for name, value in changes.items():
-        if name in identity and not fork:
+        if name in decides and not fork:
             raise ConfigError(
                 f"{flag(name)} {value}: this run has {getattr(before, name)}, and it decides what is learned: "
                 f"leave it out, or begin another run from here with --fork NEWDIR"
             )
-        if name in identity and name not in _FORKABLE:
+        if name in decides and not decides[name]["forkable"]:
             raise ConfigError(
                 f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
                 "were made with: leave it out, or train a new run"

@@ -25,12 +25,13 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from PIL import Image, ImageDraw, ImageFont
 
-from growtrain.environments.atari import Frames, lane_seed
+from growtrain.environments.atari import FRAME_SKIP, Frames, lane_seed
 from growtrain.runfiles import PARTIAL
 from growtrain.runs.acting import Policy, epsilon_greedy, make_environment
 from growtrain.runs.checkpoint import load_learner
 from growtrain.runs.evaluation import random_streams
-from growtrain.settings.config import FRAME_SKIP, Config, ConfigError, format_count
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError, format_count
 
 PICTURES_PER_SECOND = 60 // FRAME_SKIP
 MAX_GIF_FRAMES = 3_600

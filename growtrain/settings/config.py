@@ -1,35 +1,30 @@
 """One run's configuration: a frozen dataclass, validated across fields, with a JSON round trip and a fingerprint.
 
-Source of the defaults: `presets.py`, which names one for each value. The defaults here are the paper preset's at 200M frames
-(Double DQN as in DQN Zoo `double_q`; Nikishin et al., "Deep Reinforcement Learning with Plasticity Injection", NeurIPS 2023).
+Everything that is known of a setting stands at its field. Source of the defaults: `presets.py`, which names one for each value. The
+defaults here are the paper preset's at 200M frames (Double DQN as in DQN Zoo `double_q`; Nikishin et al., "Deep Reinforcement Learning
+with Plasticity Injection", NeurIPS 2023).
 
-Units: every budget, period and schedule is in emulator frames; an agent step is `FRAME_SKIP` frames.
+Units: every budget, period and schedule is in emulator frames; an agent step is `Config.frame_skip` of them.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
-FRAME_SKIP = 4
+from growtrain.environments.games import canonical_game, family_of
+from growtrain.settings.schedules import Intervention, Schedule, schedule_of
+from growtrain.settings.text import ConfigError, flag
+
 PAPER_TOTAL_FRAMES = 200_000_000
 
 Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
-Intervention = Literal[
-    "inject",
-    "reset-head",
-    "reset-encoder",
-    "reset-all",
-    "shrink-perturb",
-    "widen",
-    "net2wider",
-    "redo",
-    "fresh-optimizer",
-]
 Split = Literal["fc1", "conv3", "conv2", "conv1"]
 TrainableHeads = Literal["newest", "all"]
 Normalization = Literal["none", "layer", "spectral"]
@@ -45,13 +40,91 @@ DiagnosticsDepth = Literal["light", "full"]
 Tracker = Literal["wandb", "trackio"]
 
 
-class ConfigError(ValueError):
-    """A setting is wrong; the message is one line that names the setting and the remedy."""
+@dataclass(frozen=True)
+class Bounds:
+    """What a number must be: `holds` says whether it is, `remedy` what to do about it."""
+
+    holds: Callable[[float], bool]
+    remedy: str
 
 
-def setting(default: Any, doc: str, unit: str = "", identity: bool = True) -> Any:
-    """A field with its docstring, its unit, and whether it decides what is learned (`identity`) or only how it is run."""
-    return field(default=default, metadata={"doc": doc, "unit": unit, "identity": identity})
+_POSITIVE = Bounds(lambda value: value > 0, "must be positive")
+_FINITE = Bounds(lambda value: 0 < value < math.inf, "must be positive and finite")
+_NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
+_OFF_AT_0 = Bounds(lambda value: value >= 0, "must not be negative (0 turns it off)")
+_SHARE = Bounds(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Shrinks:
+    """How a setting shrinks with a budget below its preset's: in proportion, down to `least`, itself kept within parts of the budget.
+
+    Attributes:
+        least: the least that it is useful at, in the setting's unit.
+        at_most: the least is at most the budget divided by this (0: whatever the budget).
+        at_least: and at least the budget divided by this (0: no more than `least`).
+    """
+
+    least: int
+    at_most: int = 0
+    at_least: int = 0
+
+
+def setting(
+    default: Any,
+    doc: str,
+    unit: str = "",
+    *,
+    identity: bool = True,
+    bounds: Bounds | None = None,
+    forkable: bool = False,
+    shrinks: Shrinks | None = None,
+    needs: Callable[["Config"], bool] | None = None,
+    evaluation: bool = False,
+    common: bool = False,
+) -> Any:
+    """A field of `Config`.
+
+    Args:
+        default: the paper preset's value at 200M frames.
+        doc: one sentence, for `--help`.
+        unit: in which it is counted.
+        identity: it decides what is learned, not only how that is run.
+        bounds: what its value must be.
+        forkable: a fork may change it though it decides what is learned: it acts on what comes, and fits the state that is there.
+        shrinks: how it shrinks with a short budget.
+        needs: whether it has an effect beside the other settings of a configuration; None: always.
+        evaluation: an evaluation of a checkpoint may do it otherwise than the run's own.
+        common: among the dozen that `--help` shows.
+    """
+    return field(
+        default=default,
+        metadata={
+            "doc": doc,
+            "unit": unit,
+            "identity": identity,
+            "bounds": bounds,
+            "forkable": forkable,
+            "shrinks": shrinks,
+            "needs": needs,
+            "evaluation": evaluation,
+            "common": common,
+        },
+    )
+
+
+def _does(intervention: Intervention) -> Callable[["Config"], bool]:
+    """Whether a run's schedule does this to the network."""
+    return lambda config: config.growth.intervenes and config.growth.intervention == intervention
+
+
+def _is_adaptive(config: "Config") -> bool:
+    return config.growth.adaptive is not None
+
+
+def _played(name: str) -> Callable[["Config"], bool]:
+    """Whether the game's family has this setting."""
+    return lambda config: name in family_of(config.game).settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +132,79 @@ class Config:
     """All settings of a run. `dataclasses.replace` makes variants; construction validates and raises `ConfigError`."""
 
     # What is run
-    game: str = setting("phoenix", "Atari 2600 game, in any spelling.")
+    game: str = setting("phoenix", "Atari 2600 game, in any spelling.", common=True)
     schedule: str = setting(
         "grow3x",
         "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions); to compare with: reset, "
         "shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is measured to be lost.",
+        forkable=True,
+        common=True,
     )
-    preset: PresetName = setting("paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.")
-    seed: int = setting(0, "Seed of everything random; any integer (normalised through numpy's SeedSequence).")
-    total_frames: int = setting(PAPER_TOTAL_FRAMES, "Budget of the run.", "frames")
+    preset: PresetName = setting(
+        "paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.", common=True
+    )
+    seed: int = setting(
+        0,
+        "Seed of everything random; any integer (normalised through numpy's SeedSequence).",
+        forkable=True,
+        evaluation=True,
+        common=True,
+    )
+    total_frames: int = setting(
+        PAPER_TOTAL_FRAMES, "Budget of the run.", "frames", bounds=_POSITIVE, forkable=True, common=True
+    )
 
     # Environment
-    num_envs: int = setting(8, "Environments stepped together (lanes); 1 is the paper's strict alternation.")
-    sticky_actions: float = setting(0.0, "Probability that the emulator repeats the previous action.")
-    life_loss_terminal: bool = setting(True, "Losing a life ends the return (discount 0) while the episode goes on.")
-    noop_max: int = setting(30, "Random no-ops at an episode's start, at most.", "frames")
-    max_episode_frames: int = setting(108_000, "Cap of an episode (30 minutes of play).", "frames")
-    reward_clip: float = setting(1.0, "Rewards are clipped to +-this for learning (0: not clipped); scores stay true.")
+    num_envs: int = setting(
+        8,
+        "Environments stepped together (lanes); 1 is the paper's strict alternation.",
+        bounds=_POSITIVE,
+        evaluation=True,
+        common=True,
+    )
+    sticky_actions: float = setting(
+        0.0,
+        "Probability that the emulator repeats the previous action.",
+        bounds=_SHARE,
+        needs=_played("sticky_actions"),
+        evaluation=True,
+    )
+    life_loss_terminal: bool = setting(
+        True,
+        "Losing a life ends the return (discount 0) while the episode goes on.",
+        forkable=True,
+        needs=_played("life_loss_terminal"),
+    )
+    noop_max: int = setting(
+        30,
+        "Random no-ops at an episode's start, at most.",
+        "frames",
+        bounds=_NOT_NEGATIVE,
+        needs=_played("noop_max"),
+        evaluation=True,
+    )
+    max_episode_frames: int = setting(
+        108_000,
+        "Cap of an episode (30 minutes of play).",
+        "frames",
+        needs=_played("max_episode_frames"),
+        evaluation=True,
+    )
+    reward_clip: float = setting(
+        1.0,
+        "Rewards are clipped to +-this for learning (0: not clipped); scores stay true.",
+        bounds=_OFF_AT_0,
+        forkable=True,
+    )
 
     # Network
-    width: int = setting(512, "Hidden units of the small network's head; full1x and full3x take 2x and 4x this.")
-    encoder_width: float = setting(1.0, "Factor on the channels of the three convolutions.")
+    width: int = setting(
+        512,
+        "Hidden units of the small network's head; full1x and full3x take 2x and 4x this.",
+        bounds=_POSITIVE,
+        common=True,
+    )
+    encoder_width: float = setting(1.0, "Factor on the channels of the three convolutions.", bounds=_FINITE)
     split: Split = setting(
         "fc1", "First layer of the head; what lies before it is the encoder (conv1: all of the network is the head)."
     )
@@ -93,34 +218,80 @@ class Config:
 
     # Growth
     intervention: Intervention = setting(
-        "inject", "What happens at the times of grow1x, grow3x or at:...; the other schedules have their own."
+        "inject",
+        "What happens at the times of grow1x, grow3x or at:...; the other schedules have their own.",
+        forkable=True,
+        needs=lambda config: _does(config.intervention)(config),
     )
     anchor: Anchor = setting(
-        "frozen", "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less."
+        "frozen",
+        "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less.",
+        forkable=True,
+        needs=_does("inject"),
+        common=True,
     )
     trainable_heads: TrainableHeads = setting(
-        "newest", "Which heads train after an injection: the newest, or all but the anchors (the paper's ablation)."
+        "newest",
+        "Which heads train after an injection: the newest, or all but the anchors (the paper's ablation).",
+        forkable=True,
+        needs=_does("inject"),
     )
-    freeze_encoder_at: int = setting(0, "Injection from which the encoder stops learning (0: never).")
+    freeze_encoder_at: int = setting(
+        0,
+        "Injection from which the encoder stops learning (0: never).",
+        bounds=_OFF_AT_0,
+        forkable=True,
+        needs=lambda config: config.freeze_encoder_at < config.growth.num_stages,
+        common=True,
+    )
     shrink_alpha: float = setting(
-        0.8, "Share of the old weights after shrink-perturb, the rest is fresh (SR-SPR, D'Oro et al. 2023)."
+        0.8,
+        "Share of the old weights after shrink-perturb, the rest is fresh (SR-SPR, D'Oro et al. 2023).",
+        bounds=_SHARE,
+        forkable=True,
+        needs=_does("shrink-perturb"),
     )
     adaptive_period: int = setting(
         0,
         "Interval between decisions of the adaptive schedule (0: a 50th of the budget, a 10th of a short one).",
         "frames",
+        bounds=_NOT_NEGATIVE,
+        forkable=True,
+        needs=_is_adaptive,
     )
     adaptive_min_gap: int = setting(
-        0, "Least interval between its injections, and before the first (0: an eighth of the budget).", "frames"
+        0,
+        "Least interval between its injections, and before the first (0: an eighth of the budget).",
+        "frames",
+        bounds=_NOT_NEGATIVE,
+        forkable=True,
+        needs=_is_adaptive,
     )
-    adaptive_max: int = setting(3, "Its injections, at most.")
+    adaptive_max: int = setting(3, "Its injections, at most.", bounds=_POSITIVE, forkable=True, needs=_is_adaptive)
     adaptive_threshold: float = setting(
-        0.1, "Gain of a fresh head that tells of lost plasticity, as a share of what can be learned."
+        0.1,
+        "Gain of a fresh head that tells of lost plasticity, as a share of what can be learned.",
+        bounds=_NOT_NEGATIVE,
+        forkable=True,
+        needs=_is_adaptive,
     )
-    adaptive_patience: int = setting(2, "Decisions in a row that must find plasticity lost.")
-    redo_period: int = setting(0, "Interval of the redo schedule (0: a 200th of the budget, at least 4k).", "frames")
+    adaptive_patience: int = setting(
+        2, "Decisions in a row that must find plasticity lost.", bounds=_POSITIVE, forkable=True, needs=_is_adaptive
+    )
+    redo_period: int = setting(
+        0,
+        "Interval of the redo schedule (0: a 200th of the budget, at least 4k).",
+        "frames",
+        bounds=_NOT_NEGATIVE,
+        forkable=True,
+        needs=lambda config: config.growth.periodic,
+    )
     redo_tau: float = setting(
-        0.025, "Score up to which redo recycles a unit (Sokar et al. 2023: 0.025 at replay ratio 1/4, else 0.1)."
+        0.025,
+        "Score up to which redo recycles a unit (Sokar et al. 2023: 0.025 at replay ratio 1/4, else 0.1).",
+        bounds=_NOT_NEGATIVE,
+        forkable=True,
+        needs=_does("redo"),
     )
     on_growth_failure: OnGrowthFailure = setting(
         "stop", "After a rolled-back growth: stop, or continue ungrown.", identity=False
@@ -128,100 +299,149 @@ class Config:
 
     # Agent
     optimizer: OptimizerName = setting("centered_rmsprop", "centered_rmsprop (epsilon inside the root) or adam.")
-    lr: float = setting(2.5e-4, "Learning rate.")
-    optimizer_eps: float = setting(0.01 / 32**2, "Epsilon of the optimizer.")
-    optimizer_decay: float = setting(0.95, "Decay of centred RMSProp's moments.")
-    batch_size: int = setting(32, "Transitions in one update.", "transitions")
-    replay_ratio: float = setting(0.25, "Updates per agent step.")
-    discount: float = setting(0.99, "Discount per agent step.")
-    target_period: int = setting(120_000, "Interval between copies of the online network into the target.", "frames")
-    max_grad_norm: float = setting(0.0, "Global gradient-norm clip (0: none).")
+    lr: float = setting(2.5e-4, "Learning rate.", bounds=_FINITE, forkable=True)
+    optimizer_eps: float = setting(0.01 / 32**2, "Epsilon of the optimizer.", bounds=_FINITE, forkable=True)
+    optimizer_decay: float = setting(
+        0.95,
+        "Decay of centred RMSProp's moments.",
+        bounds=Bounds(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
+        forkable=True,
+        needs=lambda config: config.optimizer == "centered_rmsprop",
+    )
+    batch_size: int = setting(32, "Transitions in one update.", "transitions", bounds=_POSITIVE, forkable=True)
+    replay_ratio: float = setting(0.25, "Updates per agent step.", bounds=_FINITE)
+    discount: float = setting(0.99, "Discount per agent step.", bounds=_SHARE, forkable=True)
+    target_period: int = setting(
+        120_000,
+        "Interval between copies of the online network into the target.",
+        "frames",
+        bounds=_POSITIVE,
+        forkable=True,
+        shrinks=Shrinks(4_000, at_most=4),
+    )
+    max_grad_norm: float = setting(0.0, "Global gradient-norm clip (0: none).", bounds=_OFF_AT_0, forkable=True)
     regularizer: Regularizer = setting(
         "none", "Penalty in the loss: l2, l2-init (distance from the initial weights), or parseval (orthogonal layers)."
     )
-    regularizer_strength: float = setting(1e-4, "Factor on the penalty (0: none).")
+    regularizer_strength: float = setting(
+        1e-4,
+        "Factor on the penalty (0: none).",
+        bounds=Bounds(lambda value: 0 <= value < math.inf, "must be finite and not negative"),
+        forkable=True,
+        needs=lambda config: config.regularizer != "none",
+    )
     weight_projection: WeightProjection = setting(
         "none", "nap: every hidden layer is normalised, and its weights go back to their initial norm after an update."
     )
-    replay_capacity: int = setting(1_000_000, "Replay capacity.", "transitions")
-    learning_starts: int = setting(200_000, "Frames played at random before the first update.", "frames")
-    epsilon_start: float = setting(1.0, "Exploration epsilon until learning starts.")
-    epsilon_end: float = setting(0.01, "Exploration epsilon after its decay.")
+    replay_capacity: int = setting(
+        1_000_000, "Replay capacity.", "transitions", bounds=_POSITIVE, shrinks=Shrinks(25_000)
+    )
+    learning_starts: int = setting(
+        200_000,
+        "Frames played at random before the first update.",
+        "frames",
+        bounds=_NOT_NEGATIVE,
+        shrinks=Shrinks(4_000, at_most=20),
+        common=True,
+    )
+    epsilon_start: float = setting(1.0, "Exploration epsilon until learning starts.", bounds=_SHARE, forkable=True)
+    epsilon_end: float = setting(0.01, "Exploration epsilon after its decay.", bounds=_SHARE, forkable=True)
     epsilon_decay_frames: int = setting(
-        4_000_000, "Length of epsilon's linear decay, from the start of learning.", "frames"
+        4_000_000,
+        "Length of epsilon's linear decay, from the start of learning.",
+        "frames",
+        bounds=_NOT_NEGATIVE,
+        forkable=True,
+        shrinks=Shrinks(20_000, at_most=20),
     )
 
     # Evaluation, records
-    eval_period: int = setting(1_000_000, "Interval between evaluations (0: none).", "frames", identity=False)
-    eval_frames: int = setting(500_000, "Length of an evaluation.", "frames", identity=False)
-    eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
-    log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
+    eval_period: int = setting(
+        1_000_000,
+        "Interval between evaluations (0: none).",
+        "frames",
+        identity=False,
+        bounds=_NOT_NEGATIVE,
+        shrinks=Shrinks(25_000, at_most=4, at_least=4),
+    )
+    eval_frames: int = setting(
+        500_000,
+        "Length of an evaluation.",
+        "frames",
+        identity=False,
+        bounds=_NOT_NEGATIVE,
+        shrinks=Shrinks(40_000, at_most=2),
+        evaluation=True,
+    )
+    eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False, bounds=_SHARE, evaluation=True)
+    log_period: int = setting(
+        100_000,
+        "Interval between records in metrics.jsonl.",
+        "frames",
+        identity=False,
+        bounds=_POSITIVE,
+        shrinks=Shrinks(2_000, at_most=4),
+    )
     diagnostics_period: int = setting(
-        100_000, "Interval between records in diagnostics.jsonl (0: none).", "frames", identity=False
+        100_000,
+        "Interval between records in diagnostics.jsonl (0: none).",
+        "frames",
+        identity=False,
+        bounds=_NOT_NEGATIVE,
+        shrinks=Shrinks(25_000, at_most=4),
     )
     diagnostics: DiagnosticsDepth = setting(
         "light", "light; full adds the loss's sharpness and a fit of random targets: seconds each time.", identity=False
     )
     checkpoint_period: int = setting(
-        5_000_000, "Interval between checkpoints (0: only the last).", "frames", identity=False
+        5_000_000,
+        "Interval between checkpoints (0: only the last).",
+        "frames",
+        identity=False,
+        bounds=_NOT_NEGATIVE,
+        shrinks=Shrinks(25_000, at_most=4, at_least=4),
+        common=True,
     )
-    keep: int = setting(1, "Checkpoints kept besides the newest.", identity=False)
+    keep: int = setting(1, "Checkpoints kept besides the newest.", identity=False, bounds=_NOT_NEGATIVE)
     track: str = setting("none", "Trackers that get the records too: wandb, trackio, or wandb,trackio.", identity=False)
-    track_project: str = setting("growtrain", "Project of the run in its trackers.", identity=False)
+    track_project: str = setting(
+        "growtrain", "Project of the run in its trackers.", identity=False, needs=lambda config: config.track != "none"
+    )
 
     # Execution
-    device: Device = setting("auto", "auto takes the GPU when there is one.", identity=False)
+    device: Device = setting(
+        "auto", "auto takes the GPU when there is one.", identity=False, evaluation=True, common=True
+    )
     execution: Execution = setting(
         "auto", "eager; graph: the update in a CUDA graph; auto: graph where there is a GPU.", identity=False
     )
     num_threads: int = setting(
-        0, "CPU threads for tensors and environments (0: all in the affinity mask).", identity=False
+        0,
+        "CPU threads for tensors and environments (0: all in the affinity mask).",
+        identity=False,
+        bounds=Bounds(lambda value: value >= 0, "must not be negative (0 takes all cores there are)"),
+        evaluation=True,
     )
 
     def __post_init__(self) -> None:
         """Checks every field and the relations between them; raises `ConfigError`."""
         hints = get_type_hints(type(self))
         for item in dataclasses.fields(self):
-            value, choices = getattr(self, item.name), get_args(hints[item.name])
+            value, choices, bounds = getattr(self, item.name), get_args(hints[item.name]), item.metadata["bounds"]
             if choices and value not in choices:
                 raise ConfigError(f"{flag(item.name)} is {value!r}: choose one of {', '.join(choices)}")
             if hints[item.name] in (int, float) and not isinstance(value, bool) and value != value:
                 raise ConfigError(f"{flag(item.name)} is not a number: give a finite value")
-        for name in (
-            "total_frames",
-            "num_envs",
-            "width",
-            "batch_size",
-            "target_period",
-            "log_period",
-            "replay_capacity",
-            "adaptive_max",
-            "adaptive_patience",
-        ):
-            self._require(getattr(self, name) > 0, name, "must be positive")
-        for name in ("encoder_width", "lr", "optimizer_eps", "replay_ratio"):
-            self._require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite")
-        for name in (
-            "keep",
-            "noop_max",
-            "learning_starts",
-            "epsilon_decay_frames",
-            "eval_period",
-            "eval_frames",
-            "checkpoint_period",
-            "redo_period",
-            "redo_tau",
-            "adaptive_period",
-            "adaptive_min_gap",
-            "adaptive_threshold",
-            "diagnostics_period",
-        ):
-            self._require(getattr(self, name) >= 0, name, "must not be negative")
-        self._require(self.num_threads >= 0, "num_threads", "must not be negative (0 takes all cores there are)")
-        for name in ("freeze_encoder_at", "max_grad_norm", "reward_clip"):
-            self._require(getattr(self, name) >= 0, name, "must not be negative (0 turns it off)")
-        for name in ("sticky_actions", "epsilon_start", "epsilon_end", "eval_epsilon", "discount", "shrink_alpha"):
-            self._require(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
+            if bounds:
+                self._require(bounds.holds(value), item.name, bounds.remedy)
+        try:
+            object.__setattr__(self, "game", canonical_game(self.game))
+        except ValueError as error:
+            raise ConfigError(f"--game: {error}") from error
+        self._check_relations()
+        schedule_of(self)
+
+    def _check_relations(self) -> None:
         if self.activation == "fourier":
             self._require(
                 self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
@@ -233,11 +453,7 @@ class Config:
             "track_project",
             "must be of letters, digits, dots, dashes and underscores",
         )
-        self._require(0 <= self.optimizer_decay < 1, "optimizer_decay", "must lie in [0, 1)")
         self._require(self.epsilon_end <= self.epsilon_start, "epsilon_end", "must not exceed --epsilon-start")
-        self._require(
-            0 <= self.regularizer_strength < float("inf"), "regularizer_strength", "must be finite and not negative"
-        )
         self._require(
             self.weight_projection == "none" or self.normalization == "layer",
             "weight_projection",
@@ -248,16 +464,17 @@ class Config:
             "anchor",
             f"needs --activation relu, not {self.activation}: use --anchor zero or --anchor frozen",
         )
-        self._require(self.max_episode_frames >= FRAME_SKIP, "max_episode_frames", f"must be at least {FRAME_SKIP}")
+        skip = self.frame_skip
+        self._require(self.max_episode_frames >= skip, "max_episode_frames", f"must be at least {skip}")
         self._require(
             self.learning_starts < self.total_frames,
             "learning_starts",
             f"must be below --total-frames {self.total_frames}: lower it or raise the budget",
         )
         self._require(
-            self.learning_starts >= FRAME_SKIP * self.num_envs,
+            self.learning_starts >= skip * self.num_envs,
             "learning_starts",
-            f"must be at least one step of every environment ({FRAME_SKIP * self.num_envs} frames)",
+            f"must be at least one step of every environment ({skip * self.num_envs} frames)",
         )
         self._require(
             self.replay_capacity >= self.batch_size and self.replay_capacity >= self.num_envs,
@@ -277,6 +494,16 @@ class Config:
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {getattr(self, name)}: it {remedy}")
+
+    @property
+    def growth(self) -> Schedule:
+        """When the network grows, and how."""
+        return schedule_of(self)
+
+    @property
+    def frame_skip(self) -> int:
+        """Emulator frames an agent step of the game."""
+        return family_of(self.game).frame_skip
 
     @property
     def keeps_initial_weights(self) -> bool:
@@ -317,32 +544,7 @@ class Config:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def flag(name: str) -> str:
-    """The command-line flag of a field: `replay_ratio` -> `--replay-ratio`."""
-    return "--" + name.replace("_", "-")
-
-
-def parse_count(text: str) -> int:
-    """A whole number with an optional k, M or G suffix: `100k` -> 100000, `0.5M` -> 500000; raises `ConfigError`."""
-    scale = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}.get(text[-1:].lower(), 1)
-    digits = (text if scale == 1 else text[:-1]).replace("_", "")
-    try:
-        return int(digits) * scale  # exactly: a seed may have more digits than a float
-    except ValueError:
-        pass
-    try:
-        value = float(digits) * scale
-        count = round(value)
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{text!r} is not a count: write for example 200000, 200k or 0.2M") from error
-    if abs(value - count) > 1e-6 * max(1.0, abs(value)):
-        raise ConfigError(f"{text!r} is not a whole number: write for example 200000, 200k or 0.2M")
-    return count
-
-
-def format_count(count: float) -> str:
-    """A short form of a count: 100000 -> `100k`, 2500000 -> `2.5M`."""
-    for scale, suffix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if abs(count) >= scale:
-            return f"{count / scale:.4g}{suffix}"
-    return f"{count:.4g}"
+def has_effect(name: str, config: Config) -> bool:
+    """Whether a setting can make a difference in a run, beside its other settings."""
+    needs: Callable[[Config], bool] | None = Config.__dataclass_fields__[name].metadata["needs"]
+    return needs is None or needs(config)

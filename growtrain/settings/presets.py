@@ -7,10 +7,11 @@ Deviations from DQN Zoo: 1. environments are stepped as a vector and are not res
 most episodes short); 2. for budgets below 200M frames, warm-up, epsilon's decay, target period, replay, evaluation and periods shrink.
 """
 
-import dataclasses
 from typing import Any
 
-from growtrain.settings.config import FRAME_SKIP, PAPER_TOTAL_FRAMES, Config, ConfigError, PresetName, format_count
+from growtrain.settings.budget import shrunk
+from growtrain.settings.config import Config, PresetName
+from growtrain.settings.text import ConfigError
 
 
 def paper(**overrides: Any) -> Config:
@@ -35,20 +36,6 @@ def modern(**overrides: Any) -> Config:
     return Config(**values | overrides)
 
 
-# Settings that shrink with the budget, and the least that each may become (frames, except replay_capacity in transitions).
-_SCALED_MINIMA = {
-    "learning_starts": 4_000,
-    "epsilon_decay_frames": 20_000,
-    "target_period": 4_000,
-    "replay_capacity": 25_000,
-    "eval_period": 25_000,
-    "eval_frames": 40_000,  # most episodes come to their end
-    "log_period": 2_000,
-    "diagnostics_period": 25_000,
-    "checkpoint_period": 25_000,
-}
-
-
 def resolve(preset: PresetName, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
     """The configuration of a preset with explicitly given settings, scaled to its budget.
 
@@ -62,27 +49,4 @@ def resolve(preset: PresetName, explicit: dict[str, Any]) -> tuple[Config, list[
     makers = {"paper": paper, "modern": modern}
     if preset not in makers:
         raise ConfigError(f"--preset is {preset!r}: choose one of {', '.join(makers)}")
-    full = makers[preset]()
-    total_frames = int(explicit.get("total_frames", full.total_frames))
-    num_envs = int(explicit.get("num_envs", full.num_envs))
-    if total_frames <= 0 or total_frames >= PAPER_TOTAL_FRAMES:
-        return dataclasses.replace(full, **explicit), []
-    scaled: dict[str, int] = {}
-    for name, minimum in _SCALED_MINIMA.items():
-        if name not in explicit:
-            value: int = getattr(full, name)
-            share = round(value * total_frames / PAPER_TOTAL_FRAMES)
-            # Evaluation, logs and checkpoints stay at about what a person would look at; the rest leaves most of the run to learning.
-            minimum = max(minimum, total_frames // 4) if name in ("eval_period", "checkpoint_period") else minimum
-            if name != "replay_capacity":
-                most = total_frames // (4 if "period" in name else 2 if name == "eval_frames" else 20)
-                minimum = min(minimum, max(1, most))
-            minimum = max(minimum, FRAME_SKIP * num_envs) if name == "learning_starts" else minimum
-            scaled[name] = min(max(share, minimum), value)
-    shrunk = [
-        f"{name} {format_count(value)} (of {format_count(getattr(full, name))})"
-        for name, value in scaled.items()
-        if value != getattr(full, name)
-    ]
-    notes = [f"below 200M frames these shrink with the budget: {', '.join(shrunk)}"] if shrunk else []
-    return dataclasses.replace(full, **scaled | explicit), notes
+    return shrunk(makers[preset](), explicit)

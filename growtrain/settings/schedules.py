@@ -3,21 +3,56 @@
 Source: Nikishin et al. 2023: one injection at 50M of 200M frames (section 5), "dynamic growth" against a network of full width. `reset`,
 `shrink-perturb` and `widen3x` are what it is compared with, at the times of `grow3x`; `redo` comes at every multiple of a period.
 
-To add a schedule, add a line to `_NAMED` or a case to `make_schedule`.
+To add a schedule, add a line to `_NAMED` or a case to `_times`.
 
 Units: frames.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
-from growtrain.plasticity.adaptive import Rule
-from growtrain.settings.config import Config, ConfigError, Intervention, format_count, parse_count
+from growtrain.settings.text import ConfigError, format_count, parse_count
+
+if TYPE_CHECKING:
+    from growtrain.settings.config import Config
+
+Intervention = Literal[
+    "inject",
+    "reset-head",
+    "reset-encoder",
+    "reset-all",
+    "shrink-perturb",
+    "widen",
+    "net2wider",
+    "redo",
+    "fresh-optimizer",
+]
 
 # The redo schedule's period: this part of the budget, and at least so many frames.
 _REDO_SHARE, _REDO_MINIMUM = 200, 4_000
 _DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 30k frames of training: a seventeenth of this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When the adaptive schedule injects (see `plasticity.adaptive`).
+
+    Attributes:
+        period: frames between decisions.
+        min_gap: frames between injections, and before the first.
+        max_injections: at most.
+        threshold: gain of the injected copy that counts as lost plasticity.
+        patience: decisions in a row that must say so.
+    """
+
+    period: int
+    min_gap: int
+    max_injections: int
+    threshold: float
+    patience: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +102,11 @@ class Schedule:
         return f"{what} {when}"
 
     @property
+    def intervenes(self) -> bool:
+        """Whether it ever does anything to the network."""
+        return self.periodic or self.num_stages > 1
+
+    @property
     def widens(self) -> bool:
         """Whether the live head gets wider at every intervention."""
         return self.intervention in ("widen", "net2wider")
@@ -77,15 +117,14 @@ _EIGHTHS = (1 / 8, 1 / 4, 1 / 2)
 _NAMED: dict[str, tuple[tuple[float, ...], int]] = {
     "fixed": ((), 1),
     "grow1x": ((1 / 4,), 1),
-    "grow3x": (_EIGHTHS, 1),
-    "full1x": ((), 2),
-    "full3x": ((), 4),
     "reset": (_EIGHTHS, 1),
     "shrink-perturb": (_EIGHTHS, 1),
     "widen3x": (_EIGHTHS, 1),
     "redo": ((), 1),
     "adaptive": ((), 1),
 }
+_NUMBERED = re.compile(r"(grow|full)([1-9][0-9]?)x")
+_KNOWN = "fixed, grow3x, full3x (any number), reset, shrink-perturb, widen3x, redo, adaptive, at:25M,50M, at:0.1,0.5 or every:5M"
 # The schedules that have an intervention of their own.
 _OWN: dict[str, Intervention] = {
     "reset": "reset-head",
@@ -95,7 +134,7 @@ _OWN: dict[str, Intervention] = {
 }
 
 
-def schedule_of(config: Config) -> Schedule:
+def schedule_of(config: "Config") -> Schedule:
     """The schedule of a configuration; raises `ConfigError` where its parts cannot work together."""
     schedule = make_schedule(
         config.schedule, config.total_frames, config.learning_starts, config.intervention, config.redo_period
@@ -130,7 +169,7 @@ def schedule_of(config: Config) -> Schedule:
     return schedule
 
 
-def _adaptive(config: Config) -> Schedule:
+def _adaptive(config: "Config") -> Schedule:
     """The schedule that decides as it goes."""
     short = min(config.total_frames // 10, _DECISION_FRAMES)
     period = config.adaptive_period or max(1, short, config.total_frames // 50)
@@ -162,24 +201,18 @@ def make_schedule(
     """The schedule of that name for a budget.
 
     Args:
-        name: `fixed`, `grow1x`, `grow3x`, `full1x`, `full3x`, `reset`, `shrink-perturb`, `widen3x`, `redo`, or `at:` and a comma-separated
-            list of frames (25M) or fractions (0.125).
+        name: `fixed`, `growNx`, `fullNx`, `reset`, `shrink-perturb`, `widen3x`, `redo`, `at:` and a comma-separated list of frames (25M)
+            or fractions (0.125), or `every:` and a period. The times of `growNx` halve back from half the budget, but for `grow1x`, the
+            paper's, at a quarter; `fullNx` has the width that `growNx` ends with.
         total_frames: the budget in frames.
         learning_starts: frames before the first update; nothing may be injected before.
-        intervention: what happens at the times of `grow1x`, `grow3x` and `at:`.
+        intervention: what happens at the times of `growNx`, `at:` and `every:`.
         redo_period: frames between the interventions of `redo`; 0 is a 200th of the budget, at least 4k.
 
     Raises:
         ConfigError: one line that names the entry and the remedy.
     """
-    if name in _NAMED:
-        fractions, multiplier = _NAMED[name]
-        times = tuple(math.floor(fraction * total_frames) for fraction in fractions)
-    elif name.startswith("at:"):
-        multiplier = 1
-        times = tuple(_parse_time(entry.strip(), total_frames) for entry in name[3:].split(","))
-    else:
-        raise ConfigError(f"--schedule is {name!r}: choose one of {', '.join(_NAMED)}, or at:25M,50M or at:0.1,0.5")
+    times, multiplier = _times(name, total_frames, learning_starts)
     if name == "redo":
         period = redo_period or max(_REDO_MINIMUM, total_frames // _REDO_SHARE)
         times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
@@ -192,7 +225,7 @@ def make_schedule(
     if intervention not in ("inject", own) or (intervention != "inject" and not times):
         does = f"has its own, {own}" if times else "does nothing to the network"
         raise ConfigError(
-            f"--intervention {intervention}: --schedule {name} {does}: leave it out, or choose grow1x, grow3x or at:..."
+            f"--intervention {intervention}: --schedule {name} {does}: leave it out, or choose grow3x, at:... or every:..."
         )
     for previous, time in zip((0, *times), times, strict=False):
         if time >= total_frames:
@@ -208,6 +241,32 @@ def make_schedule(
                 f"{format_count(learning_starts)}: inject later or lower --learning-starts"
             )
     return Schedule(times, multiplier, own, periodic=name == "redo")
+
+
+def _times(name: str, total_frames: int, learning_starts: int) -> tuple[tuple[int, ...], int]:
+    """The times of a schedule, in frames, and its width multiplier; those of `redo` and `adaptive` are found elsewhere."""
+    if name in _NAMED:
+        fractions, multiplier = _NAMED[name]
+        return tuple(math.floor(fraction * total_frames) for fraction in fractions), multiplier
+    if numbered := _NUMBERED.fullmatch(name):
+        count = int(numbered[2])
+        if numbered[1] == "full":
+            return (), count + 1
+        return tuple(math.floor(total_frames / 2**k) for k in range(count, 0, -1)), 1
+    if name.startswith("at:"):
+        return tuple(_parse_time(entry.strip(), total_frames) for entry in name.removeprefix("at:").split(",")), 1
+    if name.startswith("every:"):
+        period = parse_count(name.removeprefix("every:"))
+        if period <= 0:
+            raise ConfigError(f"--schedule {name}: the period must be positive, as in every:5M")
+        times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
+        if not times:
+            raise ConfigError(
+                f"--schedule {name}: no multiple of it lies between --learning-starts {learning_starts} and --total-frames "
+                f"{total_frames}: shorten the period"
+            )
+        return times, 1
+    raise ConfigError(f"--schedule is {name!r}: choose one of {_KNOWN}")
 
 
 def _parse_time(entry: str, total_frames: int) -> int:

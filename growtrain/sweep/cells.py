@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from growtrain.environments.atari_scores import ATARI_57, canonical_game
+from growtrain.environments.atari_scores import ATARI_57
+from growtrain.environments.games import canonical_game
 from growtrain.runfiles import read_plain
-from growtrain.settings.config import Config, ConfigError, flag, parse_count
+from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
+from growtrain.settings.text import ConfigError, flag, parse_count
 
 Status = Literal["pending", "running", "done", "failed"]
 

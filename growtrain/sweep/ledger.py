@@ -29,7 +29,7 @@ from typing import Any, Final, Self
 
 import psutil  # type: ignore[import-untyped]
 
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 from growtrain.sweep.cells import Cell
 
 LEASE_SECONDS: Final = 300.0

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import ray
 
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 from growtrain.sweep.executor import GROWTRAIN, TAIL_LINES, AbstractExecutor, Child, Exit
 
 _OBJECT_STORE_BYTES: Final = 80 * 2**20  # about Ray's least: an exit code is all that is sent

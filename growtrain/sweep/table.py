@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from growtrain.settings.config import format_count
+from growtrain.settings.text import format_count
 from growtrain.sweep.cells import Cell, Progress, progress
 from growtrain.telemetry.display import SafeStream, format_duration, printable, suits_live
 

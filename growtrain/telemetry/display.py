@@ -23,7 +23,7 @@ from rich.text import Text
 
 from growtrain.plasticity.adaptive import Decision
 from growtrain.records import Diagnostics, Evaluation, Metrics
-from growtrain.settings.config import format_count
+from growtrain.settings.text import format_count
 
 if TYPE_CHECKING:  # torch comes with it, and a display needs none
     from growtrain.growth.inject import GrowthEvent

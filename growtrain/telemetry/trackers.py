@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from growtrain.runfiles import Unreadable, read_plain, write_json
-from growtrain.settings.config import Config, ConfigError, Tracker
+from growtrain.settings.config import Config, Tracker
+from growtrain.settings.text import ConfigError
 
 _WAITING: Final = 10_000  # records that may wait for a tracker: some 10 MB, more than a run of 200M frames makes
 _REACH_SECONDS: Final = 30.0  # W&B's wait for its server, at the beginning and at the end

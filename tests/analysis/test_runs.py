@@ -8,7 +8,7 @@ import pytest
 
 from growtrain.analysis.runs import find_runs, flatten, ledger_notes, read_run, series, training_curve
 from growtrain.runfiles import run_lock
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 from growtrain.sweep.cells import expand
 from growtrain.sweep.ledger import Ledger
 

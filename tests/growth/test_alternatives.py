@@ -15,7 +15,8 @@ from growtrain.growth.transaction import GrowthFailed, apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import InjectedHead
-from growtrain.settings.config import Config, Intervention
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Intervention
 
 ACTIONS, WIDTH = 4, 32
 INTERVENTIONS: tuple[Intervention, ...] = get_args(Intervention)

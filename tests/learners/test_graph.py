@@ -15,7 +15,8 @@ from growtrain.learners.graph import CapturedUpdate, make_captured
 from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import load_learner
 from growtrain.runs.loop import train
-from growtrain.settings.config import Config, Intervention
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Intervention
 from growtrain.telemetry.sinks import read_jsonl
 
 _spec = importlib.util.spec_from_file_location("recorded_graph", Path(__file__).with_name("recorded_graph.py"))

@@ -19,10 +19,11 @@ from growtrain.planning.memory import check_memory
 from growtrain.planning.speed import Speed, Timing, measure_speed, synthetic_batches
 from growtrain.planning.table import render
 from growtrain.replay.frames import FrameRing, replay_bytes
-from growtrain.runs.acting import updates_due
-from growtrain.settings.config import Config, ConfigError
+from growtrain.settings.budget import updates_due
+from growtrain.settings.config import Config
 from growtrain.settings.presets import paper, resolve
 from growtrain.settings.schedules import schedule_of
+from growtrain.settings.text import ConfigError
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from growtrain.plasticity.adaptive import Decision, Rule, decide
+from growtrain.plasticity.adaptive import Decision, decide
 from growtrain.plasticity.learning_test import LearningTest
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
-from growtrain.settings.config import Config, ConfigError
-from growtrain.settings.schedules import schedule_of
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Rule, schedule_of
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 RULE = Rule(period=10, min_gap=100, max_injections=2, threshold=0.1, patience=2)

@@ -22,7 +22,7 @@ from growtrain.probe.arms import FRESH, WARM, Arm, arms
 from growtrain.probe.cells import Data, Record, complete, learn_arm, learn_trunk
 from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig
 from growtrain.runfiles import run_lock
-from growtrain.settings.config import ConfigError
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 CONFIG = ProbeConfig(num_frames=48, num_tasks=8, num_updates=3, batch_size=16)

@@ -33,7 +33,8 @@ from growtrain.runfiles import RunLocked, Unreadable, cut_back, require_unlocked
 from growtrain.runs.checkpoint import NoCheckpoint, load_learner, open_at, open_newest
 from growtrain.runs.loop import Run, train
 from growtrain.runs.resuming import changed_config
-from growtrain.settings.config import Config, ConfigError
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 FLAGS = {

@@ -13,15 +13,17 @@ import torch
 from torch import nn
 
 from growtrain.__main__ import main
+from growtrain.environments.atari import FRAME_SKIP
 from growtrain.growth import transaction
 from growtrain.growth.inject import GrowthEvent
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.records import Evaluation, Metrics
-from growtrain.runs.acting import epsilon_at, epsilon_greedy, make_environment, updates_due
+from growtrain.runs.acting import epsilon_greedy, make_environment
 from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.loop import Record, Run, train
-from growtrain.settings.config import FRAME_SKIP, Config
+from growtrain.settings.budget import epsilon_at, updates_due
+from growtrain.settings.config import Config
 from growtrain.telemetry.gpu import AbsentMonitor
 from growtrain.telemetry.sinks import read_jsonl
 

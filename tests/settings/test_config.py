@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from growtrain.settings.config import Config, ConfigError, format_count, parse_count
+from growtrain.settings.config import Config
 from growtrain.settings.presets import modern, paper, resolve
+from growtrain.settings.text import ConfigError, format_count, parse_count
 
 M = 10**6
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from growtrain.settings.config import Config, ConfigError
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import Schedule, make_schedule, schedule_of
+from growtrain.settings.text import ConfigError
 
 M = 10**6
 
@@ -34,7 +35,7 @@ def test_named_and_listed_times(name: str, expected: Schedule) -> None:
 @pytest.mark.parametrize(
     ("name", "names_the_entry"),
     [
-        ("grow2x", "grow2x"),
+        ("grow0x", "grow0x"),
         ("at:", "''"),
         ("at:0", "0"),
         ("at:0.0", "0.0"),
@@ -90,7 +91,7 @@ def test_an_intervention_happens_at_the_times_of_a_schedule_that_has_none_of_its
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({"schedule": "reset", "intervention": "redo"}, "has its own, reset-head: leave it out, or choose grow1x"),
+        ({"schedule": "reset", "intervention": "redo"}, "has its own, reset-head: leave it out, or choose grow3x"),
         ({"schedule": "widen3x", "intervention": "widen"}, "has its own, net2wider: leave it out"),
         ({"schedule": "fixed", "intervention": "redo"}, "does nothing to the network: leave it out"),
         ({"schedule": "full3x", "intervention": "widen"}, "does nothing to the network: leave it out"),
@@ -110,3 +111,35 @@ def test_what_cannot_work_together_is_said_at_the_start(settings: dict[str, Any]
     with pytest.raises(ConfigError, match=remedy) as raised:
         schedule_of(Config(**settings))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "multiplier"),
+    [
+        ("grow1x", (50_000_000,), 1),  # the paper's
+        ("grow2x", (50_000_000, 100_000_000), 1),
+        ("grow3x", (25_000_000, 50_000_000, 100_000_000), 1),
+        ("grow5x", (6_250_000, 12_500_000, 25_000_000, 50_000_000, 100_000_000), 1),
+        ("full1x", (), 2),
+        ("full5x", (), 6),
+        ("every:60M", (60_000_000, 120_000_000, 180_000_000), 1),
+    ],
+)
+def test_numbered_and_periodic_schedules(name: str, times: tuple[int, ...], multiplier: int) -> None:
+    schedule = make_schedule(name, 200_000_000, learning_starts=200_000)
+    assert (schedule.injection_frames, schedule.width_multiplier, schedule.intervention) == (
+        times,
+        multiplier,
+        "inject",
+    )
+    assert schedule.num_stages == 1 + len(times)
+
+
+@pytest.mark.parametrize("name", ["every:0", "every:300M", "every:soon", "grow99x"])
+def test_a_period_that_never_comes_and_times_before_learning_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        make_schedule(name, 200_000_000, learning_starts=200_000)
+
+
+def test_every_leaves_out_what_lies_before_learning() -> None:
+    assert make_schedule("every:100k", 500_000, learning_starts=200_000).injection_frames == (300_000, 400_000)

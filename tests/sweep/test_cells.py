@@ -8,8 +8,8 @@ import pytest
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.atari_scores import ATARI_57
-from growtrain.settings.config import ConfigError
 from growtrain.settings.presets import resolve
+from growtrain.settings.text import ConfigError
 from growtrain.sweep.cells import Progress, expand, growtrain_words, progress, sweep_words
 
 

@@ -21,7 +21,8 @@ import torch
 from growtrain.__main__ import main
 from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.loop import train
-from growtrain.settings.config import Config, ConfigError
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry import trackers
 from growtrain.telemetry.sinks import RunSinks, read_jsonl
 from growtrain.telemetry.trackers import check_trackers, open_trackers

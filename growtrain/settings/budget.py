@@ -1,0 +1,65 @@
+"""What a budget of frames buys: settings that shrink with it, the exploration and the updates that are due in it."""
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+from growtrain.environments.games import canonical_game, family_of
+from growtrain.settings.config import Config, Shrinks
+from growtrain.settings.text import format_count
+
+SHRINKING: dict[str, Shrinks] = {
+    item.name: item.metadata["shrinks"] for item in dataclasses.fields(Config) if item.metadata["shrinks"]
+}
+
+
+def shrunk(full: Config, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
+    """A preset's configuration with explicitly given settings, the others shrunk to a smaller budget.
+
+    Evaluation, logs and checkpoints stay at about what a person would look at; the rest leaves most of the run to learning.
+
+    Args:
+        full: the preset at its own budget.
+        explicit: settings by field name; they always win and are never scaled.
+
+    Returns:
+        The configuration, and what there is to say of it.
+    """
+    total, whole = int(explicit.get("total_frames", full.total_frames)), full.total_frames
+    if total <= 0 or total >= whole:
+        return dataclasses.replace(full, **explicit), []
+    scaled: dict[str, int] = {}
+    for name, rule in SHRINKING.items():
+        if name not in explicit:
+            value: int = getattr(full, name)
+            least = max(rule.least, total // rule.at_least if rule.at_least else 0)
+            if rule.at_most:
+                least = min(least, max(1, total // rule.at_most))
+            if name == "learning_starts":  # every environment steps before
+                skip = family_of(canonical_game(explicit.get("game", full.game))).frame_skip
+                least = max(least, skip * int(explicit.get("num_envs", full.num_envs)))
+            scaled[name] = min(max(round(value * total / whole), least), value)
+    changes = [
+        f"{name} {format_count(value)} (of {format_count(getattr(full, name))})"
+        for name, value in scaled.items()
+        if value != getattr(full, name)
+    ]
+    notes = (
+        [f"below {format_count(whole)} frames these shrink with the budget: {', '.join(changes)}"] if changes else []
+    )
+    return dataclasses.replace(full, **scaled | explicit), notes
+
+
+def epsilon_at(config: Config, frames: int) -> float:
+    """Exploration epsilon after `frames` frames: constant until learning starts, then linear, then constant."""
+    if config.epsilon_decay_frames == 0:
+        progress = float(frames >= config.learning_starts)
+    else:
+        progress = (frames - config.learning_starts) / config.epsilon_decay_frames
+    return config.epsilon_start + min(max(progress, 0.0), 1.0) * (config.epsilon_end - config.epsilon_start)
+
+
+def updates_due(config: Config, agent_steps: int) -> int:
+    """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, since learning started."""
+    steps = max(0, agent_steps - config.learning_starts // config.frame_skip)
+    return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
