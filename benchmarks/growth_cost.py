@@ -38,14 +38,14 @@ from tensordict import TensorDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.make import num_actions_of
 from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, uses_graph
+from growtrain.learners.make import resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
 from growtrain.planning.speed import synthetic_batches
-from growtrain.runs.acting import num_actions_of
-from growtrain.runs.loop import resolve_device
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Anchor, Config, Execution
 from growtrain.settings.presets import paper
 from growtrain.settings.schedules import make_schedule
@@ -220,7 +220,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
     machine = describe_machine(device.type)
-    num_actions = num_actions_of(arguments.game)
+    num_actions = num_actions_of(paper(game=arguments.game))
     config = paper(
         game=arguments.game,
         batch_size=arguments.batch_size,

@@ -55,8 +55,9 @@ from growtrain.commands.commandline import Parser, add_config_flags, explicit_se
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.games import canonical_game
 from growtrain.learners import double_dqn
+from growtrain.learners.make import resolve_device
 from growtrain.planning.costs import make_plan
-from growtrain.runs.loop import Run, resolve_device, train
+from growtrain.runs.loop import Run, train
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule

@@ -40,11 +40,11 @@ from sb3_dqn import Arm, Sample, sb3_arm
 
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.games import canonical_game
+from growtrain.environments.make import make_environment
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.networks.heads import matrix_product
 from growtrain.planning.costs import network_shape, update_flops
-from growtrain.runs.acting import make_environment
 from growtrain.runs.loop import Run
 from growtrain.settings.config import Config, Execution
 from growtrain.settings.presets import paper

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtrain import diagnostics as diagnostics
-    from growtrain.growth.inject import GrowthEvent as GrowthEvent
     from growtrain.growth.inject import inject as inject
     from growtrain.networks.injected import InjectedHead as InjectedHead
+    from growtrain.records import GrowthEvent as GrowthEvent
     from growtrain.runs.loop import train as train
     from growtrain.settings.config import Config as Config
 
 _PUBLIC = {
     "Config": "growtrain.settings.config",
-    "GrowthEvent": "growtrain.growth.inject",
+    "GrowthEvent": "growtrain.records",
     "InjectedHead": "growtrain.networks.injected",
     "inject": "growtrain.growth.inject",
     "train": "growtrain.runs.loop",

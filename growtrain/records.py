@@ -7,6 +7,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from growtrain.settings.config import Anchor
+from growtrain.settings.schedules import Intervention
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
@@ -120,3 +123,82 @@ class Diagnostics:
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthEvent:
+    """One line of `growth_events.jsonl`.
+
+    Attributes:
+        frames: frames played when it happened; None outside a training run.
+        stage: interventions done, this one included; 0 in a periodic schedule, which has one stage.
+        kind: what was done: `inject` or one of its alternatives.
+        reason: why now.
+        anchor: `frozen`, `zero` or `mirrored`; None for what has none.
+        parameters_total: parameters of the online network after it.
+        parameters_trainable_before: parameters that required a gradient before it.
+        parameters_trainable: parameters that require a gradient after it.
+        max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
+        max_abs_q_change_target: the same for the target network; None without one.
+        recycled_units: dormant units that `redo` recycled; None for the others.
+        pause_seconds: time for which training stood still; what the next update takes longer (capture on a GPU) is not in it.
+    """
+
+    frames: int | None = None
+    stage: int
+    kind: Intervention = "inject"
+    reason: str = ""
+    anchor: Anchor | None = None
+    parameters_total: int
+    parameters_trainable_before: int
+    parameters_trainable: int
+    max_abs_q_change_online: float
+    max_abs_q_change_target: float | None
+    recycled_units: int | None = None
+    pause_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One line of `decisions.jsonl`: what was measured, and what was decided.
+
+    Attributes:
+        frames: frames played.
+        stage: injections done before it.
+        error, error_injected: mean errors that the network as it is and its injected copy reach.
+        gain: of the injected copy over the network as it is, as a share of what the better of them learned (as in `verdicts`).
+        score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
+        score_before: that of the decision before; None without one.
+        episodes: that have ended in the run.
+        plateau: whether the score has stopped rising.
+        streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
+        inject: the decision.
+        reason: in words.
+        seconds: what the measurement took.
+    """
+
+    frames: int
+    stage: int
+    error: float
+    error_injected: float
+    gain: float
+    score: float | None
+    score_error: float | None
+    score_before: float | None
+    episodes: int
+    plateau: bool
+    streak: int
+    inject: bool
+    reason: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent

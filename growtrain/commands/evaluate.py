@@ -22,9 +22,9 @@ def main(words: Sequence[str]) -> int:
 
     import torch
 
+    from growtrain.learners.make import resolve_device
     from growtrain.runs.checkpoint import load_learner
     from growtrain.runs.evaluation import evaluate
-    from growtrain.runs.loop import resolve_device
 
     try:
         device = resolve_device(getattr(namespace, "device", "auto"))

@@ -13,13 +13,13 @@ def main(words: Sequence[str]) -> int:
     parser.set_defaults(run_dir=None)
     config, notes, _ = read_configuration(parser, words)
 
+    from growtrain.environments.make import num_actions_of
+    from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan
     from growtrain.planning.speed import measure_speed
     from growtrain.planning.table import render
-    from growtrain.runs.acting import num_actions_of
-    from growtrain.runs.loop import resolve_device
 
-    num_actions, device = num_actions_of(config.game), resolve_device(config.device)
+    num_actions, device = num_actions_of(config), resolve_device(config.device)
     plan = make_plan(config, num_actions)
     timed = not parser.parse_known_args(list(words))[0].no_timing
     print(*notes, sep="\n", end="\n\n" if notes else "")

@@ -44,8 +44,8 @@ def main(words: Sequence[str]) -> int:
         num_actions, start = checkpoint.state["num_actions"], checkpoint
         run_dir = namespace.run_dir or default_run_dir(config)
     else:
+        from growtrain.environments.make import num_actions_of
         from growtrain.learners.foreign_weights import read_weights, save_initial
-        from growtrain.runs.acting import num_actions_of
 
         if namespace.at is not None:
             raise ConfigError("--at: a file of weights has no checkpoints: leave it out")
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
                 "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"
             )
         weights = read_weights(agent)
-        num_actions, start = num_actions_of(explicit.get("game", Config.game)), None
+        num_actions, start = num_actions_of(Config(game=explicit.get("game", Config.game))), None
         config, notes = rescue_weights(weights, explicit, namespace.frames, num_actions)
         run_dir = namespace.run_dir or default_run_dir(config)
         save_initial(weights, run_dir)

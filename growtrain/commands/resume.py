@@ -41,10 +41,10 @@ def main(words: Sequence[str]) -> int:
     except NeverSaved:
         if fork is not None:
             raise
-        from growtrain.runs.acting import num_actions_of
+        from growtrain.environments.make import num_actions_of
 
         config, note = restart(run), "it ended before its first checkpoint: from the start"
-        return run_training(config, run, num_actions_of(config.game), stop, [note])
+        return run_training(config, run, num_actions_of(config), stop, [note])
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
     if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         done = ",".join(map(str, done_injections(checkpoint)))

@@ -111,13 +111,14 @@ def run_training(
     start: "Checkpoint | None" = None,
 ) -> int:
     """Trains under the display; returns the exit code."""
-    from growtrain.environments.atari import EnvironmentHung
+    from growtrain.environments.base import EnvironmentHung
     from growtrain.growth.transaction import GrowthFailed
     from growtrain.learners.double_dqn import Diverged
+    from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan
     from growtrain.planning.memory import check_memory
     from growtrain.runs.checkpoint import CheckpointFailed
-    from growtrain.runs.loop import resolve_device, train
+    from growtrain.runs.loop import train
     from growtrain.telemetry.display import open_display
     from growtrain.telemetry.trackers import check_trackers
 

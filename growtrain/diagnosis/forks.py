@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from growtrain.diagnosis.copies import learning_test, tested_copies
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
 from growtrain.environments.atari_scores import REFERENCE_SCORES
-from growtrain.plasticity.learning_test import Copy, Interrupted, copies_of, learning_test, mean_errors
+from growtrain.learners.make import resolve_device
+from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
-from growtrain.runs.loop import resolve_device, train
+from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config, done_injections, next_time
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError, format_count
@@ -57,7 +59,7 @@ def cost_lines(run: Path, checkpoint: Checkpoint, settings: Settings) -> list[st
     """What the diagnosis will take, before it begins: updates, frames, hours at the run's own speed, and disk."""
     test, forks = settings.test, len(settings.arms) * settings.seeds
     lines = [
-        f"learning test: {test.seeds} seeds x {len(copies_of(checkpoint))} networks x {test.warm_up + test.updates} updates"
+        f"learning test: {test.seeds} seeds x {len(tested_copies(checkpoint))} networks x {test.warm_up + test.updates} updates"
     ]
     if forks:
         speeds = [record["frames_per_second"] for record in read_jsonl(run / "metrics.jsonl")[-100:]]

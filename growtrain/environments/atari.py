@@ -35,7 +35,6 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -48,46 +47,13 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from growtrain.environments.atari_scores import canonical_game
+from growtrain.environments.base import Bools, EnvironmentHung, Frames, Settings, Spec, VectorStep
 
 FRAME_SKIP: Final = 4
 STACK_SIZE: Final = 4
 FRAME_SHAPE: Final = (84, 84)
 
-Bools = npt.NDArray[np.bool_]
-Frames = npt.NDArray[np.uint8]
 _Call = Callable[[], Any]
-
-
-class EnvironmentHung(RuntimeError):
-    """The emulator did not answer in time; the environment is closed and cannot be used again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VectorStep:
-    """What one step of all N lanes brought. No later step writes to the arrays, nor may the receiver.
-
-    Attributes:
-        observation: (N, 4, 84, 84) uint8, newest frame last: what the policy sees next. Where an episode
-            has just ended it is the first observation of the next one.
-        frame: (N, 84, 84) uint8, the newest frame of the step: the terminal one where an episode ended.
-        reward: (N,) float32, the true reward, not clipped.
-        terminated: (N,) bool, the game is over.
-        truncated: (N,) bool, the episode was cut at its maximum length.
-        life_lost: (N,) bool, the lives fell during the step, whether or not the episode went on.
-        started: (N,) bool, `observation` is the first of an episode.
-        episode_returns: (K,) float64, true returns of the K episodes that ended at this step, in lane order.
-        episode_lengths: (K,) int64, their lengths in agent steps.
-    """
-
-    observation: Frames
-    frame: Frames
-    reward: npt.NDArray[np.float32]
-    terminated: Bools
-    truncated: Bools
-    life_lost: Bools
-    started: Bools
-    episode_returns: npt.NDArray[np.float64]
-    episode_lengths: npt.NDArray[np.int64]
 
 
 def lane_seed(seed: int, lane: int, seeding: int) -> int:
@@ -98,6 +64,26 @@ def lane_seed(seed: int, lane: int, seeding: int) -> int:
     """
     sequence = np.random.SeedSequence(entropy=seed, spawn_key=(lane, seeding))
     return int(sequence.generate_state(1)[0] >> 1)
+
+
+def make(settings: Settings, seed: int) -> "AtariEnvironment":
+    """The lanes of a configuration."""
+    return AtariEnvironment(
+        game=settings.game,
+        num_envs=settings.num_envs,
+        seed=seed,
+        repeat_action_probability=settings.sticky_actions,
+        noop_max=settings.noop_max,
+        max_episode_frames=settings.max_episode_frames,
+        num_threads=min(settings.threads, settings.num_envs),
+    )
+
+
+def spec_of(settings: Settings) -> Spec:
+    """What a network sees and may do; loads the game for its actions."""
+    environment = AtariEnvironment(game=settings.game, num_envs=1, seed=0)
+    environment.close()
+    return environment.spec
 
 
 def _answer_calls(calls: "queue.SimpleQueue[_Call | None]", answers: "queue.SimpleQueue[Any]") -> None:
@@ -186,6 +172,13 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         )
         self.action_meanings = tuple(action.name for action in self._vector.ale.get_action_set())
         self.num_actions = len(self.action_meanings)
+        self.spec = Spec(
+            frame_shape=(1, *FRAME_SHAPE),
+            stack_size=STACK_SIZE,
+            num_actions=self.num_actions,
+            frame_skip=FRAME_SKIP,
+            scale=255.0,
+        )
 
         self._watchdog_seconds = watchdog_seconds
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()

@@ -4,59 +4,19 @@ The encoder keeps learning through all heads; its optimizer slots are kept; the 
 the same fresh weights, so that neither its output nor its lag moves (the paper's "same intervention").
 """
 
-import dataclasses
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from growtrain.networks.heads import initialize
 from growtrain.networks.injected import Initializer, InjectedHead, check_injectable, probe_features
+from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads
-from growtrain.settings.schedules import Intervention
 
 
 class NotPreserved(RuntimeError):
     """An intervention that must not change predictions would have changed them; nothing was changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrowthEvent:
-    """One line of `growth_events.jsonl`.
-
-    Attributes:
-        frames: frames played when it happened; None outside a training run.
-        stage: interventions done, this one included; 0 in a periodic schedule, which has one stage.
-        kind: what was done: `inject` or one of its alternatives.
-        reason: why now.
-        anchor: `frozen`, `zero` or `mirrored`; None for what has none.
-        parameters_total: parameters of the online network after it.
-        parameters_trainable_before: parameters that required a gradient before it.
-        parameters_trainable: parameters that require a gradient after it.
-        max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
-        max_abs_q_change_target: the same for the target network; None without one.
-        recycled_units: dormant units that `redo` recycled; None for the others.
-        pause_seconds: time for which training stood still; what the next update takes longer (capture on a GPU) is not in it.
-    """
-
-    frames: int | None = None
-    stage: int
-    kind: Intervention = "inject"
-    reason: str = ""
-    anchor: Anchor | None = None
-    parameters_total: int
-    parameters_trainable_before: int
-    parameters_trainable: int
-    max_abs_q_change_online: float
-    max_abs_q_change_target: float | None
-    recycled_units: int | None = None
-    pause_seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return dataclasses.asdict(self)
 
 
 def inject(

@@ -14,15 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Slots, prepare
-from growtrain.growth.inject import (
-    GrowthEvent,
-    NotPreserved,
-    count_parameters,
-    inject,
-    nearly_equal,
-    same_function,
-)
+from growtrain.growth.inject import NotPreserved, count_parameters, inject, nearly_equal, same_function
 from growtrain.networks.injected import InjectedHead
+from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.schedules import Intervention
 

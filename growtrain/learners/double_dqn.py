@@ -19,49 +19,21 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
+from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import can_compile, make_optimizer
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
-from growtrain.networks.build import QNetwork
-from growtrain.networks.encoders import NatureEncoder, scale_frames
-from growtrain.networks.heads import ConvolutionalHead, SpectralLinear, initialize, make_head
+from growtrain.networks.build import make_network
+from growtrain.networks.encoders import scale_frames
+from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
 from growtrain.settings.config import Config
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
-_CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
 MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
-
-
-def make_parts(config: Config, num_actions: int, width: int) -> tuple[NatureEncoder, nn.Sequential]:
-    """The encoder of a configuration and its head `width` wide, parted at `config.split`; their weights are arbitrary.
-
-    Where they are parted does not change what they compute, nor the order in which `initialize` draws their weights.
-    """
-    normalized = config.weight_projection == "nap"
-    encoder = NatureEncoder(config.encoder_width, activation=config.activation, normalized=normalized)
-    head = make_head(
-        encoder.num_features,
-        width,
-        num_actions,
-        normalization=config.normalization,
-        output_bias=config.output_bias,
-        activation=config.activation,
-    )
-    if config.split != "fc1":
-        convolutions = encoder.split_off(_CONVOLUTIONS_BEFORE[config.split])
-        head = ConvolutionalHead(encoder.feature_shape, *convolutions, nn.Flatten(), *head)
-    return encoder, head
-
-
-def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
-    """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
-    encoder, head = make_parts(config, num_actions, width)
-    return QNetwork(encoder, InjectedHead(head))
 
 
 class Diverged(RuntimeError):
@@ -386,27 +358,3 @@ def _copy_into(own: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> N
 
 def _same_tensors(a: nn.Module, b: nn.Module) -> bool:
     return all(x.data_ptr() == y.data_ptr() for x, y in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def double_dqn_loss(
-    q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor
-) -> Tensor:
-    """Mean Huber loss (delta 1) of the Double-DQN error (van Hasselt et al. 2016, equation 4).
-
-    Args:
-        q_tm1: (B, A) online values of s, with a graph.
-        a_tm1: (B,) int64 actions taken.
-        r_t: (B, 1) rewards.
-        discount_t: (B, 1) discounts, 0 where the return ends.
-        q_t_value: (B, A) target network's values of s', without a graph.
-        q_t_selector: (B, A) online values of s', without a graph.
-
-    Raises:
-        ValueError: shapes that would broadcast silently.
-    """
-    batch = (q_tm1.shape[0], 1)
-    if r_t.shape != batch or discount_t.shape != batch or a_tm1.shape != batch[:1]:
-        raise ValueError(f"need rewards and discounts {batch}, got {tuple(r_t.shape)} and {tuple(discount_t.shape)}")
-    chosen = q_tm1.gather(1, a_tm1[:, None])
-    target = r_t + discount_t * q_t_value.gather(1, q_t_selector.argmax(1, keepdim=True))
-    return F.smooth_l1_loss(chosen, target)

@@ -18,8 +18,8 @@ from torch import nn
 
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.inject import count_parameters
-from growtrain.learners.double_dqn import make_parts
 from growtrain.networks.activations import outputs_per_unit
+from growtrain.networks.build import make_parts
 from growtrain.plasticity.measurer import STATES
 from growtrain.replay.frames import replay_bytes, rows_per_lane
 from growtrain.settings.budget import updates_due

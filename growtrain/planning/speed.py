@@ -12,13 +12,13 @@ import torch
 from tensordict import TensorDict
 
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
+from growtrain.environments.make import make_environment
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
 from growtrain.replay.frames import Transitions
-from growtrain.runs.acting import make_environment
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
@@ -168,7 +168,7 @@ def _time_environments(config: Config, seconds: float) -> float:
         environment.start()
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds or not steps:
-            environment.send(generator.integers(environment.num_actions, size=config.num_envs))
+            environment.send(generator.integers(environment.spec.num_actions, size=config.num_envs))
             environment.recv()
             steps += 1
     finally:

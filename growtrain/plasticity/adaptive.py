@@ -16,45 +16,10 @@ Units: frames; an error is the share left over of what was asked for, on average
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from growtrain.plasticity.verdicts import MIN_LEARNED
+from growtrain.records import Decision
 from growtrain.settings.schedules import Rule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """One line of `decisions.jsonl`: what was measured, and what was decided.
-
-    Attributes:
-        frames: frames played.
-        stage: injections done before it.
-        error, error_injected: mean errors that the network as it is and its injected copy reach.
-        gain: of the injected copy over the network as it is, as a share of what the better of them learned (as in `verdicts`).
-        score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
-        score_before: that of the decision before; None without one.
-        episodes: that have ended in the run.
-        plateau: whether the score has stopped rising.
-        streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
-        inject: the decision.
-        reason: in words.
-        seconds: what the measurement took.
-    """
-
-    frames: int
-    stage: int
-    error: float
-    error_injected: float
-    gain: float
-    score: float | None
-    score_error: float | None
-    score_before: float | None
-    episodes: int
-    plateau: bool
-    streak: int
-    inject: bool
-    reason: str
-    seconds: float
 
 
 def decide(

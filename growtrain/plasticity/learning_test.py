@@ -36,13 +36,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growtrain.learners.double_dqn import DoubleDQN, make_network
+from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import make_optimizer
-from growtrain.networks.build import QNetwork
+from growtrain.networks.build import QNetwork, make_network
 from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
 from growtrain.replay.frames import FrameRing
-from growtrain.runs.checkpoint import Checkpoint
 from growtrain.settings.config import Config
 
 Copy = Literal["current", "inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network"]
@@ -92,38 +91,15 @@ class Interrupted(Exception):
     """The test was asked to stop before its end."""
 
 
-def copies_of(checkpoint: Checkpoint) -> list[Copy]:
+def copies_of(config: Config, *, encoder_frozen: bool) -> list[Copy]:
     """The copies that are tested: all but what the run could not have done to its network.
 
     Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam.
     """
-    same = {"reset-encoder", "fresh-network"} if checkpoint.state["learner"]["encoder_frozen"] else set()
-    if checkpoint.config.optimizer != "adam":
+    same = {"reset-encoder", "fresh-network"} if encoder_frozen else set()
+    if config.optimizer != "adam":
         same.add("fresh-optimizer")
     return [copy for copy in COPIES if copy not in same]
-
-
-def learning_test(
-    checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
-) -> dict[Copy, list[list[float]]]:
-    """The errors of every copy of a checkpoint's network, see `copies_of`: one list a seed, one error a mark.
-
-    The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
-
-    Raises:
-        ValueError: the replay holds too little.
-        Interrupted: it was to stop.
-    """
-    config, state = checkpoint.config, checkpoint.state
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
-    ring.load_state_dict(state["ring"])
-    checkpoint.load_frames(ring)
-    generator = torch.Generator()
-    learner = DoubleDQN(
-        config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
-    )
-    learner.load_state_dict(state["learner"])
-    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), copies_of(checkpoint), stop)
 
 
 def compare_copies(

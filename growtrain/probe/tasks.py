@@ -85,7 +85,7 @@ def play(config: ProbeConfig, seed: int) -> Play:
             if t % SPACING == 0:
                 stacks.append(step.observation)
             if policy is None:
-                actions = rng.integers(environment.num_actions, size=NUM_LANES)
+                actions = rng.integers(environment.spec.num_actions, size=NUM_LANES)
             else:
                 actions = epsilon_greedy(policy(torch.from_numpy(step.observation)).numpy(), epsilon, rng)
             environment.send(actions)

@@ -16,32 +16,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
-from growtrain.environments.atari import AtariEnvironment, VectorStep
+from growtrain.environments.base import VectorEnvironment, VectorStep
 from growtrain.replay.frames import FrameRing
 from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
 
 Policy = Callable[[Tensor], Tensor]  # (N, stack, H, W) uint8 -> (N, A) action values
-
-
-def make_environment(config: Config, *, seed: int) -> AtariEnvironment:
-    """The lanes of a configuration; `seed` decides their episodes."""
-    return AtariEnvironment(
-        game=config.game,
-        num_envs=config.num_envs,
-        seed=seed,
-        repeat_action_probability=config.sticky_actions,
-        noop_max=config.noop_max,
-        max_episode_frames=config.max_episode_frames,
-        num_threads=min(config.threads, config.num_envs),
-    )
-
-
-def num_actions_of(game: str) -> int:
-    """The size of a game's minimal action set."""
-    environment = AtariEnvironment(game=game, num_envs=1, seed=0)
-    environment.close()
-    return environment.num_actions
 
 
 def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -70,7 +50,7 @@ class Collector:
 
     def __init__(
         self,
-        environment: AtariEnvironment,
+        environment: VectorEnvironment,
         replay: ReplayBuffer,
         config: Config,
         generator: np.random.Generator,
@@ -97,7 +77,7 @@ class Collector:
         """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1."""
         epsilon = epsilon_at(self.config, self.frames)
         if epsilon >= 1:
-            num_lanes, num_actions = self.config.num_envs, self.environment.num_actions
+            num_lanes, num_actions = self.config.num_envs, self.environment.spec.num_actions
             self._actions = self.generator.integers(num_actions, size=num_lanes)
         else:
             q = policy(self._ring.newest()).cpu().numpy()

@@ -29,7 +29,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from growtrain.learners.double_dqn import DoubleDQN, make_parts
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.networks.build import make_parts
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from growtrain.environments.atari_scores import human_normalized_score
+from growtrain.environments.make import make_environment
 from growtrain.records import Evaluation
-from growtrain.runs.acting import Policy, epsilon_greedy, make_environment
+from growtrain.runs.acting import Policy, epsilon_greedy
 from growtrain.settings.config import Config
 
 _EVALUATION_STREAM = 0xE7A1  # keeps evaluation's random numbers apart from training's

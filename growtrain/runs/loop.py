@@ -20,20 +20,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from growtrain.growth.inject import GrowthEvent
+from growtrain.environments.make import make_environment
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.foreign_weights import load_initial
 from growtrain.learners.graph import make_captured, uses_graph
+from growtrain.learners.make import resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import make_plan
-from growtrain.plasticity.adaptive import Decision, decide
+from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
 from growtrain.plasticity.measurer import Measurer
-from growtrain.records import Diagnostics, Evaluation, Metrics
+from growtrain.records import Decision, Diagnostics, Evaluation, Metrics, Record
 from growtrain.replay.frames import FrameRing, frame_replay
 from growtrain.runfiles import Unreadable, run_lock, sync_file, write_json
-from growtrain.runs.acting import Collector, make_environment
+from growtrain.runs.acting import Collector
 from growtrain.runs.checkpoint import Checkpoint, CheckpointFailed, CheckpointWriter
 from growtrain.runs.evaluation import evaluate
 from growtrain.runs.provenance import describe
@@ -41,13 +42,11 @@ from growtrain.runs.resuming import resumption, take_up
 from growtrain.settings.budget import epsilon_at, updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention, Rule, schedule_of
-from growtrain.settings.text import ConfigError
 from growtrain.telemetry.accounts import Accounts
 from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open_monitor
 from growtrain.telemetry.sinks import RunSinks
 from growtrain.telemetry.trackers import open_trackers
 
-Record = Metrics | Evaluation | Diagnostics | Decision | GrowthEvent
 _PROBE_SIZE = 32  # observations on which a growth is verified
 _REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
 _DECIDING = LearningTest(seeds=2)  # four fits of 450 updates
@@ -105,13 +104,6 @@ def train(
         yield from run.finish(stopped)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of `--device`; raises `ConfigError` where `cuda` was asked for and there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: no GPU is available to PyTorch here; use --device cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 class Run:
     """The parts of one run, built from its configuration, and the periodic work of the loop.
 
@@ -144,7 +136,7 @@ class Run:
         self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
         self.learner = DoubleDQN(
             config,
-            environment.num_actions,
+            environment.spec.num_actions,
             width=config.width * self.schedule.width_multiplier,
             device=self.device,
             generator=torch.Generator().manual_seed(weights),
@@ -207,7 +199,7 @@ class Run:
                 before=self.decision,
                 seconds=time.perf_counter() - start,
             )
-        self.sinks.write("decisions", dataclasses.asdict(self.decision))
+        self.sinks.write("decisions", self.decision.to_dict())
         yield self.decision
         if self.decision.inject:
             yield from self.grow(self.decision.reason)

@@ -25,9 +25,11 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from PIL import Image, ImageDraw, ImageFont
 
-from growtrain.environments.atari import FRAME_SKIP, Frames, lane_seed
+from growtrain.environments.atari import FRAME_SKIP, lane_seed
+from growtrain.environments.base import Frames
+from growtrain.environments.make import make_environment
 from growtrain.runfiles import PARTIAL
-from growtrain.runs.acting import Policy, epsilon_greedy, make_environment
+from growtrain.runs.acting import Policy, epsilon_greedy
 from growtrain.runs.checkpoint import load_learner
 from growtrain.runs.evaluation import random_streams
 from growtrain.settings.config import Config

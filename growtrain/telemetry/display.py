@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from time import perf_counter
-from typing import IO, TYPE_CHECKING, Final, Self, TextIO, cast
+from typing import IO, Final, Self, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
@@ -21,12 +21,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from growtrain.plasticity.adaptive import Decision
-from growtrain.records import Diagnostics, Evaluation, Metrics
+from growtrain.records import Decision, Diagnostics, Evaluation, GrowthEvent, Metrics, Record
 from growtrain.settings.text import format_count
-
-if TYPE_CHECKING:  # torch comes with it, and a display needs none
-    from growtrain.growth.inject import GrowthEvent
 
 _SPEED_RECORDS: Final = 32  # records behind the measured speed: long enough to contain evaluations
 _PANEL_WIDTH: Final = 100  # at most, in columns
@@ -35,7 +31,7 @@ _PANEL_WIDTH: Final = 100  # at most, in columns
 class AbstractDisplay(ABC):
     """Shows a run from `__enter__` to `__exit__`; no method fails because of the stream."""
 
-    def show(self, record: "Metrics | Evaluation | Diagnostics | Decision | GrowthEvent") -> None:
+    def show(self, record: Record) -> None:
         """Any of the records that `train` yields; diagnostics are for the files."""
         match record:
             case Metrics():
@@ -62,7 +58,7 @@ class AbstractDisplay(ABC):
         """A new evaluation."""
 
     @abstractmethod
-    def growth(self, event: "GrowthEvent") -> None:
+    def growth(self, event: GrowthEvent) -> None:
         """An intervention that was done."""
 
     @abstractmethod
@@ -227,7 +223,7 @@ class PlainDisplay(AbstractDisplay):
             f"{_episodes(evaluation)} in {format_duration(evaluation.wall_seconds)}",
         )
 
-    def growth(self, event: "GrowthEvent") -> None:
+    def growth(self, event: GrowthEvent) -> None:
         """`grow ...`."""
         self._line("grow", self._place(event.frames, event.stage), *_growth_parts(event))
 
@@ -280,7 +276,7 @@ class LiveDisplay(AbstractDisplay):
         self._evaluation = evaluation
         self._live.refresh()
 
-    def growth(self, event: "GrowthEvent") -> None:
+    def growth(self, event: GrowthEvent) -> None:
         """A line above the panel."""
         at = "" if event.frames is None else f" at {format_count(event.frames)} frames"
         text = "  ".join([f"stage {event.stage} of {len(self._progress.edges)}{at}", *_growth_parts(event)])
@@ -415,7 +411,7 @@ class SafeStream:
         self._stream = None
 
 
-def _growth_parts(event: "GrowthEvent") -> list[str]:
+def _growth_parts(event: GrowthEvent) -> list[str]:
     trainable, before = format_count(event.parameters_trainable), format_count(event.parameters_trainable_before)
     unchanged = event.parameters_trainable == event.parameters_trainable_before
     return [

@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.copies import learning_test
 from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.diagnosis.rescue import rescue_weights
-from growtrain.learners.double_dqn import DoubleDQN, make_network
+from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.foreign_weights import read_weights, recognise, save_initial
 from growtrain.learners.regularizers import penalty
+from growtrain.networks.build import make_network
 from growtrain.networks.heads import initialize
 from growtrain.plasticity.learning_test import (
     COPIES,
@@ -28,7 +30,6 @@ from growtrain.plasticity.learning_test import (
     LearningTest,
     Task,
     compare_copies,
-    learning_test,
     make_copy,
     make_task,
     mean_errors,

@@ -19,7 +19,8 @@ from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
 from growtrain.environments import atari
-from growtrain.environments.atari import AtariEnvironment, EnvironmentHung, VectorStep, lane_seed
+from growtrain.environments.atari import AtariEnvironment, lane_seed
+from growtrain.environments.base import EnvironmentHung, VectorStep
 
 Make = Callable[..., AtariEnvironment]
 Pool = defaultdict[tuple[tuple[str, Any], ...], list[AtariEnvironment]]

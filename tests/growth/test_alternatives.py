@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from growtrain.growth import transaction
 from growtrain.growth.alternatives import dormancy_scores, widen
-from growtrain.growth.inject import GrowthEvent
 from growtrain.growth.transaction import GrowthFailed, apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import InjectedHead
+from growtrain.records import GrowthEvent
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from growtrain.plasticity.adaptive import Decision, decide
+from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest
+from growtrain.records import Decision
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
 from growtrain.settings.config import Config

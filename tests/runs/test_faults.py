@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 
 import growtrain
 from growtrain.__main__ import main
-from growtrain.environments.atari import AtariEnvironment, EnvironmentHung
+from growtrain.environments.atari import AtariEnvironment
+from growtrain.environments.base import EnvironmentHung
 from growtrain.learners.double_dqn import MAX_NONFINITE, Diverged, DoubleDQN
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runfiles import RunLocked, Unreadable, cut_back, require_unlocked, run_lock

@@ -14,12 +14,12 @@ from torch import nn
 
 from growtrain.__main__ import main
 from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.make import make_environment
 from growtrain.growth import transaction
-from growtrain.growth.inject import GrowthEvent
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.records import Evaluation, Metrics
-from growtrain.runs.acting import epsilon_greedy, make_environment
+from growtrain.records import Evaluation, GrowthEvent, Metrics
+from growtrain.runs.acting import epsilon_greedy
 from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.loop import Record, Run, train
 from growtrain.settings.budget import epsilon_at, updates_due

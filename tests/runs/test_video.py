@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from growtrain.__main__ import main
-from growtrain.environments.atari import Frames
+from growtrain.environments.base import Frames
 from growtrain.runs.evaluation import evaluate
 from growtrain.settings.config import Config
 

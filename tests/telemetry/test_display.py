@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from growtrain.growth.inject import GrowthEvent
-from growtrain.records import Evaluation, Metrics
+from growtrain.records import Evaluation, GrowthEvent, Metrics
 from growtrain.telemetry.display import LiveDisplay, PlainDisplay, Progress, SafeStream, eta_seconds, open_display
 
 M = 1_000_000

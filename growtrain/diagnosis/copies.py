@@ -1,0 +1,39 @@
+"""The learning test of a checkpoint: its learner and replay rebuilt, and copies of the network compared on them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
+from growtrain.replay.frames import FrameRing
+from growtrain.runs.checkpoint import Checkpoint
+
+
+def tested_copies(checkpoint: Checkpoint) -> list[Copy]:
+    """The copies of a checkpoint's network that its learning test compares."""
+    return copies_of(checkpoint.config, encoder_frozen=checkpoint.state["learner"]["encoder_frozen"])
+
+
+def learning_test(
+    checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
+) -> dict[Copy, list[list[float]]]:
+    """The errors of every copy of a checkpoint's network, see `tested_copies`: one list a seed, one error a mark.
+
+    The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
+
+    Raises:
+        ValueError: the replay holds too little.
+        Interrupted: it was to stop.
+    """
+    config, state = checkpoint.config, checkpoint.state
+    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
+    ring.load_state_dict(state["ring"])
+    checkpoint.load_frames(ring)
+    generator = torch.Generator()
+    learner = DoubleDQN(
+        config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
+    )
+    learner.load_state_dict(state["learner"])
+    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), tested_copies(checkpoint), stop)

@@ -1,0 +1,124 @@
+"""What every environment is to the rest of the code: a `Spec`, and lanes that are stepped together.
+
+Units: an agent step is `Spec.frame_skip` emulator frames; lengths are in agent steps; returns are in true game points.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Frames = npt.NDArray[np.uint8]
+
+
+class EnvironmentHung(RuntimeError):
+    """The emulator did not answer in time; the environment is closed and cannot be used again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What a network sees and may do.
+
+    Attributes:
+        frame_shape: (C, H, W) of what one agent step adds to an observation, uint8.
+        stack_size: frames in an observation, side by side along the channels, newest last.
+        num_actions: A.
+        frame_skip: emulator frames an agent step.
+        scale: that which a pixel is divided by before a network sees it.
+    """
+
+    frame_shape: tuple[int, int, int]
+    stack_size: int
+    num_actions: int
+    frame_skip: int
+    scale: float
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """(stack_size C, H, W)."""
+        channels, height, width = self.frame_shape
+        return self.stack_size * channels, height, width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorStep:
+    """What one step of all N lanes brought. No later step writes to the arrays, nor may the receiver.
+
+    Attributes:
+        observation: (N, *observation_shape) uint8, newest frame last: what the policy sees next. Where an episode
+            has just ended it is the first observation of the next one.
+        frame: (N, *frame_shape) uint8, the newest frame of the step: the terminal one where an episode ended.
+        reward: (N,) float32, the true reward, not clipped.
+        terminated: (N,) bool, the game is over.
+        truncated: (N,) bool, the episode was cut at its maximum length.
+        life_lost: (N,) bool, the lives fell during the step, whether or not the episode went on.
+        started: (N,) bool, `observation` is the first of an episode.
+        episode_returns: (K,) float64, true returns of the K episodes that ended at this step, in lane order.
+        episode_lengths: (K,) int64, their lengths in agent steps.
+    """
+
+    observation: Frames
+    frame: Frames
+    reward: npt.NDArray[np.float32]
+    terminated: Bools
+    truncated: Bools
+    life_lost: Bools
+    started: Bools
+    episode_returns: npt.NDArray[np.float64]
+    episode_lengths: npt.NDArray[np.int64]
+
+
+class VectorEnvironment(Protocol):
+    """N lanes of one game: `start()`, then `send(actions)` and `recv()` in turn; a lane whose episode ended begins the next."""
+
+    num_envs: int
+    spec: Spec
+    action_meanings: tuple[str, ...]
+
+    def start(self) -> VectorStep:
+        """Begins an episode on every lane."""
+
+    def send(self, actions: npt.NDArray[np.integer[Any]]) -> None:
+        """Hands over the next actions (N,) and returns at once."""
+
+    def recv(self) -> VectorStep:
+        """Waits for the step that `send` began."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """An exact snapshot between two steps: plain numbers and arrays."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> VectorStep:
+        """Goes back to a snapshot; raises `ValueError` if it does not fit."""
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Ends its threads."""
+
+
+class Settings(Protocol):
+    """The settings that an environment may have, each with `Config`'s name and meaning; a family reads those of its row in `games`."""
+
+    @property
+    def game(self) -> str:
+        """In its own name."""
+
+    @property
+    def num_envs(self) -> int:
+        """Lanes."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads."""
+
+    @property
+    def sticky_actions(self) -> float:
+        """Probability that an action is repeated."""
+
+    @property
+    def noop_max(self) -> int:
+        """Bound of the no-ops at an episode's start."""
+
+    @property
+    def max_episode_frames(self) -> int:
+        """Cap of an episode."""
