@@ -82,9 +82,9 @@ def inject(
     Replaces or grows the head in `network` and in `target` with the same fresh weights, and mends `optimizer` in place: the old head's
     parameters leave it, the live head's take their places by name with fresh slots, every other slot is kept, and each of its groups is in
     the order of `named_parameters()`. Hooks and attributes of the head's parameters and modules go over to the live head; the injected head
-    is in shared memory if the old one was. Before anything is changed, both heads are compared with what they will become on `probe`: bit-equal on the CPU in float32, else within
-    1e-5 of the Q scale. Anything built from the old parameters (a CUDA graph, a loss module that captured them) must be rebuilt; what
-    `torch.compile` made of the network compiles itself again.
+    is in shared memory if the old one was. Before anything is changed, both heads are compared with what they will become on `probe`:
+    bit-equal on the CPU in float32, else within 1e-5 of the Q scale. Anything built from the old parameters (a CUDA graph, a loss module
+    that captured them) must be rebuilt; what `torch.compile` made of the network compiles itself again.
 
     Args:
         network: any module with a head: a module, or several, from features (B, F) to action values (B, A).
@@ -143,7 +143,7 @@ def inject(
     for each in prepared:
         each.new.rebuild_bank(fused=fused)
     changes = [each.verify(probe) for each in prepared]
-    successors, leaving = {}, set[int]()
+    successors, leaving = dict[int, nn.Parameter](), set[int]()
     for each in prepared:
         successors |= {id(p): each.new.live.get_parameter(name) for name, p in each.head.live.named_parameters()}
         leaving |= {id(p) for p in each.head.module.parameters()} - {id(p) for p in each.new.parameters()}
@@ -225,7 +225,8 @@ def _prepare(
     probe: Tensor | None,
 ) -> _Prepared:
     """A head with one more injection, beside it; the same seed gives the same fresh weights for online and target."""
-    attached = Attachments(head.module, head.live, head.names, members.optimizers)
+    beside = head.module.beside if isinstance(head.module, InjectedHead) else []
+    attached = Attachments(head.module, head.live, head.names, beside=beside, mended=members.optimizers)
     attached.check_observing(probe_features(head.module) if probe is None else probe)
     with attached.aside():
         old = head.module

@@ -11,7 +11,7 @@ import inspect
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,15 +121,24 @@ class Attachments:
         root: the module in whose place the injected head will be; its hooks see the whole head.
         live: the part of it that trains, whose successor is to get what it has.
         names: full names by the id of parameter and module, for messages.
+        beside: older parts that train beside the live one.
         mended: optimizers that will hold the successor's parameters: a hook that uses one goes on doing so.
 
     Raises:
         ValueError: something cannot serve the fresh head; the message names it.
     """
 
-    def __init__(self, root: nn.Module, live: nn.Module, names: Mapping[int, str], mended: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        live: nn.Module,
+        names: Mapping[int, str],
+        *,
+        beside: Sequence[nn.Module] = (),
+        mended: Sequence[Any] = (),
+    ) -> None:
         self.root, self.live, self.names = root, live, names
-        self.inner = [module for module in live.modules() if module is not root]
+        self.inner = [module for part in (live, *beside) for module in part.modules() if module is not root]
         old = {id(each) for each in (*root.modules(), *root.parameters())} - ({id(root)} - {id(live)})
         for thing, kind, hook in self._all_hooks():
             name = f"{names.get(id(thing), type(thing).__name__)!r}"
@@ -146,7 +155,7 @@ class Attachments:
                 )
         known = {id(each) for each in (root, *self.inner)}
         for module in root.modules():
-            if id(module) not in known and _is_hooked(module):
+            if id(module) not in known and self._has_foreign(module):
                 raise ValueError(
                     f"a hook is registered on {names.get(id(module))!r}, which is frozen and is built anew: remove it"
                 )
@@ -171,7 +180,7 @@ class Attachments:
 
     def _is_own(self, hook: Any) -> bool:
         """Whether a hook is a method of one of the head's own modules, which the fresh head has, too."""
-        return isinstance(hook, types.MethodType) and any(hook.__self__ is each for each in self.live.modules())
+        return isinstance(hook, types.MethodType) and any(hook.__self__ is each for each in self.root.modules())
 
     def check_observing(self, features: Tensor | None) -> None:
         """Raises `ValueError` if hooks on modules inside the head take part in what it computes, forward or backward.
@@ -223,8 +232,9 @@ class Attachments:
                     setattr(new, kind, self._for(hooks, own, share=not stays))
             for name, value in _attributes(old).items():
                 setattr(new, name, value)
-        for module in self.inner:
-            self._move_hooks(module, own[id(module)], own, share=not stays)
+        for module in self.live.modules():
+            if module is not self.root:
+                self._move_hooks(module, own[id(module)], own, share=not stays)
         self._move_hooks(self.root, grown, own, share=True)
         if stays and self.root is self.live and self._has_foreign(self.root):
             for kind in _HOOKS:  # it is one part of the head now, and they see the whole

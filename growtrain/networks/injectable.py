@@ -193,6 +193,9 @@ def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
     first = next((module for module in head.modules() if isinstance(module, kinds)), None)
     if first is None or isinstance(first, nn.Conv2d):
         return None
-    shape = first.input_shape if isinstance(first, ConvolutionalHead) else first.weight.shape[1:]
+    if isinstance(first, ConvolutionalHead):
+        shape: tuple[int, ...] = first.input_shape
+    else:  # asked of a weight that is parametrized, its shape would cost its computation
+        shape = (first.in_features if isinstance(first, nn.Linear) else first.weight.shape[1],)
     drawn = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0))
     return drawn.to(next(first.parameters()))

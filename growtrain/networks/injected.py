@@ -151,6 +151,12 @@ class InjectedHead(nn.Module):
         return [] if self.frozen is None else self.frozen.anchors
 
     @property
+    def beside(self) -> list[nn.Module]:
+        """Older live heads that train beside the newest."""
+        frozen = [] if self.frozen is None or self.frozen.fused else self.frozen.heads
+        return [head for head in frozen if trains(head)]
+
+    @property
     def num_injections(self) -> int:
         """How often this head has been injected."""
         return len(self.anchors)
@@ -194,7 +200,7 @@ class InjectedHead(nn.Module):
             ValueError: the anchor is unknown or does not fit this head; nothing has changed then.
         """
         names = {id(each): name for name, each in (*self.named_modules(), *self.named_parameters())}
-        attached = Attachments(self, self.live, names)
+        attached = Attachments(self, self.live, names, beside=self.beside)
         attached.check_observing(probe_features(self.live))
         with attached.aside():
             grown = self.grown(_generator(generator), anchor, trainable_heads)
@@ -240,7 +246,7 @@ class InjectedHead(nn.Module):
         grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fused, trainable=trainable)
         if grown.frozen.fused and not self._keeps_bits(grown, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
-        if any(p.device.type == "cpu" and p.is_shared() for p in self.parameters()):
+        if _is_shared(self):
             grown.share_memory()
         return grown
 
@@ -265,9 +271,9 @@ class InjectedHead(nn.Module):
     def rebuild_bank(self, *, fused: bool) -> None:
         """Rebuilds the frozen bank fused or head by head; the heads stay what they are."""
         if self.frozen is not None and self.frozen.fused != fused:
-            is_shared = any(p.device.type == "cpu" and p.is_shared() for p in self.frozen.parameters())
+            shared = _is_shared(self.frozen)
             self.frozen = FrozenBank(self.frozen.unfused(), self.anchors, fused=fused)
-            if is_shared:
+            if shared:
                 self.frozen.share_memory()
 
     def spec(self) -> dict[str, Any]:
@@ -299,6 +305,11 @@ class InjectedHead(nn.Module):
 def trains(module: nn.Module) -> bool:
     """Whether any parameter requires a gradient."""
     return any(p.requires_grad for p in module.parameters())
+
+
+def _is_shared(module: nn.Module) -> bool:
+    """Whether any parameter is in memory that processes share."""
+    return any(p.device.type == "cpu" and p.is_shared() for p in module.parameters())  # type: ignore[no-untyped-call]
 
 
 def _generator(generator: torch.Generator | None) -> torch.Generator:
