@@ -64,7 +64,12 @@ def check_injectable(head: nn.Module, features: Tensor | None = None) -> None:
 def _check_purity(head: nn.Module, features: Tensor) -> None:
     """Raises `ValueError` if the output is no tensor, or if a forward pass changes a buffer; the buffers are put back."""
     before = {name: buffer.clone() for name, buffer in head.named_buffers()}
-    output = head(features)
+    try:
+        output = head(features)
+    except RuntimeError as error:
+        raise ValueError(
+            f"this head does not take features of shape {tuple(features.shape)}: pass probe=, a batch of its input ({error})"
+        ) from error
     changed = [name for name, buffer in head.named_buffers() if not torch.equal(buffer, before[name])]
     for name in changed:
         head.get_buffer(name).copy_(before[name])

@@ -18,7 +18,7 @@ class Ending(nn.Module):
 
     def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.out, self.hidden = nn.Linear(32, ACTIONS * 5), nn.Linear(FEATURES, 32)  # not in the order of computation
+        self.hidden, self.out = nn.Linear(FEATURES, 32), nn.Linear(32, ACTIONS * 5)
         self.end = end
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ LINEAR: dict[str, Callable[[], nn.Module]] = {
 def test_a_head_that_ends_in_a_non_linearity_is_refused(name: str, frozen: bool) -> None:
     head = NON_LINEAR[name]().requires_grad_(not frozen)
     before = torch.random.get_rng_state()
-    with pytest.raises(ValueError, match="ends in a non-linearity.*name a head that ends in a linear layer"):
+    with pytest.raises(ValueError, match=r"ends in a non-linearity.*name a head that ends in a linear layer"):
         InjectedHead(head)
     assert torch.equal(torch.random.get_rng_state(), before)
 
