@@ -4,13 +4,20 @@ The encoder keeps learning through all heads; its optimizer slots are kept; the 
 the same fresh weights, so that neither its output nor its lag moves (the paper's "same intervention").
 """
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from growtrain.growth.location import Head, find_head
+from growtrain.growth.membership import Membership
+from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize
-from growtrain.networks.injected import Initializer, InjectedHead, check_injectable, probe_features
+from growtrain.networks.injectable import check_injectable, probe_features
+from growtrain.networks.injected import Initializer, InjectedHead
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads
 
@@ -22,83 +29,105 @@ class NotPreserved(RuntimeError):
 def inject(
     network: nn.Module,
     *,
-    head: str = "head",
-    optimizer: torch.optim.Optimizer,
+    head: str | Sequence[str] = "head",
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     target: nn.Module | None = None,
     generator: torch.Generator | None = None,
     anchor: Anchor = "frozen",
     trainable_heads: TrainableHeads = "newest",
     probe: Tensor | None = None,
+    observations: Tensor | None = None,
     initializer: Initializer = initialize,
 ) -> GrowthEvent:
     """Injects plasticity into `network.<head>`, in place and all or nothing.
 
     Replaces or grows the head in `network` and in `target` with the same fresh weights, and mends `optimizer` in place: the old head's
-    parameters leave it, the live head's take their places by name with fresh slots, every other slot is kept. Before anything is changed,
-    both heads are compared with what they will become on `probe`: bit-equal on the CPU in float32, else within 1e-5 of the Q scale.
-    Anything built from the old parameters (a compiled function, a CUDA graph, a loss module that captured them) must be rebuilt.
+    parameters leave it, the live head's take their places by name with fresh slots, every other slot is kept, and each of its groups is in
+    the order of `named_parameters()`. Hooks and attributes of the head's parameters and modules go over to the live head; the injected head
+    is in shared memory if the old one was. Before anything is changed, both heads are compared with what they will become on `probe`:
+    bit-equal on the CPU in float32, else within 1e-5 of the Q scale. Anything built from the old parameters (a CUDA graph, a loss module
+    that captured them) must be rebuilt; what `torch.compile` made of the network compiles itself again.
 
     Args:
-        network: any module with a head at the dotted path `head`, a module from features (B, F) to action values (B, A).
-        head: path of the head.
-        optimizer: the optimizer that trains it; must hold all the head's trainable parameters.
+        network: any module with a head: a module, or several, from features (B, F) to action values (B, A).
+        head: path of the head; `path.7:`, an `nn.Sequential` from its layer 7 on, whose place the injected head takes as its last layer; or
+            paths of modules that are computed one after the other, of which the last becomes the injected head and the others an identity.
+        optimizer: the optimizer that trains it, or several, each of any class; together they must hold all the head's trainable parameters.
+            An empty list: those that train it are built anew afterwards.
         target: target network of the same structure.
         generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
         anchor: `frozen`, `zero` or `mirrored`.
         trainable_heads: `newest`, or `all`: the old live head goes on training beside the new one and keeps its slots (the appendix's
             ablation); anchors never train.
         probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
+        observations: a batch as the network takes it, to verify on what the head is given for it; needed only for a head of several
+            modules, to see that they follow each other.
         initializer: draws the fresh weights, in place.
 
     Returns:
         What happened, with the largest changes measured.
 
     Raises:
-        ValueError: the head cannot be injected, shares parameters with the rest or with the target, differs from the target's, or is
-            not in the optimizer.
+        ValueError: the head cannot be injected, is partly frozen, shares parameters with the rest or with the target, differs from the
+            target's, or has a hook that cannot go over; or its parameters are not in an optimizer, or in one that cannot be mended.
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
     seed = int(torch.randint(2**62, (), generator=generator))
-    old = _submodule(network, head)
-    _check_membership(network, old, head, optimizer)
-    before = count_parameters(network, trainable=True)
-    new = _grow(old, seed, anchor, trainable_heads, initializer)
-    new_target, target_change = None, None
-    if target is not None:
-        old_target = _submodule(target, head)
-        _check_target(old, old_target)
-        new_target = _grow(old_target, seed, anchor, trainable_heads, initializer)
-        both_fused = (
-            new.spec()["fused"] and new_target.spec()["fused"]
-        )  # each was fused only if that keeps its own bits
-        new.rebuild_bank(fused=both_fused)
-        new_target.rebuild_bank(fused=both_fused)
-        target_change = _verify(old_target, new_target, probe)
-    change = _verify(old, new, probe)
-    old_live = old.live if isinstance(old, InjectedHead) else old
-    old_names, new_names = (
-        {name: p for name, p in live.named_parameters() if p.requires_grad} for live in (old_live, new.live)
+    online = find_head(network, head)
+    network = online.network
+    if observations is None and len(online.parts) > 1 and not isinstance(head, str):
+        raise ValueError(
+            "a head of several modules needs observations=, a batch as the network takes it: "
+            "it is run once to see that nothing else is computed between them"
+        )
+    if observations is not None:
+        probe = online.features(observations)
+    members = Membership(optimizer)
+    online.check_untied()
+    trained = {online.names[id(p)]: p for p in online.module.parameters() if p.requires_grad}
+    if not any(p.requires_grad for p in online.live.parameters()):
+        raise ValueError("the head is frozen: nothing of it trains; unfreeze it with requires_grad_(True)")
+    members.check(
+        trained, [p for p in online.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
     )
-    if {k: p.shape for k, p in old_names.items()} != {k: p.shape for k, p in new_names.items()}:
-        raise NotPreserved(f"the new live head trains {sorted(new_names)} and the old one {sorted(old_names)}")
+    before = count_parameters(network, trainable=True)
+    prepared = [_prepare(online, members, seed, anchor, trainable_heads, initializer, probe)]
+    if target is not None:
+        with _about_the_target():
+            lagging = find_head(target, head)
+            _check_target(online.module, lagging.module)
+            lagging.check_untied()
+            theirs = [p for p in lagging.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
+            members.check({}, theirs)
+            prepared.append(_prepare(lagging, members, seed, anchor, trainable_heads, initializer, probe))
+    fused = all(each.new.spec()["fused"] for each in prepared)  # each was fused only if that keeps its own bits
+    for each in prepared:
+        each.new.rebuild_bank(fused=fused)
+    changes = [each.verify(probe) for each in prepared]
+    successors, leaving = dict[int, nn.Parameter](), set[int]()
+    for each in prepared:
+        successors |= {id(p): each.new.live.get_parameter(name) for name, p in each.head.live.named_parameters()}
+        leaving |= {id(p) for p in each.head.module.parameters()} - {id(p) for p in each.new.parameters()}
+    names = {key: name for each in reversed(prepared) for key, name in each.head.names.items()}
     # Nothing before this line changed anything, and nothing after it can fail.
-    successors = {id(p): new_names[k] for k, p in old_names.items()}
-    _enter_optimizer(optimizer, successors, {id(p) for p in old.parameters()} - {id(p) for p in new.parameters()})
-    network.set_submodule(head, new)
-    if target is not None and new_target is not None:
+    for each in prepared:
+        each.attached.hand_over(each.new)
         # A target whose parameters do not train (the usual case) stays so.
-        if not any(p.requires_grad for p in target.parameters()):
-            new_target.requires_grad_(False)
-        target.set_submodule(head, new_target)
+        if not any(p.requires_grad for p in each.head.network.parameters()):
+            each.new.requires_grad_(False)
+        each.head.put(each.new)
+    after = [{id(p): name for name, p in each.head.network.named_parameters()} for each in prepared]
+    members.mend(successors, leaving, names, after)
+    new = prepared[0].new
     return GrowthEvent(
         stage=new.num_injections,
         anchor=anchor,
         parameters_total=count_parameters(network),
         parameters_trainable_before=before,
         parameters_trainable=count_parameters(network, trainable=True),
-        max_abs_q_change_online=change,
-        max_abs_q_change_target=target_change,
+        max_abs_q_change_online=changes[0],
+        max_abs_q_change_target=changes[1] if target is not None else None,
         pause_seconds=time.perf_counter() - start,
     )
 
@@ -123,14 +152,59 @@ def nearly_equal(before: Tensor, after: Tensor) -> bool:
     return float((after - before).abs().max()) <= 1e-5 * float(before.abs().max().clamp(min=0.1))
 
 
-def _submodule(network: nn.Module, path: str) -> nn.Module:
+@dataclass(frozen=True)
+class _Prepared:
+    """What takes the place of a head, and what goes over to it."""
+
+    head: Head
+    new: InjectedHead
+    attached: Attachments
+
+    @torch.no_grad()
+    def verify(self, probe: Tensor | None) -> float:
+        """The largest change of an output; raises `NotPreserved` if it is more than rounding."""
+        old = self.head.module
+        features = probe_features(old) if probe is None else probe
+        if features is None:
+            raise ValueError(
+                "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
+            )
+        with self.attached.aside():
+            before, after = old(features), self.new(features)
+        change = float((after - before).abs().max())
+        if not same_function(before, after):
+            raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")
+        return change
+
+
+def _prepare(
+    head: Head,
+    members: Membership,
+    seed: int,
+    anchor: Anchor,
+    trainable_heads: TrainableHeads,
+    initializer: Initializer,
+    probe: Tensor | None,
+) -> _Prepared:
+    """A head with one more injection, beside it; the same seed gives the same fresh weights for online and target."""
+    beside = head.module.beside if isinstance(head.module, InjectedHead) else []
+    attached = Attachments(head.module, head.live, head.names, beside=beside, mended=members.optimizers)
+    attached.check_observing(probe_features(head.module) if probe is None else probe)
+    with attached.aside():
+        old = head.module
+        if not isinstance(old, InjectedHead):
+            check_injectable(old, probe)
+            old = InjectedHead(old)
+        new = old.grown(torch.Generator().manual_seed(seed), anchor, trainable_heads, initializer)
+    return _Prepared(head, new, attached)
+
+
+@contextlib.contextmanager
+def _about_the_target() -> Iterator[None]:
     try:
-        return network.get_submodule(path)
-    except AttributeError as error:
-        names = ", ".join(name for name, _ in network.named_children())
-        raise ValueError(
-            f"the network has no module {path!r}: name its head with head=..., its children are {names}"
-        ) from error
+        yield
+    except ValueError as error:
+        raise ValueError(f"the target network: {error}") from error
 
 
 def _check_target(old: nn.Module, old_target: nn.Module) -> None:
@@ -139,53 +213,3 @@ def _check_target(old: nn.Module, old_target: nn.Module) -> None:
     shapes, theirs = ({name: p.shape for name, p in head.named_parameters()} for head in (old, old_target))
     if shapes != theirs:
         raise ValueError(f"the target's head has {theirs} where the network's has {shapes}: pass a lagging copy of it")
-
-
-def _check_membership(network: nn.Module, old: nn.Module, path: str, optimizer: torch.optim.Optimizer) -> None:
-    if not isinstance(old, InjectedHead):
-        check_injectable(old)
-    inside = {id(p) for p in old.parameters()}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if id(parameter) in inside and not name.startswith(f"{path}."):
-            raise ValueError(
-                f"head {path!r} shares its parameters with {name!r}: freezing it would freeze that too; untie them first"
-            )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in old.named_parameters():
-        if parameter.requires_grad and id(parameter) not in held:
-            raise ValueError(f"the optimizer does not hold {path}.{name}: pass the optimizer that trains this head")
-
-
-def _grow(
-    old: nn.Module, seed: int, anchor: Anchor, trainable_heads: TrainableHeads, initializer: Initializer
-) -> InjectedHead:
-    """`old` with one more injection, as a new module; the same seed gives the same fresh weights for online and target."""
-    injected = old if isinstance(old, InjectedHead) else InjectedHead(old)
-    return injected.grown(torch.Generator().manual_seed(seed), anchor, trainable_heads, initializer)
-
-
-@torch.no_grad()
-def _verify(old: nn.Module, new: nn.Module, probe: Tensor | None) -> float:
-    features = probe_features(old) if probe is None else probe
-    if features is None:
-        raise ValueError(
-            "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
-        )
-    before, after = old(features), new(features)
-    change = float((after - before).abs().max())
-    if not same_function(before, after):
-        raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")
-    return change
-
-
-def _enter_optimizer(optimizer: torch.optim.Optimizer, successors: dict[int, nn.Parameter], leaving: set[int]) -> None:
-    """Puts each successor in the place of the parameter it succeeds or, where that one stays, beside it; both are named by id."""
-    for group in optimizer.param_groups:
-        old, group["params"] = group["params"], []
-        for p in old:
-            if id(p) in successors:
-                group["params"].append(successors[id(p)])
-            if id(p) in leaving:
-                optimizer.state.pop(p, None)
-            else:
-                group["params"].append(p)

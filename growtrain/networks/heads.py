@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import register_flop_formula
 
 from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
@@ -145,15 +146,23 @@ def make_head(
 def initialize(module: nn.Module, generator: torch.Generator) -> None:
     """Fresh weights in place, drawn from `generator` on the CPU, the same on every device.
 
-    Linear and convolutional layers: weights and biases U(+-1/sqrt(fan_in)), which is DQN Zoo's initialisation and PyTorch's default.
+    Linear and convolutional layers: weights and biases U(+-1/sqrt(fan_in)), which is DQN Zoo's initialisation and PyTorch's default;
+    where `torch.nn.utils.parametrize` computes one from others, those that give it (an orthogonal one: the nearest that can be).
     Other layers with parameters: their own `reset_parameters`, with the global generator seeded from `generator` and put back.
 
     Raises:
-        ValueError: a layer holds parameters and cannot be initialised (no `reset_parameters`).
+        ValueError: a layer holds parameters and cannot be initialised (no `reset_parameters`, a parametrization without
+            `right_inverse`).
     """
+    parametrizations: set[nn.Module] = set()
     for name, layer in module.named_modules():
         own = list(layer.parameters(recurse=False))
-        if not own:
+        if parametrize.is_parametrized(layer):
+            assert isinstance(layer.parametrizations, nn.ModuleDict)
+            parametrizations.update(layer.parametrizations.modules())
+            with torch.no_grad():
+                _initialize_parametrized(name, layer, generator)
+        if not own or layer in parametrizations:
             continue
         with torch.no_grad():
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -174,3 +183,28 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
                 raise ValueError(
                     f"layer {name or type(layer).__name__!r} has parameters but no reset_parameters(): add one"
                 )
+
+
+def _initialize_parametrized(name: str, layer: nn.Module, generator: torch.Generator) -> None:
+    """Gives every tensor that parametrizations compute for a linear or convolutional layer a fresh value, in place."""
+    assert isinstance(layer.parametrizations, nn.ModuleDict)
+    training = layer.training
+    for tensor_name in layer.parametrizations:
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            raise ValueError(
+                f"layer {name!r} has a parametrized {tensor_name}: parametrize linear or convolutional layers"
+            )
+        bound = layer.weight[0].numel() ** -0.5
+        old = getattr(layer, tensor_name)
+        drawn = torch.empty(old.shape, dtype=old.dtype).uniform_(-bound, bound, generator=generator)
+        try:
+            setattr(layer, tensor_name, drawn.to(old.device))
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the parametrization of {tensor_name!r} of layer {name!r} cannot be given a fresh value: "
+                f"add a right_inverse to it ({error})"
+            ) from error
+        layer.train()  # estimates that a parametrization keeps beside it, such as singular vectors, move in training mode
+        for _ in range(15):
+            getattr(layer, tensor_name)
+    layer.train(training)

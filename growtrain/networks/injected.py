@@ -16,16 +16,19 @@ Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. th
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from growtrain.networks.activations import CReLU, Fourier
-from growtrain.networks.heads import ConvolutionalHead, HiddenLinear, SharedBiasLinear, hidden_linear, initialize
+from growtrain.networks.attachments import Attachments
+from growtrain.networks.heads import HiddenLinear, SharedBiasLinear, hidden_linear, initialize
+from growtrain.networks.injectable import check_injectable, probe_features
+from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
 from growtrain.settings.config import Anchor, TrainableHeads
 
 _PROBE_BATCHES = (
@@ -34,70 +37,9 @@ _PROBE_BATCHES = (
     32,
     256,
 )  # matrix products of different sizes take different code paths, and may round differently
-_ALIGNED = 16  # float32 values in 64 bytes, the alignment of every tensor's memory
 Initializer = Callable[[nn.Module, torch.Generator], None]  # draws fresh weights in place
 POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
 CONCATENATING = (CReLU, Fourier)
-
-
-class MirroredLinear(nn.Module):
-    """An output layer over paired hidden units: (B, H) -> (B, A).
-
-    The two halves of the hidden units are multiplied apart and added, so that equal halves with opposite weights give an exact zero.
-    It takes over the parameters of the layer it is made from; an odd last unit is a third part.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.weight = layer.weight
-        self.bias = layer.bias
-        self.shared_bias = isinstance(layer, SharedBiasLinear)
-
-    @torch.no_grad()
-    def cancel(self) -> None:
-        """Makes the output zero in place: opposite halves, a zero bias, a zero weight on an odd unit."""
-        half = self.weight.shape[1] // 2
-        self.weight[:, half : 2 * half] = -self.weight[:, :half]
-        self.weight[:, 2 * half :] = 0
-        if self.bias is not None:
-            self.bias.zero_()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Action values from the hidden units."""
-        half = self.weight.shape[1] // 2
-        odd = self.weight.shape[1] - 2 * half
-        sizes = [half, half, odd] if odd else [half, half]
-        parts = list(zip(torch.split(hidden, sizes, dim=1), torch.split(self.weight, sizes, dim=1), strict=True))
-        if half % _ALIGNED:  # products of operands that are aligned alike round alike
-            parts = [(units.clone(), weight.clone()) for units, weight in parts]
-        products = [F.linear(units, weight) for units, weight in parts]
-        out = products[0] + products[1]
-        if odd:
-            out = out + products[2]
-        return out if self.bias is None else out + self.bias
-
-
-class PairedLinear(nn.Module):
-    """A hidden layer of paired units: (B, F) -> (B, H), the two halves multiplied apart so that equal weights give equal bits.
-
-    Stands in for a linear layer of a width at which one matrix product rounds equal columns differently; same parameters, same names.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.weight = layer.weight
-        self.bias = layer.bias
-        self.kind = type(layer)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """The product, half by half."""
-        half = self.weight.shape[0] // 2
-        sizes = [half, half, self.weight.shape[0] - 2 * half]
-        weights = list(torch.split(self.weight, sizes))
-        if half * self.weight.shape[1] % _ALIGNED:  # products of operands that are aligned alike round alike
-            weights = [weight.clone() for weight in weights]
-        biases = [None] * 3 if self.bias is None else torch.split(self.bias, sizes)
-        return torch.cat([F.linear(features, *parts) for parts in zip(weights, biases, strict=True)], dim=1)
 
 
 class FrozenBank(nn.Module):
@@ -129,6 +71,7 @@ class FrozenBank(nn.Module):
             torch.cat([_bias(layer.bias, layer.weight) for layer in hiddens]).detach(),
             requires_grad=False,
         )
+        self.names = [name for name, _ in self.heads[0].named_children()]  # of layers, as in the head's state dict
         self.activation: nn.Module = self.heads[0][1]  # type: ignore[index]
         self.outputs = nn.ModuleList(head[2] for head in self.heads)  # type: ignore[index]
         del self.heads
@@ -147,7 +90,8 @@ class FrozenBank(nn.Module):
         for weight, bias, output in parts:
             hidden = self.kind(weight.shape[1], weight.shape[0], device="meta")
             hidden.weight, hidden.bias = (nn.Parameter(each.clone(), requires_grad=False) for each in (weight, bias))
-            heads.append(nn.Sequential(hidden, copy.deepcopy(self.activation), copy.deepcopy(output)))
+            layers = (hidden, copy.deepcopy(self.activation), copy.deepcopy(output))
+            heads.append(nn.Sequential(OrderedDict(zip(self.names, layers, strict=True))))
         return heads
 
     def head_outputs(self, features: Tensor) -> Iterator[Tensor]:
@@ -160,7 +104,7 @@ class FrozenBank(nn.Module):
         if isinstance(self.activation, POINTWISE):
             parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=1)
             # Products of operands that are aligned alike round alike.
-            if any(width % _ALIGNED for width in self.widths):
+            if any(width % ALIGNED for width in self.widths):
                 parts = map(torch.clone, parts)
         else:  # what concatenates does so head by head
             parts = map(self.activation, torch.split(hidden, self.widths, dim=1))
@@ -207,6 +151,12 @@ class InjectedHead(nn.Module):
         return [] if self.frozen is None else self.frozen.anchors
 
     @property
+    def beside(self) -> list[nn.Module]:
+        """Older live heads that train beside the newest."""
+        frozen = [] if self.frozen is None or self.frozen.fused else self.frozen.heads
+        return [head for head in frozen if trains(head)]
+
+    @property
     def num_injections(self) -> int:
         """How often this head has been injected."""
         return len(self.anchors)
@@ -249,7 +199,12 @@ class InjectedHead(nn.Module):
         Raises:
             ValueError: the anchor is unknown or does not fit this head; nothing has changed then.
         """
-        grown = self.grown(_generator(generator), anchor, trainable_heads)
+        names = {id(each): name for name, each in (*self.named_modules(), *self.named_parameters())}
+        attached = Attachments(self, self.live, names, beside=self.beside)
+        attached.check_observing(probe_features(self.live))
+        with attached.aside():
+            grown = self.grown(_generator(generator), anchor, trainable_heads)
+        attached.hand_over(grown)
         self.frozen, self.live = grown.frozen, grown.live
 
     def grown(
@@ -262,6 +217,17 @@ class InjectedHead(nn.Module):
         """A new head with one more injection; `self` keeps its tensors and can be gone back to."""
         if anchor not in ("frozen", "zero", "mirrored"):
             raise ValueError(f"anchor is {anchor!r}: choose frozen, zero or mirrored")
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "inside torch.inference_mode() fresh weights could never train: inject outside it (torch.no_grad() is fine)"
+            )
+        requires_grad = {name: p.requires_grad for name, p in self.live.named_parameters()}
+        if len(set(requires_grad.values())) > 1:
+            still = ", ".join(name for name, trains in requires_grad.items() if not trains)
+            raise ValueError(
+                f"the head is partly frozen ({still}) and a fresh one would train all of it: "
+                "unfreeze it, register what never trains as a buffer, or name a head without it"
+            )
         heads = [] if self.frozen is None else self.frozen.unfused()
         # The live head comes before its anchor, the order in which they are summed.
         place = len(heads) - 1 if self.anchors and self.anchors[-1] == "frozen" else len(heads)
@@ -280,6 +246,8 @@ class InjectedHead(nn.Module):
         grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fused, trainable=trainable)
         if grown.frozen.fused and not self._keeps_bits(grown, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
+        if _is_shared(self):
+            grown.share_memory()
         return grown
 
     @torch.no_grad()
@@ -303,7 +271,10 @@ class InjectedHead(nn.Module):
     def rebuild_bank(self, *, fused: bool) -> None:
         """Rebuilds the frozen bank fused or head by head; the heads stay what they are."""
         if self.frozen is not None and self.frozen.fused != fused:
+            shared = _is_shared(self.frozen)
             self.frozen = FrozenBank(self.frozen.unfused(), self.anchors, fused=fused)
+            if shared:
+                self.frozen.share_memory()
 
     def spec(self) -> dict[str, Any]:
         """What `grow_to` needs to rebuild this architecture; JSON-serialisable."""
@@ -331,52 +302,14 @@ class InjectedHead(nn.Module):
         return self
 
 
-def check_injectable(head: nn.Module) -> None:
-    """Raises `ValueError`, with the remedy, if injection is pointless or wrong for this head.
-
-    Pointless: no parameters, or an affine head (then it equals continuing with fresh optimizer slots). Wrong: BatchNorm or dropout in
-    training mode, since the copies would not agree.
-    """
-    if not any(True for _ in head.parameters()):
-        raise ValueError(
-            "this head has no parameters: nothing could be injected; name the module that holds the last layers"
-        )
-    for name, module in head.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            raise ValueError(
-                f"head layer {name!r} is BatchNorm in training mode: its copies would not agree; use LayerNorm or .eval()"
-            )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError(
-                f"head layer {name!r} is dropout in training mode: its copies would not agree; remove it or use .eval()"
-            )
-    features = probe_features(head)
-    if features is None:
-        return
-    with torch.no_grad():
-        x, y = features, features.flip(0)
-        at_x, at_y, at_sum, at_0 = head(x), head(y), head(x + y), head(torch.zeros_like(x))
-    if (at_sum + at_0 - at_x - at_y).abs().max() <= 1e-5 * (at_x - at_0).abs().max():
-        raise ValueError(
-            "this head is affine (one linear layer?): injection would equal continuing with fresh optimizer slots; "
-            "name a head with a hidden layer and a non-linearity"
-        )
-
-
-def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
-    """Random non-negative features (batch, F), or (batch, C, H, W) for a `ConvolutionalHead`; None where their shape cannot be known."""
-    kinds = ConvolutionalHead | nn.Linear | PairedLinear | nn.Conv2d
-    first = next((module for module in head.modules() if isinstance(module, kinds)), None)
-    if first is None or isinstance(first, nn.Conv2d):
-        return None
-    shape = first.input_shape if isinstance(first, ConvolutionalHead) else first.weight.shape[1:]
-    drawn = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0))
-    return drawn.to(next(first.parameters()))
-
-
 def trains(module: nn.Module) -> bool:
     """Whether any parameter requires a gradient."""
     return any(p.requires_grad for p in module.parameters())
+
+
+def _is_shared(module: nn.Module) -> bool:
+    """Whether any parameter is in memory that processes share."""
+    return any(p.device.type == "cpu" and p.is_shared() for p in module.parameters())  # type: ignore[no-untyped-call]
 
 
 def _generator(generator: torch.Generator | None) -> torch.Generator:

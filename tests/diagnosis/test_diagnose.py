@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from growtrain.diagnosis.page.copies import learning_test
 from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
-from growtrain.diagnosis.copies import learning_test
 from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.diagnosis.rescue import rescue_weights

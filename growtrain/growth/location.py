@@ -1,0 +1,194 @@
+"""Where a network's head is: one module, the tail of an `nn.Sequential`, or several modules that follow each other."""
+
+import contextlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growtrain.networks.attachments import refuse_hooks
+from growtrain.networks.injected import InjectedHead
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head and its place in a network.
+
+    Attributes:
+        network: the network that holds it, out of its wrapper of `torch.compile`.
+        module: what computes it: the module, or its layers as an `nn.Sequential`.
+        path: where the injected head is put.
+        parts: paths of what it is made of, in the order in which they are computed.
+        is_tail: whether they are the last layers of one `nn.Sequential`, which becomes shorter; else the others become identities.
+    """
+
+    network: nn.Module
+    module: nn.Module
+    path: str
+    parts: tuple[str, ...]
+    is_tail: bool = False
+
+    @property
+    def live(self) -> nn.Module:
+        """The part that trains."""
+        return self.module.live if isinstance(self.module, InjectedHead) else self.module
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Full names by the id of parameter and module."""
+        return {id(each): name for name, each in (*self.network.named_modules(), *self.network.named_parameters())}
+
+    def check_untied(self) -> None:
+        """Raises `ValueError` if the rest of the network has a parameter of the head, too."""
+        inside = [id(p) for _, p in self.module.named_parameters(remove_duplicate=False)]
+        names = {
+            name: id(p) for name, p in self.network.named_parameters(remove_duplicate=False) if id(p) in set(inside)
+        }
+        if len(names) > len(inside):
+            outside = [name for name in names if not any(name.startswith(f"{part}.") for part in self.parts)]
+            raise ValueError(
+                f"head {self.path!r} shares its parameters with {outside[0]!r}: freezing it would freeze that too; "
+                "untie them first"
+            )
+
+    def put(self, head: InjectedHead) -> None:
+        """Puts a head in the place of this one."""
+        for part in self.parts:
+            if part != self.path and self.is_tail:
+                holder, _, name = part.rpartition(".")
+                del self.network.get_submodule(holder)._modules[name]
+            elif part != self.path:
+                self.network.set_submodule(part, nn.Identity())
+        self.network.set_submodule(self.path, head)
+
+    def features(self, observations: Tensor) -> Tensor:
+        """What the head is given for observations (B, ...), as the network takes them.
+
+        Raises:
+            ValueError: its modules do not follow each other, each on what the one before gives and on nothing else.
+        """
+        calls: list[tuple[str, tuple[Any, ...], Any]] = []
+
+        def record(name: str) -> Any:
+            return lambda _, inputs, output: calls.append((name, inputs, output))
+
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            for part in self.parts:
+                handle = self.network.get_submodule(part).register_forward_hook(record(part))
+                stack.callback(handle.remove)
+            self.network(observations)
+        order = [name for name, _, _ in calls]
+        if order != list(self.parts):
+            raise ValueError(f"head={self.parts}: they are computed in the order {order}, not each once in this order")
+        for (name, _, output), (following, inputs, _) in itertools.pairwise(calls):
+            if len(inputs) != 1 or not isinstance(output, Tensor) or not torch.equal(output, inputs[0]):
+                raise ValueError(
+                    f"{following!r} is not given what {name!r} gives: something else is computed between them, "
+                    "which the injected head would leave out; make it a module and name it in head=, too"
+                )
+        features: Tensor = calls[0][1][0]
+        return features
+
+
+def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
+    """The head of a network.
+
+    Args:
+        network: any module.
+        where: the path of a module; `path.START:`, a Sequential from that layer on (a position or a name); or paths of modules that
+            follow each other.
+
+    Raises:
+        ValueError: there is none; the message says what there is.
+    """
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        raise ValueError("the network is DistributedDataParallel: inject into network.module, then wrap that again")
+    network = uncompiled(network)
+    if not isinstance(where, str):
+        if len(where) != 1:
+            return _several(network, tuple(where))
+        where = where[0]
+    where = where.removeprefix("_orig_mod.")
+    if where.endswith(":"):
+        return _tail(network, *where[:-1].rpartition(".")[::2])
+    if not where:
+        raise ValueError("the head cannot be the whole network: wrap it, nn.Sequential(network), and name head='0'")
+    return Head(network, uncompiled(_submodule(network, where)), where, (where,))
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given, where this is what it gave."""
+    while isinstance(original := module._modules.get("_orig_mod"), nn.Module):
+        module = original
+    return module
+
+
+def _submodule(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        names = ", ".join(name for name, _ in network.named_children())
+        raise ValueError(
+            f"the network has no module {path!r}: name its head with head=..., its children are {names}"
+        ) from error
+
+
+def _tail(network: nn.Module, path: str, start: str) -> Head:
+    layers = _submodule(network, path)
+    if not isinstance(layers, nn.Sequential) or type(layers).forward is not nn.Sequential.forward:
+        raise ValueError(f"{path or 'the network'!r} is no plain nn.Sequential, of which {start}: could be the tail")
+    names = list(layers._modules)
+    last = layers[-1] if len(layers) else None
+    inside = len(last.live) if isinstance(last, InjectedHead) and isinstance(last.live, nn.Sequential) else 1
+    length = len(names) - 1 + inside  # as before it was injected
+    try:
+        place = names.index(start) if start in names else int(start)
+    except ValueError:
+        raise ValueError(
+            f"{path or 'the network'!r} has no layer {start!r}: its layers are {', '.join(names)}"
+        ) from None
+    place = place + length if place < 0 else place
+    if isinstance(last, InjectedHead) and place != len(names) - 1:
+        raise ValueError(
+            f"{path or 'the network'!r} was injected from layer {names[-1]} on: name head='{path}.{names[-1]}:'"
+        )
+    if not 0 <= place < len(names):
+        raise ValueError(f"{path or 'the network'!r} has {length} layers: there is no layer {start}")
+    parts = tuple(f"{path}.{name}" if path else name for name in names[place:])
+    if isinstance(last, InjectedHead):
+        return Head(network, last, parts[0], parts, is_tail=True)
+    tail = nn.Sequential(OrderedDict((name, layers._modules[name]) for name in names[place:]))
+    tail.training = layers.training
+    return Head(network, tail, parts[0], parts, is_tail=True)
+
+
+def _several(network: nn.Module, paths: tuple[str, ...]) -> Head:
+    if not paths:
+        raise ValueError("head names no module")
+    modules = {path: uncompiled(_submodule(network, path)) for path in paths}
+    last = modules[paths[-1]]
+    if isinstance(last, InjectedHead):
+        if not all(isinstance(module, nn.Identity) for module in list(modules.values())[:-1]):
+            raise ValueError(
+                f"{paths[-1]!r} was injected with other modules: name the same again, or head={paths[-1]!r}"
+            )
+        return Head(network, last, paths[-1], paths)
+    refuse_hooks({path: module for path, module in modules.items() if _is_plain(module)})
+    layers = [layer for module in modules.values() for layer in _layers(module)]
+    return Head(network, nn.Sequential(*layers), paths[-1], paths)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    if _is_plain(module):
+        for layer in module.children():
+            yield from _layers(layer)
+    else:
+        yield module

@@ -1,0 +1,272 @@
+"""What a training loop has attached to a head - hooks, attributes, shared memory - and how a fresh head gets it.
+
+A hook is a function that PyTorch calls with a gradient, a parameter or a module: it serves the fresh one as well, unless it holds on to the
+old one by itself. Where that is so, or where a hook takes part in what the head computes, the injection is refused and the hook named.
+Hooks on nodes of the autograd graph (`AccumulateGrad`) cannot be seen from Python: register them again.
+"""
+
+import contextlib
+import functools
+import inspect
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+_FUNCTIONS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)  # the others qualify them
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def reachable(thing: Any, names: frozenset[str] | None = None, seen: set[Any] | None = None) -> Iterator[Any]:
+    """The thing and all that it holds on to: through containers, weak references, closures, defaults, bound objects, optimizers' groups.
+
+    Args:
+        thing: anything. Modules are not looked into: what they hold changes with them.
+        names: the attributes that are looked into, those that a function names; None: all of them.
+        seen: what has been met.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(thing, types.MethodType):
+        key: Any = (id(thing.__self__), id(thing.__func__))
+    else:
+        key = id(thing), names
+    if key in seen or id(thing) in seen or isinstance(thing, str | bytes | int | float | type | types.ModuleType):
+        return
+    seen.add(key)
+    yield thing
+    parts: Iterable[Any] = ()
+    if isinstance(thing, Tensor | nn.Module):
+        return
+    if isinstance(thing, Mapping):
+        parts = [*thing.keys(), *thing.values()]
+    elif isinstance(thing, list | tuple | set | frozenset | deque | weakref.WeakSet):
+        parts = list(thing)
+    elif isinstance(thing, weakref.ref):
+        parts = [thing()]
+    elif isinstance(thing, functools.partial):
+        parts = [thing.func, *thing.args, *thing.keywords.values()]
+    elif isinstance(thing, torch.optim.Optimizer) and names is not None:
+        parts = [group["params"] for group in thing.param_groups]
+    elif isinstance(thing, types.MethodType):
+        function = thing.__func__
+        names = _names(function.__code__) if isinstance(function, types.FunctionType) else names
+        parts = [thing.__self__, function]
+    elif isinstance(thing, types.FunctionType):
+        if (thing.__module__ or "").split(".")[0] == "torch" and thing.__closure__ is None:
+            return
+        names = _names(thing.__code__)
+        closure = [cell.cell_contents for cell in thing.__closure__ or () if not _is_empty(cell)]
+        defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        parts = [*closure, *defaults, *(thing.__globals__[name] for name in names if name in thing.__globals__)]
+    elif isinstance(thing, torch.autograd.graph.Node):
+        parts = [getattr(thing, "variable", None)]
+    else:
+        call = inspect.getattr_static(type(thing), "__call__", None)
+        if names is not None and isinstance(call, types.FunctionType):
+            names |= _names(call.__code__)
+        own = {**{name: getattr(thing, name, None) for name in _slots(thing)}, **getattr(thing, "__dict__", {})}
+        parts = [value for name, value in own.items() if names is None or name in names]
+        methods = (inspect.getattr_static(thing, name, None) for name in names or ())
+        parts += [types.MethodType(each, thing) for each in methods if isinstance(each, types.FunctionType)]
+    for part in parts:
+        yield from reachable(part, names, seen)
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
+
+
+def _names(code: types.CodeType) -> frozenset[str]:
+    """Names of globals and attributes that a function's code uses, those of functions within it included."""
+    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(code.co_names).union(*map(_names, inner))
+
+
+def _slots(thing: Any) -> list[str]:
+    found = [getattr(kind, "__slots__", ()) for kind in type(thing).__mro__]
+    return [name for each in found for name in ([each] if isinstance(each, str) else each) if not name.startswith("__")]
+
+
+def holds(thing: Any, ids: set[int], aside: Iterable[Any] = ()) -> bool:
+    """Whether a thing holds on to any object of these ids, other than through what is `aside`."""
+    return any(id(each) in ids for each in reachable(thing, seen={id(each) for each in aside}))
+
+
+class Attachments:
+    """What is attached to the live part of a head.
+
+    Args:
+        root: the module in whose place the injected head will be; its hooks see the whole head.
+        live: the part of it that trains, whose successor is to get what it has.
+        names: full names by the id of parameter and module, for messages.
+        beside: older parts that train beside the live one.
+        mended: optimizers that will hold the successor's parameters: a hook that uses one goes on doing so.
+
+    Raises:
+        ValueError: something cannot serve the fresh head; the message names it.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        live: nn.Module,
+        names: Mapping[int, str],
+        *,
+        beside: Sequence[nn.Module] = (),
+        mended: Sequence[Any] = (),
+    ) -> None:
+        self.root, self.live, self.names = root, live, names
+        self.inner = [module for part in (live, *beside) for module in part.modules() if module is not root]
+        old = {id(each) for each in (*root.modules(), *root.parameters())} - ({id(root)} - {id(live)})
+        for thing, kind, hook in self._all_hooks():
+            name = f"{names.get(id(thing), type(thing).__name__)!r}"
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                raise ValueError(
+                    f"{name} is computed by {type(hook).__name__}, a hook of torch.nn.utils: "
+                    "use torch.nn.utils.parametrizations, or remove it before the injection"
+                )
+            if not self._is_own(hook) and holds(hook, old, mended):
+                raise ValueError(
+                    f"the {kind} hook {getattr(hook, '__qualname__', type(hook).__name__)} on {name} holds on to parts "
+                    "of the old head, which leave: remove it, inject, and register it again; "
+                    "or write it so that it uses only its arguments"
+                )
+        known = {id(each) for each in (root, *self.inner)}
+        for module in root.modules():
+            if id(module) not in known and self._has_foreign(module):
+                raise ValueError(
+                    f"a hook is registered on {names.get(id(module))!r}, which is frozen and is built anew: remove it"
+                )
+        for parameter in live.parameters():
+            for name, value in _attributes(parameter).items():
+                if holds(value, old, mended) or any(isinstance(each, Tensor) for each in reachable(value)):
+                    raise ValueError(
+                        f"the attribute {name!r} of parameter {names.get(id(parameter))!r} belongs to its old values: "
+                        "delete it, inject, and set it again"
+                    )
+
+    def _all_hooks(self) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+        """Every hook with what it is on, and its kind."""
+        for parameter in self.live.parameters():
+            for kind, name in (("_backward_hooks", "gradient"), ("_post_accumulate_grad_hooks", "post-accumulate")):
+                for hook in (getattr(parameter, kind) or {}).values():
+                    yield parameter, name, hook
+        for module in (self.root, *self.inner):
+            for kind in _FUNCTIONS:
+                for hook in getattr(module, kind).values():
+                    yield module, kind.strip("_").removesuffix("_hooks").replace("_", " "), hook
+
+    def _is_own(self, hook: Any) -> bool:
+        """Whether a hook is a method of one of the head's own modules, which the fresh head has, too."""
+        return isinstance(hook, types.MethodType) and any(hook.__self__ is each for each in self.root.modules())
+
+    def check_observing(self, features: Tensor | None) -> None:
+        """Raises `ValueError` if hooks on modules inside the head take part in what it computes, forward or backward.
+
+        They run once more, on the features (B, F).
+        """
+        hooked = [module for module in self.inner if self._has_foreign(module)]
+        if not hooked or features is None:
+            return
+        results = []
+        for context in (contextlib.nullcontext, self.aside):
+            with context(), torch.enable_grad():
+                x = features.detach().clone().requires_grad_()
+                output = self.root(x)
+                results.append((output, *torch.autograd.grad(output.sum(), x)))
+        if not all(map(torch.equal, *results)):
+            raise ValueError(
+                f"a hook on {self.names.get(id(hooked[0]))!r} changes what the head computes, and its frozen copies would "
+                "not: put that into the module's forward, or use torch.nn.utils.parametrize"
+            )
+
+    def _has_foreign(self, module: nn.Module) -> bool:
+        return any(not self._is_own(hook) for kind in _FUNCTIONS for hook in getattr(module, kind).values())
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Meanwhile no hook on a module of the head runs or is copied, but for those that are its modules' own methods."""
+        kept = []
+        for module in (self.root, *self.inner):
+            if self._has_foreign(module):
+                for kind in _HOOKS:
+                    kept.append((module, kind, getattr(module, kind)))
+                    setattr(module, kind, OrderedDict())
+        try:
+            yield
+        finally:
+            for module, kind, hooks in kept:
+                setattr(module, kind, hooks)
+
+    def hand_over(self, grown: nn.Module) -> None:
+        """Gives a fresh head what the old one has; handles go on removing hooks, unless the old head trains on."""
+        live = grown.get_submodule("live")
+        stays = any(module is self.live for module in grown.modules())
+        own = {id(module): live.get_submodule(path) for path, module in self.live.named_modules()}
+        for path, old in self.live.named_parameters():
+            new = live.get_parameter(path)
+            for kind in _PARAMETER_HOOKS:
+                if hooks := getattr(old, kind):
+                    setattr(new, kind, self._for(hooks, own, share=not stays))
+            for name, value in _attributes(old).items():
+                setattr(new, name, value)
+        for module in self.live.modules():
+            if module is not self.root:
+                self._move_hooks(module, own[id(module)], own, share=not stays)
+        self._move_hooks(self.root, grown, own, share=True)
+        if stays and self.root is self.live and self._has_foreign(self.root):
+            for kind in _HOOKS:  # it is one part of the head now, and they see the whole
+                setattr(self.root, kind, OrderedDict())
+
+    def _move_hooks(self, old: nn.Module, new: nn.Module, own: dict[int, nn.Module], *, share: bool) -> None:
+        if self._has_foreign(old):
+            for kind in _HOOKS:
+                setattr(new, kind, self._for(getattr(old, kind), own, share=share))
+            new._is_full_backward_hook = old._is_full_backward_hook
+
+    def _for(self, hooks: Mapping[int, Any], own: dict[int, nn.Module], *, share: bool) -> Mapping[int, Any]:
+        """The hooks as the fresh head is to have them: the same dictionary, which handles know, or a copy."""
+        if share and not any(map(self._is_own, hooks.values())):
+            return hooks
+        return OrderedDict(
+            (key, types.MethodType(hook.__func__, own[id(hook.__self__)]) if self._is_own(hook) else hook)
+            for key, hook in hooks.items()
+        )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(getattr(module, kind) for kind in _FUNCTIONS)
+
+
+def refuse_hooks(modules: Mapping[str, nn.Module]) -> None:
+    """Raises `ValueError` if a hook is on one of these modules, by name, which dissolve."""
+    for name, module in modules.items():
+        if _is_hooked(module):
+            raise ValueError(f"a hook is registered on {name!r}, which becomes part of the head: remove it first")
+
+
+def _attributes(parameter: nn.Parameter) -> dict[str, Any]:
+    """What was set on a parameter; the compiler's marks are its own."""
+    return {name: value for name, value in vars(parameter).items() if not name.startswith("_dynamo")}
