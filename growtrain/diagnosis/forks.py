@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
-from growtrain.diagnosis.page.copies import learning_test, tested_copies
+from growtrain.diagnosis.copies import learning_test, tested_copies
 from growtrain.environments.atari_scores import REFERENCE_SCORES
 from growtrain.learners.make import resolve_device
 from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors

@@ -153,8 +153,9 @@ class InjectedHead(nn.Module):
     @property
     def beside(self) -> list[nn.Module]:
         """Older live heads that train beside the newest."""
-        frozen = [] if self.frozen is None or self.frozen.fused else self.frozen.heads
-        return [head for head in frozen if trains(head)]
+        if self.frozen is None or self.frozen.fused:
+            return []
+        return [head for head in self.frozen.heads if trains(head)]
 
     @property
     def num_injections(self) -> int:
