@@ -44,6 +44,7 @@ from growtrain.growth.schedules import make_schedule
 from growtrain.growth.transaction import grow
 from growtrain.learners.captured import CapturedUpdate, uses_graph
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.limits import usable_cores
 from growtrain.planning import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
 from growtrain.presets import paper
 from growtrain.speed import synthetic_batches
@@ -214,7 +215,7 @@ def synchronize(device: torch.device) -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Builds and times one group of learners after the other; returns the record that goes into the JSON file."""
     device = resolve_device(arguments.device)
-    torch.set_num_threads(arguments.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(arguments.num_threads or usable_cores())
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
     machine = describe_machine(device.type)

@@ -120,7 +120,7 @@ def measure(options: argparse.Namespace) -> None:
         explicit["game"] = canonical_game(explicit["game"])
     config, _ = resolve(explicit.get("preset", "paper"), explicit)
     device = resolve_device(config.device)
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads)
     jobs = make_jobs(options, explicit)
     reserve = 1.2 * options.validate_seconds * options.validate_repeats * len(_validated_arms(options, jobs))
     raw: dict[str, Any] = {

@@ -9,10 +9,11 @@ Units: every budget, period and schedule is in emulator frames; an agent step is
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
+
+from growtrain.limits import usable_cores
 
 FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
@@ -175,7 +176,9 @@ class Config:
         "auto", "eager; graph: the update in a CUDA graph; auto: graph where there is a GPU.", identity=False
     )
     num_threads: int = setting(
-        0, "CPU threads for tensors and environments (0: all in the affinity mask).", identity=False
+        0,
+        "CPU threads for tensors and environments (0: all in the affinity mask, as far as a CPU quota pays for them).",
+        identity=False,
     )
 
     def __post_init__(self) -> None:
@@ -296,8 +299,8 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """`num_threads`, or as many as this process has cores."""
-        return self.num_threads or len(os.sched_getaffinity(0))
+        """`num_threads`, or as many as this process can keep busy."""
+        return self.num_threads or usable_cores()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name."""

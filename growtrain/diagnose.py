@@ -162,6 +162,7 @@ def diagnose(
     """
     for arm in settings.arms:
         fork_config(checkpoint, arm, 0, settings)  # what is wrong is said before any work
+    source, output = run.absolute(), output.absolute()  # `say` and `stop` may change the working directory
     torch.set_num_threads(checkpoint.config.threads)
     with run_lock(output):
         try:
@@ -174,7 +175,7 @@ def diagnose(
                 if stop():
                     return None
                 fork = output / f"{arm}-s{seed}"
-                run_fork(run, checkpoint, arm, seed, settings, fork, stop)
+                run_fork(source, checkpoint, arm, seed, settings, fork, stop)
                 forks[arm].append(fork)
                 score = mean_return(fork, checkpoint.frames)
                 say(

@@ -9,6 +9,7 @@ ROOT = Path(growtrain.__file__).parent
 
 # From the bottom up. A name with a slash-less folder stands for every module in it.
 LAYERS = [
+    ["limits"],
     ["config", "allocator"],
     ["presets", "tasks", "records", "runfiles", "provenance"],
     ["commandline", "diagnostics", "networks.activations", "regularizers"],

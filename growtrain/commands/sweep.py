@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from growtrain.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.commands.running import StopSignals, add_stop_signal
 from growtrain.config import ConfigError
+from growtrain.limits import usable_cores
 
 if TYPE_CHECKING:
     from growtrain.sweep.executor import AbstractExecutor
@@ -107,7 +108,7 @@ def _executor(namespace: Namespace, device: str) -> "AbstractExecutor":
         raise ConfigError(
             "--device cuda: no GPU is here; use --device cpu or auto, or --executor ray with a cluster that has one"
         )
-    return LocalExecutor(make_slots(workers, cores, sorted(os.sched_getaffinity(0)), names))
+    return LocalExecutor(make_slots(workers, cores, sorted(os.sched_getaffinity(0))[: usable_cores()], names))
 
 
 def _positive(text: str) -> int:

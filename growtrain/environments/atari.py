@@ -30,7 +30,6 @@ Deviations:
 Units: an agent step is 4 emulator frames; lengths are in agent steps; returns are in true game points.
 """
 
-import os
 import queue
 import threading
 import zlib
@@ -47,6 +46,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from growtrain.limits import usable_cores
 from growtrain.tasks import canonical_game
 
 FRAME_SKIP: Final = 4
@@ -169,7 +169,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         self._idle: Bools = np.ones(num_envs, dtype=np.bool_)  # lanes without a running episode
         self._set_seed(seed)
         # hardware_concurrency, ALE's default, knows nothing of the cores this process may use.
-        threads = min(num_envs, len(os.sched_getaffinity(0))) if num_threads is None else num_threads
+        threads = min(num_envs, usable_cores()) if num_threads is None else num_threads
         self._vector: AtariVectorEnv | None = AtariVectorEnv(
             self.game,
             num_envs,

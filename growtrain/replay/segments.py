@@ -8,7 +8,6 @@ Units: frames are counted per lane since the start of the run, as `FrameRing.wri
 """
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from growtrain.limits import usable_cores
 from growtrain.replay.frame_ring import FrameRing
 from growtrain.runfiles import Unreadable, read_plain, write_durably
 
@@ -197,4 +197,4 @@ def _restore(ring: FrameRing, chunk: Chunk, stream: memoryview, name: str) -> No
 
 def threads() -> int:
     """Threads for compression: the cores this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, usable_cores())

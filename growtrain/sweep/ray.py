@@ -17,6 +17,7 @@ from typing import Any, Final
 import ray
 
 from growtrain.config import ConfigError
+from growtrain.limits import usable_cores
 from growtrain.sweep.executor import GROWTRAIN, TAIL_LINES, AbstractExecutor, Child, Exit
 
 _OBJECT_STORE_BYTES: Final = 80 * 2**20  # about Ray's least: an exit code is all that is sent
@@ -37,7 +38,7 @@ def connect() -> None:
             raise ConfigError(
                 f"RAY_ADDRESS is {address}, where no Ray cluster answers: start it or unset it"
             ) from error
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         ray.init(address="local", num_cpus=cores, object_store_memory=_OBJECT_STORE_BYTES, **options)
 
 
