@@ -21,6 +21,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from growtrain.provenance import git_commit
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -47,11 +49,12 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         `busy_cores` (that others use, over half a second in which this process sleeps), `memory_bytes`, `gpu`, `cuda`, `tf32` (of the GPU's
         convolutions), `platform`, `environment` (thread settings, null if unset) and `versions`.
     """
+    commit = git_commit()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_modified": None if (status := _git("status", "--porcelain", "-uno")) is None else bool(status),
+        "git_commit": commit,
+        "git_modified": None if (status := commit and _git("status", "--porcelain", "-uno")) is None else bool(status),
         "cpu": _cpu_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
@@ -136,7 +139,7 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says about the source tree; None where it says nothing, as for an installed package."""
+    """What git says about the source tree; None where it says nothing."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
