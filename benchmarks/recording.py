@@ -22,6 +22,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from growtrain.provenance import git_commit
+from growtrain.runfiles import PARTIAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,8 +128,10 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     paths = [output.with_name(f"{output.name}.{suffix}") for suffix in ("json", "md")]
-    paths[0].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(markdown, encoding="utf-8")
+    for path, text in zip(paths, (json.dumps(record, indent=1) + "\n", markdown), strict=True):
+        partial = path.with_name(path.name + PARTIAL)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)  # a measurement that is ended here keeps what it had
     if figure is not None:
         import matplotlib
 

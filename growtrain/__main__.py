@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (reason := _out_of_memory(error)):
             raise
         print(f"growtrain: {reason}", file=sys.stderr)
-        return 1
+        return 2 if process_limits() else 1
     except OSError as error:
         if error.errno == errno.ENOMEM:
             print(f"growtrain: {_out_of_memory(MemoryError())}", file=sys.stderr)
-            return 1
+            return 2 if process_limits() else 1
         if error.errno in _PATH_ERRORS and error.filename:
             print(f"growtrain: {error.filename}: {error.strerror}: name another path", file=sys.stderr)
             return 2

@@ -26,7 +26,8 @@ def examine() -> Iterator[tuple[str, bool, str]]:
     cores = f"{len(os.sched_getaffinity(0))} in the affinity mask, {os.cpu_count()} in the machine, {paid}"
     yield "cores", True, f"{cores}: {usable_cores()} threads by default"
     memory = psutil.virtual_memory()
-    limits = [f"{room / 1e9:.1f} GB left in a memory cgroup" for room in sorted(memory_headrooms())[:1]]
+    rooms = [room for room in memory_headrooms() if room < memory.available]
+    limits = [f"{min(rooms) / 1e9:.1f} GB of it left in a memory cgroup"] if rooms else []
     limits += [f"{each.name} leaves {(each.limit - each.used) / 1e9:.1f} GB" for each in process_limits()]
     text = f"{memory.available / 1e9:.1f} GB available of {memory.total / 1e9:.1f} GB"
     yield "memory", True, ", ".join([text, *limits])

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import shlex
 import signal
@@ -84,7 +85,7 @@ def explicit_with_game(namespace: Namespace) -> dict[str, Any]:
 
 
 def default_run_dir(config: Config) -> Path:
-    """Makes `runs/<game>-<schedule>-s<seed>-<time>`, safe as a file name; the next run that begins in the same second gets `-2` after it."""
+    """Makes `runs/<game>-<schedule>-s<seed>-<time>`, safe as a file name; the next that begins in the same second gets `-2` after it."""
     name = f"{config.game}-{config.schedule}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     first = Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", name)
     first.parent.mkdir(exist_ok=True)
@@ -123,6 +124,7 @@ class StopSignals:
                 self._numbers.append(catchable[name])
 
     def __enter__(self) -> Self:
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._previous = {number: signal.signal(number, self._handle) for number in self._numbers}
         return self
 
@@ -133,6 +135,10 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = signal.Signals(number).name
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):  # it has hung up, and every further line would be an error
+                with open(os.devnull, "wb") as nothing:
+                    os.dup2(nothing.fileno(), descriptor)
         for each in self._numbers:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
