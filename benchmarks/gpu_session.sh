@@ -32,7 +32,11 @@ else
   WALLCLOCK="--num-envs 64 --fill 20k --seconds 2 --repeats 2 --minutes 3 --no-validate"
 fi
 
-keep() { tar -czf "$OUT/results.tar.gz" -C "$W" --exclude ./inductor --exclude ./site --exclude checkpoints . ; }
+keep() { # two parts may end at once, and others write meanwhile
+  local partial; partial=$(mktemp "$OUT/.results.XXXXXX")
+  tar -czf "$partial" --warning=no-file-changed -C "$W" --exclude ./inductor --exclude ./site --exclude checkpoints .
+  mv "$partial" "$OUT/results.tar.gz"
+}
 report() { # name, exit code, seconds: the end of its log, and whether it failed
   echo "=== $1: $([ "$2" -eq 0 ] && echo ok || echo "FAILED, exit code $2"), $3 s"
   tail -n "${TAIL:-25}" "$W/$1.log"
@@ -55,7 +59,7 @@ step() { # name, seconds at most, command: within the time that is left, and not
   TAIL=14 step doctor 60 "$PY" -m growtrain doctor
 
   # 1. Does it run? Tests and a whole run side by side, for neither is timed. Warnings are shown and no errors: libraries may be of other versions.
-  step tests 110 "$PY" -m pytest -m gpu -q -W default -p no:cacheprovider \
+  step tests 110 "$PY" -m pytest -m gpu -q -W default -p no:cacheprovider -p no:benchmark \
     tests/replay/test_frame_ring.py tests/telemetry/test_gpu.py tests/learners/test_double_dqn.py > "$W/tests.said" &
   tests=$!
   if ! step smoke 110 "$PY" -W default -m growtrain --game phoenix --schedule grow3x --device $DEV $SMOKE --run-dir "$W/smoke"; then
