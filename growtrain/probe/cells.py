@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _learn_tasks(
     name: str,
     learner: Learner,
     tasks: range,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], bool] = _never,
 ) -> list[Record]:
     torch.set_num_threads(1)
     arm = arms(config)[name]
@@ -168,17 +168,24 @@ def _run_cells(
     """Trunks are learned while arms of the cell before still are; at most one more cell than workers is in memory."""
     stopping = threading.Event()
     executor: Executor
+    ending: tuple[Callable[[], bool], ...] = ()
     if processes > 1:
-        executor, ending = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_leave_to_parent), ()
+        with _unheard():  # first, because it is begun with the pool otherwise, and hears
+            resource_tracker.ensure_running()
+        executor = ProcessPoolExecutor(processes, get_context("spawn"))
     else:
         executor, ending = ThreadPoolExecutor(1), (stopping.is_set,)
     others = set(active_children())
     waiting, pending = iter(missing), dict[Future[Any], Cell | None]()
 
+    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        with _unheard():
+            return executor.submit(function, *arguments, *ending)
+
     def begin() -> None:
         if (cell := next(waiting, None)) is not None:
             data = play(config, cell.seed).frames, make_targets(config, cell)
-            pending[executor.submit(learn_trunk, config, cell, data, missing[cell], *ending)] = cell
+            pending[submit(learn_trunk, config, cell, data, missing[cell])] = cell
 
     try:
         for _ in range(processes):
@@ -194,7 +201,7 @@ def _run_cells(
                 for name in missing[cell]:
                     if name != WARM:
                         fork = forks[arms(config)[name].times[0]]
-                        pending[executor.submit(learn_arm, config, cell, data, name, trunk, fork, *ending)] = None
+                        pending[submit(learn_arm, config, cell, data, name, trunk, fork)] = None
                 begin()
                 if WARM in missing[cell]:
                     yield trunk
@@ -209,10 +216,14 @@ def _run_cells(
         executor.shutdown(cancel_futures=True)
 
 
-def _leave_to_parent() -> None:
-    """A terminal sends its signals to workers as well; only their parent answers them."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Processes that begin in here do not hear what a terminal sends to all, which their parent answers: a mask is inherited."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def choose_arms(config: ProbeConfig, names: Sequence[str]) -> list[str]:
