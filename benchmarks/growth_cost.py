@@ -47,6 +47,7 @@ from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
 from growtrain.planning.speed import synthetic_batches
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Anchor, Config, Execution
+from growtrain.settings.machine import usable_cores
 from growtrain.settings.presets import paper
 from growtrain.settings.schedules import make_schedule
 from growtrain.settings.text import ConfigError
@@ -216,7 +217,7 @@ def synchronize(device: torch.device) -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Builds and times one group of learners after the other; returns the record that goes into the JSON file."""
     device = resolve_device(arguments.device)
-    torch.set_num_threads(arguments.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(arguments.num_threads or usable_cores())
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
     machine = describe_machine(device.type)

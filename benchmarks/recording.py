@@ -21,6 +21,9 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from growtrain.runfiles import PARTIAL
+from growtrain.runs.provenance import git_commit
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -47,11 +50,12 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         `busy_cores` (that others use, over half a second in which this process sleeps), `memory_bytes`, `gpu`, `cuda`, `tf32` (of the GPU's
         convolutions), `platform`, `environment` (thread settings, null if unset) and `versions`.
     """
+    commit = git_commit()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_modified": None if (status := _git("status", "--porcelain", "-uno")) is None else bool(status),
+        "git_commit": commit,
+        "git_modified": None if (status := commit and _git("status", "--porcelain", "-uno")) is None else bool(status),
         "cpu": _cpu_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
@@ -124,8 +128,10 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     paths = [output.with_name(f"{output.name}.{suffix}") for suffix in ("json", "md")]
-    paths[0].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(markdown, encoding="utf-8")
+    for path, text in zip(paths, (json.dumps(record, indent=1) + "\n", markdown), strict=True):
+        partial = path.with_name(path.name + PARTIAL)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)  # a measurement that is ended here keeps what it had
     if figure is not None:
         import matplotlib
 
@@ -136,7 +142,7 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says about the source tree; None where it says nothing, as for an installed package."""
+    """What git says about the source tree; None where it says nothing."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

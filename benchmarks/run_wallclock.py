@@ -116,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measures everything asked for, writing the files after each job."""
+    """Measures everything asked for, writing the files as it goes."""
     start = time.perf_counter()
     explicit = explicit_settings(options)
     if "game" in explicit:
         explicit["game"] = canonical_game(explicit["game"])
     config, _ = resolve(explicit.get("preset", "paper"), explicit)
     device = resolve_device(config.device)
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads)
     jobs = make_jobs(options, explicit)
     reserve = 1.2 * options.validate_seconds * options.validate_repeats * len(_validated_arms(options, jobs))
     raw: dict[str, Any] = {
@@ -150,8 +150,7 @@ def measure(options: argparse.Namespace) -> None:
                     if job.stack == stack:
                         share = job.weight / sum(later.weight for later in jobs[place:])
                         now = time.perf_counter()
-                        measure_job(run, job, raw, options, now + share * max(0.0, end - now))
-                        write(output, raw, figures=False)
+                        measure_job(run, job, raw, options, now + share * max(0.0, end - now), output)
         validate(options, explicit, jobs, raw, Path(scratch))
     raw["seconds"] = time.perf_counter() - start
     write(output, raw)
@@ -276,8 +275,12 @@ def _open_stack(
     return run
 
 
-def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Namespace, end: float) -> None:
-    """Builds a job's cells and lets them take turns; without `--seconds`, until about `end`."""
+def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Namespace, end: float, output: Path) -> None:
+    """Builds a job's cells and lets them take turns; without `--seconds`, until about `end`.
+
+    The files are written after every turn of all cells, and again after the profiling: whatever ends the measurement, they hold what
+    was measured until then.
+    """
     seconds: float | None = options.seconds
     play(run)
     run.save()  # what was played since the last checkpoint belongs to no cell
@@ -309,22 +312,26 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
             left -= 1
             window = measure_window(run, cell, seconds or max(MIN_WINDOW, share), job.stack == "reference")
             _say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
+        if not repeat:
+            stack["cells"] |= {key: cell.record for key, cell in cells.items()}
+            raw["arms"] += [_described(arm, run.learner.num_actions) for arm in job.arms]
+        write(output, raw, figures=False)
     for cell in cells.values():
         measure_busy(run, cell, job.stack == "reference")
-    stack["cells"] |= {key: cell.record for key, cell in cells.items()}
-    for arm in job.arms:
-        raw["arms"].append(
-            {
-                "name": arm.name,
-                "stack": arm.stack,
-                "width": arm.small_width,
-                "full_width": arm.full_width,
-                "baseline": arm.baseline,
-                "anchor": None if arm.baseline else arm.config.anchor,
-                "cells": list(arm.cells),
-                "work": dataclasses.asdict(work_of(arm.config, run.learner.num_actions)),
-            }
-        )
+    write(output, raw, figures=False)
+
+
+def _described(arm: Arm, num_actions: int) -> dict[str, Any]:
+    return {
+        "name": arm.name,
+        "stack": arm.stack,
+        "width": arm.small_width,
+        "full_width": arm.full_width,
+        "baseline": arm.baseline,
+        "anchor": None if arm.baseline else arm.config.anchor,
+        "cells": list(arm.cells),
+        "work": dataclasses.asdict(work_of(arm.config, num_actions)),
+    }
 
 
 # --- validation

@@ -144,7 +144,12 @@ def build(run: Run, config: Config, stage: int) -> Cell:
         "diagnostics_seconds": timed_diagnostics(run),
         "repeats": [],
         "waits": None,
-        "busy": {"available": False, "reason": f"the run computes on {run.device.type}, which CUDA does not profile"},
+        "busy": {
+            "available": False,
+            "reason": "the measurement ended before it was profiled"
+            if run.device.type == "cuda"
+            else f"the run computes on {run.device.type}, which CUDA does not profile",
+        },
     }
     return cell
 

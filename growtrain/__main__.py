@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from growtrain.commands.running import COMMANDS
+from growtrain.settings.machine import process_limits
 from growtrain.settings.text import ConfigError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -42,7 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not (reason := _out_of_memory(error)):
+            raise
+        print(f"growtrain: {reason}", file=sys.stderr)
+        return 2 if process_limits() else 1
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            print(f"growtrain: {_out_of_memory(MemoryError())}", file=sys.stderr)
+            return 2 if process_limits() else 1
         if error.errno in _PATH_ERRORS and error.filename:
             print(f"growtrain: {error.filename}: {error.strerror}: name another path", file=sys.stderr)
             return 2
@@ -53,6 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("growtrain: stopped at once; the checkpoints made before are whole", file=sys.stderr)
         return 1
+
+
+def _out_of_memory(error: Exception) -> str:
+    """Says that memory ran out, and under which limit, in one line; empty if it was something else."""
+    limits = " and ".join(f"{limit.name} of {limit.limit / 1e9:.2f} GB" for limit in process_limits())
+    if isinstance(error, ImportError):  # a library that cannot be mapped
+        exhausted = bool(limits) and any(
+            text in str(error) for text in ("cannot map", "failed to map", "allocate memory")
+        )
+    else:
+        texts = ("can't allocate memory", "can't start new thread", "out of memory")
+        exhausted = isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+    if not exhausted:
+        return ""
+    remedy = f"raise {limits}" if limits else "free some"
+    return f"out of memory ({type(error).__name__}): {remedy}, or lower --replay-capacity, --width or --batch-size"
 
 
 def _warnings_once() -> Callable[..., None]:

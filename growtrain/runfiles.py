@@ -1,12 +1,14 @@
 """The files of a run directory: one writer at a time, whole files or none, and nothing read that is not a plain file.
 
 A lock is `flock` on `run.lock`, which the kernel releases when its holder dies, however that happens; the host and process id in it are for
-the message. On a file system that does not carry `flock` between hosts, the lock guards against processes of one host only.
+the message. On a file system that does not carry `flock` between hosts, the lock guards against processes of one host only; on one that has
+no locks at all a run goes on without, which is said. Everything else that a run asks of a file system is tried when it is locked.
 
 Units: sizes in bytes, frames in emulator frames.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,14 +16,22 @@ import os
 import shutil
 import socket
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from growtrain.settings.text import ConfigError
 
 PARTIAL = ".partial"  # what is being written bears this prefix or suffix until it is whole
 _BLOCK = 1 << 22
+
+# What file systems answer to a call that they do not have: FUSE, CIFS, 9p, NFS without a lock daemon, Lustre without `-o flock`.
+_NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_NO_LOCKS = _NO_SUCH_CALL | {errno.ENOLCK}
+# Opening a directory to sync it, or syncing it, may be refused too where everything in it can be synced (as PostgreSQL's `fsync_fname`).
+_NO_DIRECTORY_SYNC = _NO_SUCH_CALL | {errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})  # which need no explanation
 
 
 class RunLocked(ConfigError):
@@ -32,44 +42,119 @@ class Unreadable(ConfigError):
     """A file is missing, is not a plain file, or has another size or content than it should have; the message names it."""
 
 
+class Unusable(ConfigError):
+    """A directory lacks something that a run needs of it; the message names what."""
+
+
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[str | None]:
-    """Holds a run directory, made if missing, for this process.
+    """Holds a run directory, made if missing, for this process, once everything that a run does there has been tried.
+
+    Warns where there are no locks, and where names cannot be synced.
 
     Yields:
         None, or who held it and died without letting go (the lock was stale, and is taken over).
 
     Raises:
         RunLocked: another process holds it; nothing was touched.
+        Unusable: a run could not be written there.
+        OSError: the disk is full or read-only, or the directory may not be written in.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "run.lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            without = _lock(file, run_dir, fcntl.LOCK_EX)
         except OSError as error:
-            file.seek(0)
-            raise RunLocked(f"{run_dir} is in use by {_holder(file.read(1000))}: stop it first") from error
+            raise Unusable(f"{run_dir} cannot be locked ({error.strerror}): choose another directory") from error
         file.seek(0)
         content = file.read(1000)
+        if without:
+            named = f"; {_holder(content)} was the last to say that it does" if content else ""
+            warnings.warn(
+                f"{run_dir} cannot be locked ({without}), so the run goes on without a lock: make sure that no other process "
+                f"writes there{named}",
+                stacklevel=1,
+            )
+        for directory in (run_dir, run_dir / "checkpoints", run_dir / "checkpoints" / "replay"):
+            if directory.is_dir():
+                try_out(directory)
+        if unsynced := sync_directory(run_dir):
+            warnings.warn(
+                f"{run_dir} is on a file system that cannot sync a directory ({unsynced}): files are synced, but after a power cut "
+                "the newest may be missing",
+                stacklevel=1,
+            )
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         file.flush()
         try:
-            yield _holder(content) if content else None
+            yield _holder(content) if content and not without else None
         finally:
             file.truncate(0)
 
 
 def require_unlocked(run_dir: Path) -> None:
-    """Raises `RunLocked` if another process holds the run directory; takes nothing and leaves no trace."""
+    """Raises `RunLocked` if another process is known to hold the run directory; takes nothing and leaves no trace."""
     try:
-        with (run_dir / "run.lock").open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunLocked(f"{run_dir} is in use by {_holder(file.read(1000))}: stop it first") from error
+        file = (run_dir / "run.lock").open(encoding="utf-8")
     except FileNotFoundError:
         return
+    with file, contextlib.suppress(OSError):  # whoever wants to write there will hear of an error
+        _lock(file, run_dir, fcntl.LOCK_SH)
+
+
+def _lock(file: TextIO, run_dir: Path, operation: int) -> str | None:
+    """Locks a file.
+
+    Returns:
+        None, or why the file system locks nothing.
+
+    Raises:
+        RunLocked: another process has it locked.
+        OSError: it failed otherwise.
+    """
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+            file.seek(0)
+            raise RunLocked(f"{run_dir} is in use by {_holder(file.read(1000))}: stop it first") from error
+        if error.errno not in _NO_LOCKS:
+            raise
+        return error.strerror
+    return None
+
+
+def try_out(directory: Path) -> None:
+    """Does once what a checkpoint does: writes a file, syncs it, reads it back, and renames it and a directory; leaves nothing.
+
+    Raises:
+        Unusable: one of these cannot be done in this directory.
+        OSError: the disk is full or read-only, or the directory may not be written in.
+    """
+    content, step = os.urandom(64), "write a file"
+    old, new = (directory / f"{PARTIAL}-{name}-{os.getpid()}" for name in ("try", "tried"))
+    try:
+        old.mkdir()
+        write_durably(old / "file", content)
+        step = "replace a file by another"
+        (old / "renamed").touch()
+        os.replace(old / "file", old / "renamed")
+        step = "rename a directory"
+        os.replace(old, new)
+        step = "read back what was written"
+        if read_plain(new / "renamed", 2 * len(content)) != content:
+            raise Unusable(f"{directory} gives back other bytes than were written: choose another directory")
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise
+        raise Unusable(
+            f"{directory} cannot hold a run, because one cannot {step} there ({error.strerror}): choose another directory"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(old)
+            remove(new)
 
 
 def _holder(content: str) -> str:
@@ -92,22 +177,37 @@ def write_durably(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
 def sync_file(path: Path) -> None:
     """Waits until the disk has what was written to a file."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Waits until the disk has the names in a directory."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(descriptor: int) -> None:
+    """Waits for the disk, where the file system has anything to wait for."""
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
+
+
+def sync_directory(path: Path) -> str | None:
+    """Waits until the disk has the names in a directory; returns None, or why this file system cannot be asked to."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
+        return error.strerror
+    return None
 
 
 def read_plain(path: Path, max_bytes: int) -> bytes:
@@ -134,7 +234,8 @@ def verify_file(path: Path, num_bytes: int, sha256: str, *, from_disk: bool = Fa
         if size != num_bytes:
             raise Unreadable(f"{path} has {size} bytes instead of {num_bytes}")
         if from_disk:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):  # advice that not every file system takes
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = hashlib.sha256()
         while block := file.read(_BLOCK):
             digest.update(block)
@@ -181,8 +282,9 @@ def cut_back(path: Path, frames: int) -> int:
 
 def sweep(run_dir: Path) -> list[str]:
     """Removes what a killed process left half-written; returns the names."""
-    litter = [*run_dir.glob(f"*{PARTIAL}"), *(run_dir / "checkpoints").glob(f"{PARTIAL}*")]
-    litter += (run_dir / "checkpoints" / "replay").glob(f"{PARTIAL}*")
+    checkpoints = run_dir / "checkpoints"
+    litter = [*run_dir.glob(f"*{PARTIAL}")]
+    litter += [path for each in (run_dir, checkpoints, checkpoints / "replay") for path in each.glob(f"{PARTIAL}*")]
     for path in litter:
         remove(path)
     return [path.name for path in litter]

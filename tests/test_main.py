@@ -133,7 +133,8 @@ def test_a_periodic_intervention_as_a_user_sees_it(tmp_path: Path, capsys: pytes
     assert "stage 0/0" in out.splitlines()[-1]
 
 
-def test_run_names_are_safe_for_files() -> None:
+def test_run_names_are_safe_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     name = default_run_dir(Config(schedule="at:0.1,0.5", game="pong")).name
     assert name.startswith("pong-at_0.1_0.5-s0-")
     with pytest.raises(ConfigError, match="--schedule"):

@@ -12,6 +12,7 @@ from importlib.metadata import version
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from growtrain.settings.machine import cpu_quota, memory_headrooms, process_limits, usable_cores
 from growtrain.telemetry.gpu import open_monitor
 
 
@@ -20,10 +21,16 @@ def examine() -> Iterator[tuple[str, bool, str]]:
     yield "python", True, platform.python_version()
     for package in ("torch", "torchrl", "tensordict", "ale-py", "gymnasium", "numpy"):
         yield package, *_import(package)
-    cores = len(os.sched_getaffinity(0))
-    yield "cores", True, f"{cores} in the affinity mask, {os.cpu_count()} in the machine"
+    quota = cpu_quota()
+    paid = "no CPU quota" if quota is None else f"a CPU quota of {quota:g} (cgroup)"
+    cores = f"{len(os.sched_getaffinity(0))} in the affinity mask, {os.cpu_count()} in the machine, {paid}"
+    yield "cores", True, f"{cores}: {usable_cores()} threads by default"
     memory = psutil.virtual_memory()
-    yield "memory", True, f"{memory.available / 1e9:.1f} GB available of {memory.total / 1e9:.1f} GB"
+    rooms = [room for room in memory_headrooms() if room < memory.available]
+    limits = [f"{min(rooms) / 1e9:.1f} GB of it left in a memory cgroup"] if rooms else []
+    limits += [f"{each.name} leaves {(each.limit - each.used) / 1e9:.1f} GB" for each in process_limits()]
+    text = f"{memory.available / 1e9:.1f} GB available of {memory.total / 1e9:.1f} GB"
+    yield "memory", True, ", ".join([text, *limits])
     yield "atari", *_atari()
     yield "gpu", *_gpu()
     yield "nvml", *_nvml()

@@ -1,11 +1,12 @@
 """Measures which interventions give plasticity back, on supervised tasks made of the game's frames."""
 
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import explicit_with_game
+from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, explicit_with_game
+from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 
 
@@ -51,7 +52,9 @@ def main(words: Sequence[str]) -> int:
         parser.add_argument(
             f"--{name}", type=reader(int), default=default, metavar="N", help=f"{text} (default: {default})"
         )
+    add_stop_signal(parser)
     namespace = parser.parse_strict(words)
+    stop = StopSignals(namespace.stop_signal)
 
     from growtrain.probe.settings import ProbeConfig, make_cells
 
@@ -76,8 +79,15 @@ def main(words: Sequence[str]) -> int:
     directory = namespace.output or Path("runs") / f"probe-{config.game}"
     if namespace.processes < 0:
         raise ConfigError(f"--processes {namespace.processes} must be 0, for one for each core, or more")
-    processes = namespace.processes or len(os.sched_getaffinity(0))
-    for records in run(config, cells, names, directory, processes):
-        print(one_line(records), flush=True)
+    processes = namespace.processes or usable_cores()
+    with stop:
+        for records in run(config, cells, names, directory, processes, lambda: bool(stop.received)):
+            print(one_line(records), flush=True)
+    if stop.received:
+        print(
+            f"growtrain: stopped by {stop.received}: the same command again goes on with what is not done",
+            file=sys.stderr,
+        )
+        return STOPPED
     print(write_report(directory))
     return 0

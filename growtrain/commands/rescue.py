@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags, reader
-from growtrain.commands.running import StopSignals, add_stop_signal, default_run_dir, explicit_with_game, run_training
+from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
@@ -16,7 +16,12 @@ def main(words: Sequence[str]) -> int:
         description="Go on with a trained agent that has stopped improving, with plasticity injected, instead of training another.",
         epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update.",
     )
-    parser.add_argument("agent", type=Path, metavar="RUN|FILE", help="a run, or weights (.pt, .pth, .safetensors)")
+    parser.add_argument(
+        "agent",
+        type=Path,
+        metavar="RUN|FILE",
+        help="a run, or a file of weights, PyTorch's or safetensors, of any name (as CleanRL's .cleanrl_model)",
+    )
     parser.add_argument("--frames", type=reader(int), help="budget (default: half of what the run has played)")
     parser.add_argument("--at", type=reader(int), help="of a run: frames of the checkpoint (default: the newest)")
     parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
@@ -42,10 +47,10 @@ def main(words: Sequence[str]) -> int:
         config, notes = rescue_run(checkpoint, explicit, frames)
         notes = [f"from the checkpoint of {agent} at {checkpoint.frames} frames", *notes]
         num_actions, start = checkpoint.state["num_actions"], checkpoint
-        run_dir = namespace.run_dir or default_run_dir(config)
+        weights = None
     else:
         from growtrain.environments.make import num_actions_of
-        from growtrain.learners.foreign_weights import read_weights, save_initial
+        from growtrain.learners.foreign_weights import read_weights
 
         if namespace.at is not None:
             raise ConfigError("--at: a file of weights has no checkpoints: leave it out")
@@ -56,6 +61,4 @@ def main(words: Sequence[str]) -> int:
         weights = read_weights(agent)
         num_actions, start = num_actions_of(Config(game=explicit.get("game", Config.game))), None
         config, notes = rescue_weights(weights, explicit, namespace.frames, num_actions)
-        run_dir = namespace.run_dir or default_run_dir(config)
-        save_initial(weights, run_dir)
-    return run_training(config, run_dir, num_actions, stop, notes, start)
+    return run_training(config, namespace.run_dir, num_actions, stop, notes, start, weights)

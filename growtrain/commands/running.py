@@ -1,5 +1,8 @@
 """What several commands share: the settings on the command line, a training run under its display, signals that stop it."""
 
+import contextlib
+import itertools
+import os
 import re
 import shlex
 import signal
@@ -19,6 +22,7 @@ from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import ConfigError, flag
 
 if TYPE_CHECKING:
+    from growtrain.learners.foreign_weights import Weights
     from growtrain.runs.checkpoint import Checkpoint
 
 COMMANDS = (
@@ -61,13 +65,22 @@ def explicit_with_game(namespace: Namespace) -> dict[str, Any]:
 
 
 def default_run_dir(config: Config) -> Path:
-    """`runs/<game>-<schedule>-s<seed>-<time>`, safe as a file name."""
+    """Makes `runs/<game>-<schedule>-s<seed>-<time>`, safe as a file name; the next that begins in the same second gets `-2` after it."""
     name = f"{config.game}-{config.schedule}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    first = Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    first.parent.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        run_dir = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            run_dir.mkdir()  # that it is made here and now is what nobody else can have done
+            return run_dir
+    raise AssertionError("there is always a next number")
 
 
 class StopSignals:
-    """Notes the name of the first SIGINT, SIGTERM or `extra` as `received`; the second acts at once, as it would without us.
+    """Notes the name of the first SIGINT, SIGTERM, SIGHUP or `extra` as `received`; the second acts at once, as it would without us.
+
+    SIGHUP, a terminal's end, is left alone where it is ignored, as under `nohup`.
 
     Raises:
         ConfigError: `extra` is not a signal that can be caught.
@@ -76,6 +89,8 @@ class StopSignals:
     def __init__(self, extra: str = "") -> None:
         self.received = ""
         self._numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self._numbers.append(signal.SIGHUP)
         if extra:
             name = extra.upper().removeprefix("SIG")
             catchable = {s.name.removeprefix("SIG"): s for s in signal.Signals} | {
@@ -85,9 +100,11 @@ class StopSignals:
                 raise ConfigError(
                     f"--stop-signal is {extra!r}: give the name of a signal that can be caught, such as USR1"
                 )
-            self._numbers.append(catchable[name])
+            if catchable[name] not in self._numbers:
+                self._numbers.append(catchable[name])
 
     def __enter__(self) -> Self:
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._previous = {number: signal.signal(number, self._handle) for number in self._numbers}
         return self
 
@@ -98,22 +115,41 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = signal.Signals(number).name
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):  # it has hung up, and every further line would be an error
+                with open(os.devnull, "wb") as nothing:
+                    os.dup2(nothing.fileno(), descriptor)
         for each in self._numbers:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
 
 def run_training(
     config: Config,
-    run_dir: Path,
+    run_dir: Path | None,
     num_actions: int,
     stop: StopSignals,
     notes: Sequence[str],
     start: "Checkpoint | None" = None,
+    weights: "Weights | None" = None,
 ) -> int:
-    """Trains under the display; returns the exit code."""
+    """Trains under the display.
+
+    Args:
+        config: what is run.
+        run_dir: where; None makes `default_run_dir`, once the run is known to fit.
+        num_actions: of its game.
+        stop: what ends it early.
+        notes: lines of text to begin with.
+        start: the checkpoint it goes on from.
+        weights: those it begins with.
+
+    Returns:
+        The exit code.
+    """
     from growtrain.environments.base import EnvironmentHung
     from growtrain.growth.transaction import GrowthFailed
     from growtrain.learners.double_dqn import Diverged
+    from growtrain.learners.foreign_weights import save_initial
     from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan
     from growtrain.planning.memory import check_memory
@@ -126,6 +162,9 @@ def run_training(
     device = resolve_device(config.device)
     check_memory(plan, device)
     check_trackers(config)
+    run_dir = default_run_dir(config) if run_dir is None else run_dir
+    if weights is not None:
+        save_initial(weights, run_dir)
     display = open_display(
         game=config.game,
         schedule=config.schedule,
@@ -158,5 +197,5 @@ def add_stop_signal(parser: Parser) -> None:
         "--stop-signal",
         default="",
         metavar="NAME",
-        help="a signal to stop at besides INT and TERM, such as USR1 (Slurm's --signal=USR1@120)",
+        help="a signal to stop at besides INT, TERM and HUP, such as USR1 (Slurm's --signal=USR1@120)",
     )

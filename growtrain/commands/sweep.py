@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.commands.running import StopSignals, add_stop_signal
+from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _executor(namespace: Namespace, device: str) -> "AbstractExecutor":
         raise ConfigError(
             "--device cuda: no GPU is here; use --device cpu or auto, or --executor ray with a cluster that has one"
         )
-    return LocalExecutor(make_slots(workers, cores, sorted(os.sched_getaffinity(0)), names))
+    return LocalExecutor(make_slots(workers, cores, sorted(os.sched_getaffinity(0))[: usable_cores()], names))
 
 
 def _positive(text: str) -> int:

@@ -8,7 +8,6 @@ from growtrain.commands.running import (
     COMMANDS,
     StopSignals,
     add_stop_signal,
-    default_run_dir,
     read_configuration,
     run_training,
 )
@@ -28,8 +27,7 @@ def main(words: Sequence[str]) -> int:
     add_stop_signal(parser)
     config, notes, run_dir = read_configuration(parser, words)
     stop = StopSignals(parser.parse_known_args(list(words))[0].stop_signal)
-    run_dir = default_run_dir(config) if run_dir is None else run_dir
-    if (run_dir / "config.json").exists():
+    if run_dir is not None and (run_dir / "config.json").exists():
         raise ConfigError(
             f"--run-dir {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
         )

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
 from growtrain.diagnosis.copies import learning_test, tested_copies
+from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
 from growtrain.environments.atari_scores import REFERENCE_SCORES
 from growtrain.learners.make import resolve_device
 from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
@@ -165,6 +165,7 @@ def diagnose(
     """
     for arm in settings.arms:
         fork_config(checkpoint, arm, 0, settings)  # what is wrong is said before any work
+    source, output = run.absolute(), output.absolute()  # `say` and `stop` may change the working directory
     torch.set_num_threads(checkpoint.config.threads)
     with run_lock(output):
         try:
@@ -177,7 +178,7 @@ def diagnose(
                 if stop():
                     return None
                 fork = output / f"{arm}-s{seed}"
-                run_fork(run, checkpoint, arm, seed, settings, fork, stop)
+                run_fork(source, checkpoint, arm, seed, settings, fork, stop)
                 forks[arm].append(fork)
                 score = mean_return(fork, checkpoint.frames)
                 say(

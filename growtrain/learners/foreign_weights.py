@@ -1,4 +1,4 @@
-"""Weights of a Nature DQN from elsewhere: a PyTorch or safetensors file, its tensors found by their shapes.
+"""Weights of a Nature DQN from elsewhere: a PyTorch or safetensors file of any name, its tensors found by their shapes.
 
     CleanRL              network.0, .2, .4 (convolutions), network.7 and .9 (linear); also q_network.*
     Stable-Baselines3    q_net.features_extractor.cnn.0, .2, .4, q_net.features_extractor.linear.0, q_net.q_net.0  (policy.pth of its .zip)
@@ -12,11 +12,14 @@ Nothing in a file can run code: PyTorch's are read with `weights_only=True`.
 Units: tensors are float32.
 """
 
+import io
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -31,6 +34,13 @@ _KERNELS = (8, 4, 3)
 _POSITIONS = 49  # of the last convolution's output, 7 x 7
 _MAX_BYTES = 1 << 30
 _INITIAL = "initial.safetensors"
+_ELSEWHERE = {"target", "targets", "optim", "optims", "optimizer", "optimizers", "optimiser"}  # words of a name
+# What numpy's numbers are made of, which lie beside weights in many checkpoints; NumPy 1 and 2 name the function differently.
+_NUMBERS: Final[list[Any]] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "?")},
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +74,15 @@ def read_weights(path: Path) -> Weights:
 
 
 def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Finds the five layers of a Nature DQN among `tensors` by their shapes; target networks and optimizers are passed over.
+    """Finds the five layers of a Nature DQN among `tensors` by their shapes.
+
+    What a whole word of its path names a target network's or an optimizer's is passed over (`q_net_target`, not `retargeted`), and
+    single numbers that are no layer's, such as a step or a temperature.
 
     Raises:
         ConfigError: a layer is missing, there are two that fit, or there are tensors beside them.
     """
-    own = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not any(part in name.lower() for part in ("target", "optim"))
-    }
+    own = {name: tensor for name, tensor in tensors.items() if not _ELSEWHERE & _words(name)}
 
     def find(what: str, *shape: int | None) -> str:
         fitting = [
@@ -107,10 +116,12 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         )
     found: dict[str, Tensor] = {}
     for layer, name in sources.items():
-        bias = name.removesuffix("weight") + "bias"
-        if not name.endswith("weight") or bias not in own:
+        *module, last = name.split(".")
+        bias = ".".join((*module, "bias"))
+        if last != "weight" or bias not in own:
             raise ConfigError(f"{path}: {name} has no bias beside it: every layer of a Nature DQN has one")
         found |= {f"{layer}.weight": own.pop(name), f"{layer}.bias": own.pop(bias)}
+    own = {name: t for name, t in own.items() if t.numel() != 1 or name.split(".")[-1] in ("weight", "bias")}
     if own:
         raise ConfigError(
             f"{path} has tensors that a Nature DQN does not have, and would play otherwise: {', '.join(own)[:300]}"
@@ -129,22 +140,35 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
+    """The tensors of a file by name, whatever the file is called."""
+    content = read_plain(path.resolve(), _MAX_BYTES)  # caches of downloads are full of links
+    if content[8:9] == b"{" and content[:2] != b"PK":  # the length of its header, then the header
         try:
-            return load_safetensors(read_plain(path, _MAX_BYTES))
+            return load_safetensors(content)
         except SafetensorError as error:
-            raise ConfigError(f"{path} is not a safetensors file: {error}") from error
-    if path.suffix not in (".pt", ".pth"):
-        hint = ": take policy.pth out of it first" if path.suffix == ".zip" else ""
-        raise ConfigError(f"{path} is neither a run's directory nor a .pt, .pth or .safetensors file{hint}")
+            raise ConfigError(f"{path} is not a whole safetensors file: {error}") from error
+    if content[:2] == b"PK" and "policy.pth" in _members(content):
+        raise ConfigError(f"{path} is an archive of Stable-Baselines3: take policy.pth out of it first")
     try:
-        return _flatten(torch.load(path, map_location="cpu", weights_only=True))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        with torch.serialization.safe_globals(_NUMBERS):
+            return _flatten(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # what is not a file of weights fails in many ways
         raise ConfigError(
-            f"{path} is not a file of weights alone ({_first_line(error)}): save model.state_dict() by torch.save"
+            f"{path} is not a file of weights alone ({_first_line(error)}): save model.state_dict() by torch.save or safetensors"
         ) from error
+
+
+def _members(content: bytes) -> list[str]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile:
+        return []
+
+
+def _words(name: str) -> set[str]:
+    """The words of a dotted path: `agent.qNet_target.0` -> agent, q, net, target."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
 def _first_line(error: Exception) -> str:

@@ -4,10 +4,13 @@ import contextlib
 import copy
 import dataclasses
 import json
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +28,28 @@ from growtrain.settings.text import ConfigError, flag
 from growtrain.telemetry.sinks import JsonlSink, read_jsonl
 
 Record = dict[str, Any]
+_POLL = 0.5  # seconds between two questions whether to stop
 Data = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]  # frames (N, 4, S, S) and targets (K, N)
 
 
+class Interrupted(Exception):  # it is told to
+    """An arm was told to stop before its end."""
+
+
+def _never() -> bool:
+    return False
+
+
 def learn_trunk(
-    config: ProbeConfig, cell: Cell, data: Data, names: Sequence[str]
+    config: ProbeConfig, cell: Cell, data: Data, names: Sequence[str], should_stop: Callable[[], bool] = _never
 ) -> tuple[list[Record], dict[int, Learner]]:
     """Learns all tasks warm.
 
     Returns:
         The records of `WARM`, and a copy of the learner before each task at which one of the named arms leaves the trunk.
+
+    Raises:
+        Interrupted: `should_stop` said so before a task.
     """
     fork_tasks = {times[0] for name in names if (times := arms(config)[name].times)}
     forks: dict[int, Learner] = {}
@@ -43,27 +58,41 @@ def learn_trunk(
     for task in range(config.num_tasks):
         if task in fork_tasks:
             forks[task] = copy.deepcopy(learner)
-        records += _learn_tasks(config, cell, data, WARM, learner, range(task, task + 1))
+        records += _learn_tasks(config, cell, data, WARM, learner, range(task, task + 1), should_stop)
     return records, forks
 
 
 def learn_arm(
-    config: ProbeConfig, cell: Cell, data: Data, name: str, trunk: Sequence[Record], fork: Learner
+    config: ProbeConfig,
+    cell: Cell,
+    data: Data,
+    name: str,
+    trunk: Sequence[Record],
+    fork: Learner,
+    should_stop: Callable[[], bool] = _never,
 ) -> list[Record]:
-    """An arm's records: the trunk's until its first intervention, then its own."""
+    """An arm's records: the trunk's until its first intervention, then its own; raises `Interrupted` as `learn_trunk` does."""
     start = arms(config)[name].times[0]
-    own = _learn_tasks(config, cell, data, name, copy.deepcopy(fork), range(start, config.num_tasks))
+    own = _learn_tasks(config, cell, data, name, copy.deepcopy(fork), range(start, config.num_tasks), should_stop)
     return [record | {"arm": name} for record in trunk[:start]] + own
 
 
 def _learn_tasks(
-    config: ProbeConfig, cell: Cell, data: Data, name: str, learner: Learner, tasks: range
+    config: ProbeConfig,
+    cell: Cell,
+    data: Data,
+    name: str,
+    learner: Learner,
+    tasks: range,
+    should_stop: Callable[[], bool] = _never,
 ) -> list[Record]:
     torch.set_num_threads(1)
     arm = arms(config)[name]
     frames = scale_frames(torch.from_numpy(data[0]))
     records = []
     for task in tasks:
+        if should_stop():
+            raise Interrupted
         start = time.thread_time()
         target = torch.from_numpy(data[1][task])
         if task in arm.times:
@@ -90,7 +119,12 @@ def _learn_tasks(
 
 
 def run(
-    config: ProbeConfig, cells: Sequence[Cell], names: Sequence[str], directory: Path, processes: int
+    config: ProbeConfig,
+    cells: Sequence[Cell],
+    names: Sequence[str],
+    directory: Path,
+    processes: int,
+    should_stop: Callable[[], bool] = _never,
 ) -> Iterator[list[Record]]:
     """Runs what `directory` lacks, and adds each arm's records to its `probe.jsonl` when the arm is done.
 
@@ -100,6 +134,7 @@ def run(
         names: of arms.
         directory: made if missing.
         processes: workers of one thread each; the records do not depend on their number.
+        should_stop: asked often; True ends it early, without the arms under way.
 
     Yields:
         The records of each arm that was run, one per task.
@@ -107,32 +142,56 @@ def run(
     Raises:
         ConfigError: the directory holds another configuration, or another process works there.
     """
+    return _run(config, cells, names, directory.absolute(), processes, should_stop)
+
+
+def _run(
+    config: ProbeConfig,
+    cells: Sequence[Cell],
+    names: Sequence[str],
+    directory: Path,
+    processes: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[list[Record]]:
     with run_lock(directory), contextlib.closing(open_records(config, directory)) as sink:
         done = complete(config, _read_records(directory))
         missing = {cell: wanted for cell in cells if (wanted := [n for n in names if (cell, n) not in done])}
-        for records in _run_cells(config, missing, processes):
+        for records in _run_cells(config, missing, processes, should_stop):
             for record in records:
                 sink.write(record)
             yield records
 
 
-def _run_cells(config: ProbeConfig, missing: dict[Cell, list[str]], processes: int) -> Iterator[list[Record]]:
+def _run_cells(
+    config: ProbeConfig, missing: dict[Cell, list[str]], processes: int, should_stop: Callable[[], bool]
+) -> Iterator[list[Record]]:
     """Trunks are learned while arms of the cell before still are; at most one more cell than workers is in memory."""
-    executor: Executor = (
-        ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else ThreadPoolExecutor(1)
-    )
+    stopping = threading.Event()
+    executor: Executor
+    ending: tuple[Callable[[], bool], ...] = ()
+    if processes > 1:
+        with _unheard():  # first, because it is begun with the pool otherwise, and hears
+            resource_tracker.ensure_running()
+        executor = ProcessPoolExecutor(processes, get_context("spawn"))
+    else:
+        executor, ending = ThreadPoolExecutor(1), (stopping.is_set,)
+    others = set(active_children())
     waiting, pending = iter(missing), dict[Future[Any], Cell | None]()
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        with _unheard():
+            return executor.submit(function, *arguments, *ending)
 
     def begin() -> None:
         if (cell := next(waiting, None)) is not None:
             data = play(config, cell.seed).frames, make_targets(config, cell)
-            pending[executor.submit(learn_trunk, config, cell, data, missing[cell])] = cell
+            pending[submit(learn_trunk, config, cell, data, missing[cell])] = cell
 
     try:
         for _ in range(processes):
             begin()
-        while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+        while pending and not should_stop():
+            for future in wait(pending, _POLL, return_when=FIRST_COMPLETED).done:
                 cell = pending.pop(future)
                 if cell is None:
                     yield future.result()
@@ -142,12 +201,29 @@ def _run_cells(config: ProbeConfig, missing: dict[Cell, list[str]], processes: i
                 for name in missing[cell]:
                     if name != WARM:
                         fork = forks[arms(config)[name].times[0]]
-                        pending[executor.submit(learn_arm, config, cell, data, name, trunk, fork)] = None
+                        pending[submit(learn_arm, config, cell, data, name, trunk, fork)] = None
                 begin()
                 if WARM in missing[cell]:
                     yield trunk
+    except BrokenProcessPool:
+        if not should_stop():  # else the workers have got the signal, too
+            raise
     finally:
+        stopping.set()
+        if pending:  # what is under way is done again by whoever goes on
+            for worker in set(active_children()) - others:
+                worker.terminate()
         executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Processes that begin in here do not hear what a terminal sends to all, which their parent answers: a mask is inherited."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def choose_arms(config: ProbeConfig, names: Sequence[str]) -> list[str]:

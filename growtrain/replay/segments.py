@@ -8,7 +8,6 @@ Units: frames are counted per lane since the start of the run, as `FrameRing.wri
 """
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import torch
 
 from growtrain.replay.frames import FrameRing
 from growtrain.runfiles import Unreadable, read_plain, write_durably
+from growtrain.settings.machine import usable_cores
 
 _CHUNK_FRAMES = 1024  # 7 MB of 84 x 84 pixels, the piece of work of one thread
 _SEGMENT_CHUNKS = 32  # a segment, the piece that is dropped, is at most 230 MB before compression
@@ -197,4 +197,4 @@ def _restore(ring: FrameRing, chunk: Chunk, stream: memoryview, name: str) -> No
 
 def threads() -> int:
     """Threads for compression: the cores this process may use, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, usable_cores())

@@ -314,7 +314,13 @@ def _open(path: Path) -> Checkpoint:
         raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
     num_bytes = sum(size for size, _ in files.values()) + sum(segment.num_bytes for segment in segments)
     return Checkpoint(
-        path=path, frames=frames, config=config, state=state, segments=segments, machine=machine, num_bytes=num_bytes
+        path=path.absolute(),
+        frames=frames,
+        config=config,
+        state=state,
+        segments=segments,
+        machine=machine,
+        num_bytes=num_bytes,
     )
 
 

@@ -66,7 +66,7 @@ def train(
 
     Args:
         config: everything that decides the run.
-        run_dir: where its files go; made if missing.
+        run_dir: where its files go, by the working directory of this call; made if missing.
         should_stop: asked once per environment step; True, or the reason, ends the run early, with a checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
@@ -78,6 +78,13 @@ def train(
         GrowthFailed: a growth was rolled back and `config.on_growth_failure` is "stop".
         CheckpointFailed: the last checkpoint, or several in a row, could not be written.
     """
+    return _train(config, run_dir.absolute(), should_stop, start)
+
+
+def _train(
+    config: Config, run_dir: Path, should_stop: Callable[[], bool | str], start: Checkpoint | None
+) -> Iterator[Record]:
+    """The loop."""
     with run_lock(run_dir) as stale_lock, Run(config, run_dir, start).recording(stale_lock) as run:
         stopped: bool | str = False
         while run.collector.frames < config.total_frames and not (stopped := should_stop()):
@@ -119,6 +126,7 @@ class Run:
     """
 
     def __init__(self, config: Config, run_dir: Path, start: Checkpoint | None = None) -> None:
+        run_dir = run_dir.absolute()  # the working directory may change while it runs
         self.config, self.run_dir, self._start = config, run_dir, start
         self.device = resolve_device(config.device)
         torch.set_num_threads(config.threads)

@@ -1,7 +1,9 @@
 """What a run ran on: versions, device, commit; for `config.json` and for checkpoints."""
 
+import os
 import platform
 import subprocess
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def _device_name(device: torch.device) -> str:
 def describe(config: Config, device: torch.device) -> dict[str, Any]:
     """What `config.json` holds: the configuration and what it ran on."""
     about = {"config": config.to_dict(), "fingerprint": config.fingerprint()}
-    return about | describe_machine(device) | {"git_commit": _git_commit()}
+    return about | describe_machine(device) | {"git_commit": git_commit()}
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -61,10 +63,16 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
-def _git_commit() -> str | None:
-    """The commit of the source tree, None for an installed package."""
+def git_commit() -> str | None:
+    """The commit of growtrain's own source tree; None for a package that is installed, wherever that is, or copied into another tree."""
+    root = Path(__file__).resolve().parent.parent
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        if tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] != "growtrain":
+            return None
+        # Named, because git would look for a repository above as well, and a hook's environment may point it to another.
+        command = ["git", f"--git-dir={root / '.git'}", "rev-parse", "--verify", "HEAD"]
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=own)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None

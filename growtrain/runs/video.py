@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from growtrain.environments.atari import FRAME_SKIP, lane_seed
 from growtrain.environments.base import Frames
 from growtrain.environments.make import make_environment
+from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.runfiles import PARTIAL
 from growtrain.runs.acting import Policy, epsilon_greedy
 from growtrain.runs.checkpoint import load_learner
@@ -98,9 +99,16 @@ def film(run: Path, output: Path | None, *, at: int | None, seed: int | None, fr
     learner, config, trained, stage = load_learner(run, torch.device("cpu"), at=at)
     config = dataclasses.replace(config, num_envs=1, seed=config.seed if seed is None else seed)
     output = run / f"video-{trained}-s{config.seed}.mp4" if output is None else output
-    partial = output.with_name(output.name + PARTIAL)
     if output.is_dir():
         raise ConfigError(f"--output {output} is a directory: name a file in it")
+    return _film(learner, config, trained, stage, output.absolute(), frames)
+
+
+def _film(
+    learner: DoubleDQN, config: Config, trained: int, stage: int, output: Path, frames: int | None
+) -> Iterator[str]:
+    """The two parts of `film`, once it is known what to play and where the video goes."""
+    suffix, partial = output.suffix.lower(), output.with_name(output.name + PARTIAL)
     try:
         partial.open("wb").close()
     except OSError as error:

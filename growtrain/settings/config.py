@@ -11,13 +11,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 from growtrain.environments.games import canonical_game, family_of
+from growtrain.settings.machine import usable_cores
 from growtrain.settings.schedules import Intervention, Schedule, schedule_of
 from growtrain.settings.text import ConfigError, flag
 
@@ -417,7 +417,7 @@ class Config:
     )
     num_threads: int = setting(
         0,
-        "CPU threads for tensors and environments (0: all in the affinity mask).",
+        "CPU threads for tensors and environments (0: all in the affinity mask, as far as a CPU quota pays for them).",
         identity=False,
         bounds=Bounds(lambda value: value >= 0, "must not be negative (0 takes all cores there are)"),
         evaluation=True,
@@ -523,8 +523,8 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """`num_threads`, or as many as this process has cores."""
-        return self.num_threads or len(os.sched_getaffinity(0))
+        """`num_threads`, or as many as this process can keep busy."""
+        return self.num_threads or usable_cores()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name."""

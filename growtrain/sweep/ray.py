@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import ray
 
+from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 from growtrain.sweep.executor import GROWTRAIN, TAIL_LINES, AbstractExecutor, Child, Exit
 
@@ -37,7 +38,7 @@ def connect() -> None:
             raise ConfigError(
                 f"RAY_ADDRESS is {address}, where no Ray cluster answers: start it or unset it"
             ) from error
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         ray.init(address="local", num_cpus=cores, object_store_memory=_OBJECT_STORE_BYTES, **options)
 
 

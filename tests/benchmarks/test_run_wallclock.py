@@ -306,6 +306,28 @@ def test_a_dry_run_writes_its_files_and_makes_them_again(
     assert again.with_suffix(".json").read_text() == json_text
 
 
+def test_what_was_measured_is_written_before_the_profiling(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Ends the script where nothing of it can answer."""
+
+    def profiling(*arguments: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(script, "measure_busy", profiling)
+    output = tmp_path / "wallclock"
+    tiny = "--game pong --schedule grow1x --width 8 --encoder-width 0.125 --batch-size 4 --num-envs 4 --device cpu"
+    small = "--fill 200 --cell-capacity 400 --repeats 2 --seconds 0.05 --no-validate"
+    with pytest.raises(Killed):
+        script.main([*tiny.split(), *small.split(), "--output", str(output)])
+    values = json.loads(output.with_suffix(".json").read_text())
+    cells = values["stacks"]["fast"]["cells"]
+    assert [len(each["repeats"]) for each in cells.values()] == [2, 2, 2]
+    assert [arm["name"] for arm in values["arms"]] == ["grow1x frozen", "full1x"]
+    assert script.main(["--figures-from", str(output.with_suffix(".json"))]) == 0
+
+
 @pytest.mark.slow
 def test_a_complete_run_is_compared_with_its_projection(script: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "wallclock"

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +285,19 @@ def test_diagnose_answers_is_resumable_and_names_the_next_command(
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")} == stamps
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_diagnosis_that_is_stopped_ends_with_75_and_is_gone_on_with(number: signal.Signals, run_dir: Path) -> None:
+    words = ["diagnose", str(run_dir), "--frames", "320", "--seeds", "1", "--learning-seeds", "1", "--learning-updates", "3"]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "growtrain", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("learning test "))
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert not (run_dir / "diagnosis-1600" / "diagnosis.json").exists()
+    assert main(words) == 0
+
+
 def test_the_learning_test_alone_makes_no_forks_and_has_the_threads_of_the_run(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,7 +391,7 @@ def test_what_the_next_command_repeats_is_another_diagnosis_with_the_same_thresh
         (["rescue", "RUN", "--at", "77"], "no checkpoint at 77"),
         (["rescue", "weights.safetensors", "--frames", "4k", "--at", "77"], "--at"),
         (["rescue", "RUN", "--game", "pong"], "--game"),
-        (["rescue", "weights.txt"], "neither a run's directory"),
+        (["rescue", "weights.txt"], "not a file of weights"),
         (["rescue", "empty.pt", "--frames", "4k"], "not a file of weights"),
         (["diagnose", "RUN", "--frames", "-4"], "--frames"),
         (["diagnose", "RUN", "--seeds", "x"], "--seeds"),
@@ -496,6 +512,57 @@ def test_what_is_no_nature_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ConfigError, match="not a file of weights"):
         read_weights(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_is_what_it_holds_and_not_what_it_is_called(kind: str, tmp_path: Path) -> None:
+    """CleanRL saves `torch.save(q_network.state_dict(), "dqn_atari.cleanrl_model")`; caches of downloads keep links to nameless files."""
+    tensors = {f"network.{name}": tensor for name, tensor in cleanrl().state_dict().items()}
+    blob = tmp_path / "0f3a"
+    if kind == "safetensors":
+        save_file(tensors, blob)
+    else:
+        torch.save(tensors, blob, _use_new_zipfile_serialization=kind == "zip")
+    for name in ("dqn_atari.cleanrl_model", "model.safetensors", "model.pth", "model.zip"):
+        (tmp_path / name).symlink_to(blob)
+        assert torch.equal(read_weights(tmp_path / name).tensors["head.live.2.bias"], tensors["network.9.bias"])
+
+
+def test_cleanrls_own_file_is_rescued(tmp_path: Path) -> None:
+    file = tmp_path / "dqn_atari.cleanrl_model"
+    torch.save({f"network.{name}": tensor for name, tensor in cleanrl().state_dict().items()}, file)
+    words = ["--game=breakout", "--num-envs=2", "--batch-size=8", "--replay-capacity=300", "--eval-period=0"]
+    assert main(["rescue", str(file), "--frames", "1600", "--run-dir", str(tmp_path / "run"), *words]) == 0
+    assert [event["kind"] for event in read_jsonl(tmp_path / "run" / "growth_events.jsonl")] == ["inject"]
+
+
+def test_an_archive_of_stable_baselines3_is_told_by_its_content(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "agent", "w") as archive:
+        archive.writestr("policy.pth", b"")
+    with pytest.raises(ConfigError, match=r"take policy\.pth out"):
+        read_weights(tmp_path / "agent")
+
+
+def test_single_numbers_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    tensors = {f"network.{name}": tensor for name, tensor in cleanrl().state_dict().items()}
+    numbers = {"log_alpha": torch.zeros(1), "step": torch.tensor(3), "running.mean": torch.tensor(0.5)}
+    beside = {"best": np.float64(3.5), "frames": np.int64(7), "done": np.bool_(True), "epsilon": 0.1}
+    torch.save({"model": tensors | numbers, **beside}, tmp_path / "agent.pt")
+    assert read_weights(tmp_path / "agent.pt").width == 32
+    with pytest.raises(ConfigError, match=r"would play otherwise: network\.1\.weight"):
+        recognise(tensors | {"network.1.weight": torch.ones(1)}, tmp_path / "x")  # of a PReLU
+
+
+@pytest.mark.parametrize("name", ["retargeted", "optimistic_q", "Optimus", "non-optimal"])
+def test_names_are_matched_by_whole_words(name: str, tmp_path: Path) -> None:
+    """An agent of such a name is no target network and no optimizer; those beside it are."""
+    own = {f"{name}.network.{key}": tensor for key, tensor in cleanrl().state_dict().items()}
+    for other in ("target", "q_net_target", "targetNetwork", "optimizer.state", "q_optim"):
+        beside = {f"{other}.{key}": tensor + 1 for key, tensor in cleanrl().state_dict().items()}
+        found = recognise(own | beside, tmp_path / "x")
+        assert torch.equal(found.tensors["head.live.2.bias"], own[f"{name}.network.9.bias"])
+    with pytest.raises(ConfigError, match="no bias beside it"):
+        recognise({key.replace(".0.weight", ".0.reweight"): t for key, t in own.items()}, tmp_path / "x")
 
 
 def test_a_rescued_agent_is_pulled_towards_its_own_weights_in_any_memory_format(tmp_path: Path) -> None:

@@ -221,8 +221,8 @@ def limit_memory(monkeypatch, tmp_path: Path, version: int, limit: str, used: in
         (directory / "memory.stat").write_text(f"anon 1\n{counter} {cache}\n")
     membership = tmp_path / "membership"
     membership.write_text("0::/job/step/task\n" if version == 2 else "5:cpu:/job\n4:memory:/job/step/task\n0::/\n")
-    monkeypatch.setattr("growtrain.planning.memory._CGROUP_ROOT", root)
-    monkeypatch.setattr("growtrain.planning.memory._CGROUP_MEMBERSHIP", membership)
+    monkeypatch.setattr("growtrain.settings.machine.CGROUP_ROOT", root)
+    monkeypatch.setattr("growtrain.settings.machine.CGROUP_MEMBERSHIP", membership)
 
 
 @pytest.mark.parametrize("version", [1, 2])

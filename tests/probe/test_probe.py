@@ -4,10 +4,16 @@ import copy
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -281,6 +287,33 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / name).unlink()
     assert main(["probe", "--figures-from", str(tmp_path)]) == 0
     assert {name: (tmp_path / name).read_text() for name in files} == files
+
+
+@pytest.mark.parametrize(("processes", "number"), [("1", signal.SIGTERM), ("2", signal.SIGHUP), ("2", signal.SIGINT)])
+def test_a_signal_stops_a_probe_with_what_it_has_done_and_75(
+    processes: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """Sent to all of its processes, as a terminal does; an arm takes far longer than stopping does."""
+    words = ["probe", "--num-tasks", "8", "--num-frames", "32", "--seeds", "2", "--processes", processes]
+    words += ["--output", str(tmp_path), "--setting", "head", "--targets", "random", "--arms", "warm,reset-head"]
+    command = [sys.executable, "-m", "growtrain", *words, "--num-updates", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "probe.jsonl").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(6)  # workers load their libraries
+    os.killpg(process.pid, number)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert time.monotonic() - start < 20
+    assert f"stopped by {number.name}: the same command again goes on" in errors
+    assert "Traceback" not in errors
+    while any(
+        os.getpgid(each) == process.pid for each in psutil.pids() if psutil.pid_exists(each)
+    ):  # no worker is left
+        assert time.monotonic() - start < 30
+        time.sleep(0.1)
 
 
 def test_a_setting_can_be_written_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

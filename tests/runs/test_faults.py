@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import pty
 import shutil
 import signal
 import socket
@@ -226,7 +227,7 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 # 2: signals
 
 
-@pytest.mark.parametrize("name", ["INT", "USR1"])
+@pytest.mark.parametrize("name", ["INT", "USR1", "HUP"])
 def test_a_signal_stops_with_75_after_a_checkpoint(name: str, tmp_path: Path) -> None:
     run_dir, number = tmp_path / "run", getattr(signal, f"SIG{name}")
     words = command("train", run_dir=run_dir, stop_signal="USR1", **FLAGS | {"total_frames": 1_000_000})
@@ -240,6 +241,40 @@ def test_a_signal_stops_with_75_after_a_checkpoint(name: str, tmp_path: Path) ->
     checkpoint = open_newest(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], summary["reason"], summary["frames"]) == ("stopped", f"SIG{name}", checkpoint.frames)
+
+
+def test_a_hang_up_that_is_ignored_stops_nothing(tmp_path: Path) -> None:
+    """As under `nohup`."""
+    words = command("train", run_dir=tmp_path / "run", **FLAGS | {"total_frames": 1_000_000})
+    with subprocess.Popen(["nohup", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = (line for line in process.stdout if line.startswith("train"))
+        next(lines)
+        process.send_signal(signal.SIGHUP)
+        for _ in range(5):
+            next(lines)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["reason"] == "SIGTERM"
+
+
+def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_75(tmp_path: Path) -> None:
+    """Its every further line is an error, on standard output and on standard error."""
+    run_dir, (ours, theirs) = tmp_path / "run", pty.openpty()
+    words = command("train", run_dir=run_dir, **FLAGS | {"total_frames": 1_000_000})
+    script = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    said = b""
+    while b"updates" not in said:
+        said += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=60) == 75
+    assert json.loads((run_dir / "summary.json").read_text())["reason"] == "SIGHUP"
+    assert open_newest(run_dir).frames > 0
 
 
 def test_the_second_signal_stops_at_once_and_harms_nothing(run: Path) -> None:

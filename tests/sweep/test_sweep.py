@@ -85,11 +85,12 @@ def test_a_sweep_of_real_games_is_killed_twice_and_ends_as_if_it_had_not_been(tm
 
 
 @pytest.mark.slow
-def test_a_signal_stops_a_sweep_with_checkpoints_and_75(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_sweep_with_checkpoints_and_75(number: signal.Signals, tmp_path: Path) -> None:
     words = sweep(tmp_path, "--games", "pong", "--schedules", "fixed", "--seeds", "1", "--total-frames", "1M")
     with start(words) as process:
         wait_for(process, lambda: list(tmp_path.glob("runs/*/checkpoints/0*")))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 75
     (cell,) = cells(tmp_path)
