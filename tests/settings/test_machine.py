@@ -79,7 +79,7 @@ def test_a_group_that_this_namespace_does_not_show_limits_nothing(groups: tuple[
 
 def limited(limit: str, words: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", "-c", f"ulimit {limit}; exec {sys.executable} -m growtrain {words}"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 

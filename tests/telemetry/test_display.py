@@ -318,7 +318,7 @@ def test_reader_gone_in_a_real_process() -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
