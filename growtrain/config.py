@@ -16,6 +16,10 @@ from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 FRAME_SKIP = 4
 PAPER_TOTAL_FRAMES = 200_000_000
+_FRAMES_AN_EVAL_EPISODE = (
+    5_000  # of early agents; those of good ones are longer, which is what 30 in 500k frames allows for
+)
+_MOST_EVAL_EPISODES = 30  # Mnih et al. 2015, "Evaluation procedure"
 
 Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
@@ -153,7 +157,15 @@ class Config:
 
     # Evaluation, records
     eval_period: int = setting(1_000_000, "Interval between evaluations (0: none).", "frames", identity=False)
-    eval_frames: int = setting(500_000, "Length of an evaluation.", "frames", identity=False)
+    eval_episodes: int = setting(
+        0, "Whole episodes of an evaluation (0: one for each 5k frames of --eval-frames, from 1 to 30).", identity=False
+    )
+    eval_frames: int = setting(
+        500_000,
+        "About what an evaluation takes: sets its number of episodes, not their length.",
+        "frames",
+        identity=False,
+    )
     eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False)
     log_period: int = setting(100_000, "Interval between records in metrics.jsonl.", "frames", identity=False)
     diagnostics_period: int = setting(
@@ -207,6 +219,7 @@ class Config:
             "learning_starts",
             "epsilon_decay_frames",
             "eval_period",
+            "eval_episodes",
             "eval_frames",
             "checkpoint_period",
             "redo_period",
@@ -295,6 +308,25 @@ class Config:
         return self.seed if self.seed >= 0 else (1 << 128) - self.seed
 
     @property
+    def num_eval_episodes(self) -> int:
+        """Episodes of an evaluation."""
+        return self.eval_episodes or self._usual_eval_episodes
+
+    @property
+    def expected_eval_frames(self) -> int:
+        """What an evaluation is taken to cost: `eval_frames`, in proportion where the number of episodes is given, below its bound."""
+        return min(self.eval_frames * self.num_eval_episodes // self._usual_eval_episodes, self.max_eval_frames)
+
+    @property
+    def max_eval_frames(self) -> int:
+        """The most that the episodes of an evaluation can last together."""
+        return self.num_eval_episodes * self.max_episode_frames
+
+    @property
+    def _usual_eval_episodes(self) -> int:
+        return max(1, min(_MOST_EVAL_EPISODES, self.eval_frames // _FRAMES_AN_EVAL_EPISODE))
+
+    @property
     def threads(self) -> int:
         """`num_threads`, or as many as this process has cores."""
         return self.num_threads or len(os.sched_getaffinity(0))
@@ -305,10 +337,15 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it."""
-        names = {item.name for item in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ConfigError(f"configuration has unknown or missing fields: {', '.join(sorted(set(values) ^ names))}")
+        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it.
+
+        A field that decides nothing of what is learned may be missing, and has its default then: a run outlives a new flag.
+        """
+        fields = dataclasses.fields(cls)
+        unknown = set(values) - {item.name for item in fields}
+        missing = {item.name for item in fields if item.metadata["identity"]} - set(values)
+        if wrong := sorted(unknown | missing):
+            raise ConfigError(f"configuration has unknown or missing fields: {', '.join(wrong)}")
         return cls(**values)
 
     def fingerprint(self) -> str:

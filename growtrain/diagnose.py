@@ -272,6 +272,6 @@ def return_scale(game: str, untouched: list[float | None]) -> float:
 
 
 def _last_evaluation(fork: Path, after: int) -> float | None:
-    """The score of the fork's evaluation; None where no episode came to its end in it."""
+    """The score of the fork's evaluation."""
     own = [record for record in read_jsonl(fork / "evaluations.jsonl") if record["frames"] > after]
-    return float(own[-1]["episode_return"]) if own and own[-1]["unfinished"] < own[-1]["episodes"] else None
+    return own[-1]["episode_return"] if own else None

@@ -101,7 +101,7 @@ class StageCost:
         stage: injections done.
         start_frame, end_frame: its frames, the end excluded.
         updates, policy_steps: gradient steps, and agent steps for which the network is asked (it is not while epsilon is 1).
-        evaluation_frames: frames of the evaluations made in it.
+        evaluations, evaluation_frames: those made in it, and the frames that they are taken to need.
         live_width, frozen_width: hidden units of the heads that train, and of the others, together.
         parameters_total, parameters_trainable: of the online network.
         flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
@@ -112,6 +112,7 @@ class StageCost:
     end_frame: int
     updates: int
     policy_steps: int
+    evaluations: int
     evaluation_frames: int
     live_width: int
     frozen_width: int
@@ -173,7 +174,7 @@ class Plan:
 
     @property
     def evaluation_flops(self) -> int:
-        """FLOPs of acting in evaluations."""
+        """FLOPs of acting in evaluations, if their episodes last as planned."""
         return sum(stage.evaluation_frames // FRAME_SKIP * stage.flops_per_action for stage in self.stages)
 
 
@@ -259,7 +260,8 @@ def make_plan(config: Config, num_actions: int) -> Plan:
             end_frame=end,
             updates=updates_due(config, last) - updates_due(config, first),
             policy_steps=max(last, at_random) - max(first, at_random),
-            evaluation_frames=_evaluations(config, start, end) * config.eval_frames,
+            evaluations=(evaluations := _evaluations(config, start, end)),
+            evaluation_frames=evaluations * config.expected_eval_frames,
             live_width=num_live * width,
             frozen_width=(num_heads - num_live) * width,
             parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters,

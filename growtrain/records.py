@@ -51,12 +51,12 @@ class Evaluation:
     Attributes:
         frames: training frames behind the evaluated network.
         stage: in which it was.
-        episode_return: mean true score; None, as the two after it, if no episode came to its end.
+        episode_return: mean true score; None, as the two after it, if it is not known.
         episode_return_std: standard deviation over the episodes.
         human_normalized_score: 0 random, 1 human.
-        episodes: episodes counted.
-        unfinished: how many of them had not ended when the budget did; they count with the score they had.
-        eval_frames: frames played.
+        episodes: episodes counted, by default in whole.
+        unfinished: how many of them were not played to their end, and count with the score they had.
+        eval_frames: frames played, with those of lanes that waited for the last episode.
         wall_seconds: time it took.
     """
 

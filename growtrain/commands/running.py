@@ -62,6 +62,7 @@ def _has_effect(name: str, config: Config) -> bool:
         "redo_tau": intervenes and schedule.intervention == "redo",
         "redo_period": schedule.periodic,
         "freeze_encoder_at": config.freeze_encoder_at < schedule.num_stages,
+        "eval_frames": not config.eval_episodes,
         "regularizer_strength": config.regularizer != "none",
         "optimizer_decay": config.optimizer == "centered_rmsprop",
         "track_project": config.track != "none",

@@ -130,7 +130,7 @@ def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_constant_gradients_of_any_size_keep_the_weights_finite(compiled: bool, name: str) -> None:
-    """v - m^2 then is nothing but rounding, and of either sign."""
+    """V - m^2 then is nothing but rounding, and of either sign."""
     device = torch.device(name)
     if compiled and not can_compile(device):
         pytest.skip("no compiler")
