@@ -122,7 +122,7 @@ class Config:
         0.1, "Gain of a fresh head that tells of lost plasticity, as a share of what can be learned."
     )
     adaptive_patience: int = setting(2, "Decisions in a row that must find plasticity lost.")
-    redo_period: int = setting(0, "Interval of the redo schedule (0: a 200th of the budget, at least 4k).", "frames")
+    redo_period: int = setting(0, "Interval of the redo schedule (0: 1,000 updates; less in a short budget).", "frames")
     redo_tau: float = setting(
         0.025, "Score up to which redo recycles a unit (Sokar et al. 2023: 0.025 at replay ratio 1/4, else 0.1)."
     )

@@ -317,9 +317,10 @@ class LiveDisplay(AbstractDisplay):
         left, elapsed = self._left(self._progress.total_frames), metrics.wall_seconds + perf_counter() - self._received
         score, evaluated, human = _score(metrics.episode_return), "-", "-"
         if metrics.episodes:
-            score += f"  ({metrics.episodes} episodes)"
+            score += f"  ({_count(metrics.episodes)})"
         if evaluation is not None:
             evaluated = f"{_score(evaluation.episode_return)}  at {format_count(evaluation.frames)}"
+            evaluated += f"  ({_count(evaluation.episodes)})"
             human = _small(evaluation.human_normalized_score)
         table = Table.grid(padding=(0, 2), expand=True)
         for style, ratio in (("dim", 2), ("bold", 5), ("dim", 3), ("bold", 2)):
@@ -438,7 +439,11 @@ def _episodes(evaluation: Evaluation) -> str:
     if evaluation.episodes and evaluation.episode_return is None:
         return f"none of {evaluation.episodes} episodes ended"
     unfinished = f" ({evaluation.unfinished} unfinished)" if evaluation.unfinished else ""
-    return f"{evaluation.episodes} episodes{unfinished}"
+    return f"{_count(evaluation.episodes)}{unfinished}"
+
+
+def _count(episodes: int) -> str:
+    return f"{episodes} episode{'' if episodes == 1 else 's'}"
 
 
 def format_duration(seconds: float | None) -> str:

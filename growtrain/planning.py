@@ -275,9 +275,11 @@ def make_plan(config: Config, num_actions: int) -> Plan:
     parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
     parameters += config.keeps_initial_weights * trainable
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
+    lines += (growths := len(schedule.injection_frames))
     if config.diagnostics_period:
         parameters += trainable  # the initial ones
-        lines += config.total_frames // config.diagnostics_period + 2 * (len(stages) - 1)
+        periods = config.total_frames // config.diagnostics_period
+        lines += periods + 2 * (min(growths, periods + 1) if schedule.periodic else growths)
     checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)

@@ -200,7 +200,7 @@ class Run:
                 stage=self.stage,
                 last_injection=self.grown_at[-1] if self.grown_at else 0,
                 errors=(errors["current"], errors["inject"]),
-                returns=self.collector.recent_returns,
+                returns=list(self.collector.recent_returns),
                 episodes=self.collector.num_episodes,
                 before=self.decision,
                 seconds=time.perf_counter() - start,
@@ -212,7 +212,8 @@ class Run:
 
     def grow(self, reason: str = "schedule") -> Iterator[Record]:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
-        if self.config.diagnostics_period:
+        measured = self._measures_growth()
+        if measured:
             yield self.diagnose("before growth")
         self._charge()
         self.stage += 1
@@ -241,8 +242,15 @@ class Run:
         event = dataclasses.replace(event, stage=self.schedule.stage_after(self.interventions))
         self.sinks.write("growth_events", event.to_dict())
         yield event
-        if self.config.diagnostics_period:
+        if measured:
             yield self.diagnose("after growth", self.schedule.intervention)
+
+    def _measures_growth(self) -> bool:
+        """Whether diagnostics go around the next growth: of a periodic intervention around the first in each of their periods."""
+        period = self.config.diagnostics_period
+        if not (self.schedule.periodic and period and self.grown_at):
+            return period > 0
+        return self.collector.frames // period > self.grown_at[-1] // period
 
     def diagnose(
         self, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None

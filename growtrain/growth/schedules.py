@@ -12,11 +12,13 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from growtrain.config import Config, ConfigError, Intervention, format_count, parse_count
+from growtrain.config import FRAME_SKIP, Config, ConfigError, Intervention, format_count, parse_count
 from growtrain.growth.adaptive import Rule
 
-# The redo schedule's period: this part of the budget, and at least so many frames.
-_REDO_SHARE, _REDO_MINIMUM = 200, 4_000
+# The redo schedule's period: 1,000 updates, as in the experiments of Sokar et al. 2023 (appendix, hyperparameters of ReDo). The argument's
+# default in the authors' code, 200,000 (Dopamine, `labs/redo/weight_recyclers.py`), is set by none of its configurations.
+# A fifth of a budget that is shorter than five of them, and then at least so many frames.
+_REDO_UPDATES, _REDO_SHARE, _REDO_MINIMUM = 1_000, 5, 4_000
 _DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 30k frames of training: a seventeenth of this
 
 
@@ -98,7 +100,12 @@ _OWN: dict[str, Intervention] = {
 def schedule_of(config: Config) -> Schedule:
     """The schedule of a configuration; raises `ConfigError` where its parts cannot work together."""
     schedule = make_schedule(
-        config.schedule, config.total_frames, config.learning_starts, config.intervention, config.redo_period
+        config.schedule,
+        config.total_frames,
+        config.learning_starts,
+        config.intervention,
+        config.redo_period,
+        config.replay_ratio,
     )
     if config.schedule == "adaptive":
         schedule = _adaptive(config)
@@ -158,6 +165,7 @@ def make_schedule(
     learning_starts: int = 0,
     intervention: Intervention = "inject",
     redo_period: int = 0,
+    replay_ratio: float = 0.25,
 ) -> Schedule:
     """The schedule of that name for a budget.
 
@@ -167,7 +175,8 @@ def make_schedule(
         total_frames: the budget in frames.
         learning_starts: frames before the first update; nothing may be injected before.
         intervention: what happens at the times of `grow1x`, `grow3x` and `at:`.
-        redo_period: frames between the interventions of `redo`; 0 is a 200th of the budget, at least 4k.
+        redo_period: frames between the interventions of `redo`; 0 is 1,000 updates, a fifth of a short budget.
+        replay_ratio: updates per agent step.
 
     Raises:
         ConfigError: one line that names the entry and the remedy.
@@ -181,7 +190,8 @@ def make_schedule(
     else:
         raise ConfigError(f"--schedule is {name!r}: choose one of {', '.join(_NAMED)}, or at:25M,50M or at:0.1,0.5")
     if name == "redo":
-        period = redo_period or max(_REDO_MINIMUM, total_frames // _REDO_SHARE)
+        usual = max(1, round(_REDO_UPDATES / replay_ratio * FRAME_SKIP))
+        period = redo_period or min(usual, max(_REDO_MINIMUM, total_frames // _REDO_SHARE))
         times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
         if not times:
             raise ConfigError(
