@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
@@ -383,3 +384,9 @@ def format_count(count: float) -> str:
         if abs(count) >= scale:
             return f"{count / scale:.4g}{suffix}"
     return f"{count:.4g}"
+
+
+def episodes_text(episodes: Sequence[float]) -> str:
+    """`12 episodes`, `3 to 40 episodes`, of the numbers of episodes behind some scores."""
+    least, most = (f"{value:.0f}" for value in (min(episodes), max(episodes)))
+    return f"{least} episode{'' if most == '1' else 's'}" if least == most else f"{least} to {most} episodes"

@@ -213,6 +213,7 @@ def _concluded(
         returns=returns,
         evaluations={arm: [_last_evaluation(fork, now) for fork in each] for arm, each in forks.items()},
         return_scale=scale,
+        episodes={arm: [num_episodes(fork, now) for fork in each] for arm, each in forks.items()},
         verdict=verdict(
             Evidence(errors=mean_errors(errors), returns=returns, return_scale=scale), threshold=settings.threshold
         ),
@@ -249,6 +250,11 @@ def mean_return(fork: Path, after: int) -> float | None:
     """The mean true score of the training episodes that the fork has begun and ended; None without any."""
     curve = running_return(fork, after)
     return curve[-1][1] if curve else None
+
+
+def num_episodes(fork: Path, after: int) -> int:
+    """How many training episodes the fork has begun and ended."""
+    return sum(record["episodes"] for record in read_jsonl(fork / "metrics.jsonl") if record["frames"] > after)
 
 
 def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:

@@ -28,6 +28,7 @@ from growtrain.records import Diagnostics, Evaluation, Metrics
 if TYPE_CHECKING:  # torch comes with it, and a display needs none
     from growtrain.growth.interventions import GrowthEvent
 
+_FEW_EPISODES: Final = 10
 _SPEED_RECORDS: Final = 32  # records behind the measured speed: long enough to contain evaluations
 _PANEL_WIDTH: Final = 100  # at most, in columns
 
@@ -206,7 +207,7 @@ class PlainDisplay(AbstractDisplay):
         progress.update(metrics)
         parts = [
             self._place(metrics.frames, metrics.stage),
-            f"score {_score(metrics.episode_return):>8}",
+            f"score {_score(metrics.episode_return):>8}{_few(metrics.episodes)}",
             f"loss {_small(metrics.loss):>7}",
             f"eps {metrics.epsilon:.3f}",
             f"{metrics.frames_per_second:>5.0f} frames/s",
@@ -320,7 +321,7 @@ class LiveDisplay(AbstractDisplay):
             score += f"  ({_count(metrics.episodes)})"
         if evaluation is not None:
             evaluated = f"{_score(evaluation.episode_return)}  at {format_count(evaluation.frames)}"
-            evaluated += f"  ({_count(evaluation.episodes)})"
+            evaluated += _few(evaluation.episodes)
             human = _small(evaluation.human_normalized_score)
         table = Table.grid(padding=(0, 2), expand=True)
         for style, ratio in (("dim", 2), ("bold", 5), ("dim", 3), ("bold", 2)):
@@ -440,6 +441,11 @@ def _episodes(evaluation: Evaluation) -> str:
         return f"none of {evaluation.episodes} episodes ended"
     unfinished = f" ({evaluation.unfinished} unfinished)" if evaluation.unfinished else ""
     return f"{_count(evaluation.episodes)}{unfinished}"
+
+
+def _few(episodes: int) -> str:
+    """How many episodes a mean is of, where they are so few that it must not be read without."""
+    return f" (n={episodes})" if 0 < episodes < _FEW_EPISODES else ""
 
 
 def _count(episodes: int) -> str:

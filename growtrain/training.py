@@ -488,7 +488,8 @@ class Run:
                 for total, cost in zip(self.accounts.stages, plan.stages, strict=True)
             ],
             "final_return": score,
-            "final_return_source": "evaluation" if evaluated else "last 100 training episodes",
+            "final_return_source": "evaluation" if evaluated else f"last {len(recent)} training episodes",
+            "final_return_episodes": evaluation.episodes if evaluation and evaluated else len(recent),
             "human_normalized_score": evaluation.human_normalized_score if evaluation else None,
             "resumes": self._resumes,
         }
