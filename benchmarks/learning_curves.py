@@ -61,9 +61,8 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         for run in (r for r in runs if r["config"]["game"] == game):
             episodes = episodes_behind(run)
             label = f"{run['config']['schedule']}, seed {run['config']['seed']}"
-            (line,) = axes.plot(
-                frames, means, label=f"{label}, {episodes_text(episodes)} a point" if episodes else label
-            )
+            label += f", {episodes_text(episodes)} a point" if episodes else ""
+            (line,) = axes.plot(*training_curve(run), label=label)
             points = [(e["frames"], e["episode_return"]) for e in run["evaluations"] if e["episode_return"] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=line.get_color())
