@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.settings.text import episodes_text
 from growtrain.telemetry.sinks import read_jsonl
 
 WINDOW = 5  # records in the running mean
@@ -45,6 +46,12 @@ def training_curve(run: dict[str, Any]) -> tuple[list[int], list[float]]:
     return frames, means
 
 
+def episodes_behind(run: dict[str, Any]) -> list[int]:
+    """How many episodes each point of the training curve is the mean of."""
+    episodes = [m["episodes"] for m in run["metrics"] if m["episode_return"] is not None]
+    return [sum(episodes[max(0, end - WINDOW) : end]) for end in range(1, len(episodes) + 1)]
+
+
 def draw(runs: list[dict[str, Any]]) -> Figure:
     """One panel a game: training scores as lines, evaluations as dots, injections as vertical lines."""
     games = sorted({run["config"]["game"] for run in runs})
@@ -52,9 +59,10 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     for column, game in enumerate(games, start=1):
         axes = figure.add_subplot(1, len(games), column)
         for run in (r for r in runs if r["config"]["game"] == game):
-            (line,) = axes.plot(
-                *training_curve(run), label=f"{run['config']['schedule']}, seed {run['config']['seed']}"
-            )
+            episodes = episodes_behind(run)
+            label = f"{run['config']['schedule']}, seed {run['config']['seed']}"
+            label += f", {episodes_text(episodes)} a point" if episodes else ""
+            (line,) = axes.plot(*training_curve(run), label=label)
             points = [(e["frames"], e["episode_return"]) for e in run["evaluations"] if e["episode_return"] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=line.get_color())

@@ -48,7 +48,7 @@ def main() -> int:
                 run.learner.update(run.ring.sample(2 * config.batch_size).view(2, config.batch_size))
             else:
                 run.captured.update(run.ring.sample_indices(2 * config.batch_size))
-    brief = dataclasses.replace(config, eval_frames=20_000)
+    brief = dataclasses.replace(config, eval_episodes=config.num_envs, max_episode_frames=20_000 // config.num_envs)
     evaluate(run.learner.q_values, brief, frames=0, stage=run.stage, device=run.device)
     needed = make_plan(config, num_actions_of(config)).memory.needed(run.device.type)
     record = _compare(needed["host"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -62,6 +62,7 @@ from growtrain.settings.config import Anchor, Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
 from growtrain.settings.text import ConfigError, parse_count
+from growtrain.telemetry.sinks import read_jsonl
 
 MIN_WINDOW = 0.5  # seconds
 # What `presets.resolve` scales to a budget; a validation run scales them whatever the flags said.
@@ -247,8 +248,8 @@ def work_of(config: Config, num_actions: int) -> Work:
     return Work(
         warmup_frames=warmup,
         stage_frames=[stage.frames - (warmup if stage.stage == 0 else 0) for stage in stages],
-        evaluations=[stage.evaluation_frames // config.eval_frames if config.eval_period else 0 for stage in stages],
-        eval_frames=config.eval_frames,
+        evaluations=[stage.evaluations for stage in stages],
+        eval_frames=config.expected_eval_frames,
         checkpoints=[sum(stage.start_frame < f <= stage.end_frame for f in frames) for stage in stages],
         checkpoint_transitions=sum(new),
         records=-(-config.total_frames // config.log_period),
@@ -373,6 +374,11 @@ def validate(
             for _ in train(config, run_dir):
                 pass
         wall = time.perf_counter() - start
+        work = work_of(config, stack["num_actions"])
+        if lengths := [record["eval_frames"] for record in read_jsonl(run_dir / "evaluations.jsonl")]:
+            work = dataclasses.replace(
+                work, eval_frames=round(sum(lengths) / len(lengths))
+            )  # whole episodes, of any length
         raw["validation"].append(
             {
                 "arm": place,
@@ -380,7 +386,7 @@ def validate(
                 "wall_seconds": wall,
                 "machine_speed": [before, gauge()],
                 "startup_seconds": startup,
-                "work": dataclasses.asdict(work_of(config, stack["num_actions"])),
+                "work": dataclasses.asdict(work),
                 "run_summary": json.loads((run_dir / "summary.json").read_text(encoding="utf-8")),
             }
         )

@@ -281,8 +281,9 @@ def profile(run: Run, alternating: bool) -> dict[str, Any]:
 
 
 def timed_evaluation(run: Run, steps: int) -> dict[str, float]:
-    """Frames of an evaluation of so many steps of all environments; seconds from its first step on, and before it."""
-    config = dataclasses.replace(run.config, eval_frames=FRAME_SKIP * run.config.num_envs * steps)
+    """Frames of an evaluation whose episodes are cut after so many steps; seconds from its first step on, and before it."""
+    lanes = min(run.config.num_envs, run.config.num_eval_episodes)
+    config = dataclasses.replace(run.config, eval_episodes=lanes, max_episode_frames=FRAME_SKIP * steps)
     asked: list[float] = []
 
     def policy(observation: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Work:
     Attributes:
         warmup_frames: frames played at random before the first update.
         stage_frames: frames after that, per stage.
-        evaluations: evaluations per stage, of `eval_frames` frames each.
+        evaluations: evaluations per stage, taken to need `eval_frames` frames each.
         checkpoints: checkpoints per stage.
         checkpoint_transitions: transitions that all checkpoints together add to those before them.
         records: lines of metrics.

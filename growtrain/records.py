@@ -54,12 +54,12 @@ class Evaluation:
     Attributes:
         frames: training frames behind the evaluated network.
         stage: in which it was.
-        episode_return: mean true score; None, as the two after it, if no episode came to its end.
+        episode_return: mean true score; None, as the two after it, if it is not known.
         episode_return_std: standard deviation over the episodes.
         human_normalized_score: 0 random, 1 human.
-        episodes: episodes counted.
-        unfinished: how many of them had not ended when the budget did; they count with the score they had.
-        eval_frames: frames played.
+        episodes: episodes counted, by default in whole.
+        unfinished: how many of them were not played to their end, and count with the score they had.
+        eval_frames: frames played, with those of lanes that waited for the last episode.
         wall_seconds: time it took.
     """
 
@@ -172,7 +172,10 @@ class Decision:
         error, error_injected: mean errors that the network as it is and its injected copy reach.
         gain: of the injected copy over the network as it is, as a share of what the better of them learned (as in `verdicts`).
         score, score_error: mean of the last episodes' true scores and its standard error; None without episodes.
+        score_episodes: how many they are, 100 at most.
         score_before: that of the decision before; None without one.
+        score_since: mean of the episodes that ended after the decision before, of the last 100 at most; None without any.
+        rise_error: standard error of `score_since` - `score_before`; None where it is not known.
         episodes: that have ended in the run.
         plateau: whether the score has stopped rising.
         streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
@@ -195,6 +198,9 @@ class Decision:
     inject: bool
     reason: str
     seconds: float
+    score_episodes: int = 0
+    score_since: float | None = None
+    rise_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""

@@ -158,6 +158,12 @@ def score_at(entry: Entry, axis: Axis, limit: float) -> float:
     return float(value_at(x, entry.curve.score, limit)) if len(x) and x[-1] >= limit else float("nan")
 
 
+def episodes_at(entry: Entry, axis: Axis, limit: float) -> float:
+    """How many episodes `score_at` is the mean of; NaN if the run did not get there."""
+    x: FloatArray = getattr(entry.curve, axis)
+    return float(value_at(x, entry.curve.episodes, limit)) if len(x) and x[-1] >= limit else float("nan")
+
+
 def normalized(game: str, score: FloatArray) -> FloatArray:
     """Human-normalised scores: 0 random, 1 human."""
     random_score, human_score = REFERENCE_SCORES[game]
@@ -196,6 +202,8 @@ class TimeToScore:
         axis: what is counted.
         ratio: of the medians; below 1 the arm is first, infinite if it never gets there.
         reached, reference_reached: (runs that got there, runs).
+        early, reference_early: runs that were there at their first score already, a tenth into the budget: that they took less is not
+            seen, which draws the ratio towards 1.
     """
 
     level: float
@@ -203,6 +211,15 @@ class TimeToScore:
     ratio: Estimate
     reached: tuple[int, int]
     reference_reached: tuple[int, int]
+    early: int
+    reference_early: int
+
+    @property
+    def known(self) -> bool:
+        """Whether any time was seen: else every run that got there was there at its first score, and a ratio of 1 says nothing."""
+        return self.reached[0] + self.reference_reached[0] > self.early + self.reference_early or not (
+            self.early and self.reference_early
+        )
 
 
 @dataclass(frozen=True)
@@ -321,7 +338,8 @@ def _times(
         for axis in axes:
             x, y = ([_time_to(study.cell(a, g), axis, goals[g], at[g]) for g in games] for a in pair)
             ratio = estimate(ratio_of_medians, x, y, rng=rng)
-            found.append(TimeToScore(level, axis, ratio, _reached(x), _reached(y)))
+            early = [sum(_is_early(study.cell(a, g), goals[g], at[g]) for g in games) for a in pair]
+            found.append(TimeToScore(level, axis, ratio, _reached(x), _reached(y), *early))
     return found
 
 
@@ -334,6 +352,12 @@ def _time_to(cell: Sequence[Entry], axis: Axis, goal: float, frames: float) -> F
         ended_early = np.isinf(time) and (not len(entry.curve.frames) or entry.curve.frames[-1] < frames)
         times.append(np.nan if ended_early else time)
     return np.array(times)
+
+
+def _is_early(cell: Sequence[Entry], goal: float, frames: float) -> int:
+    """How many runs of a cell are at a score when their curves begin."""
+    curves = [at_frames(entry.curve, frames) for entry in cell]
+    return sum(len(curve.score) > 0 and bool(curve.score[0] >= goal) for curve in curves)
 
 
 def _reached(times: Sequence[FloatArray]) -> tuple[int, int]:

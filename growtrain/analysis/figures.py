@@ -23,7 +23,7 @@ from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, 
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
 from growtrain.environments.atari_scores import REFERENCE_SCORES
-from growtrain.settings.text import format_count
+from growtrain.settings.text import episodes_text, format_count
 
 TITLES: dict[Axis, str] = {"frames": "frames", "hours": "wall-clock", "flops": "FLOPs"}
 _POINTS = 60
@@ -59,6 +59,7 @@ def curves_figure(
     caption = (
         "Interquartile mean over all runs of all games, growing in frames, wall-clock and FLOPs of updates. Bands are 95 % "
         "intervals, where every game has three seeds. A curve ends where the first of its runs does."
+        f"{_behind([curve for cell in cut.values() for curve in cell])}"
     )
     svg = plots.curves(panels, {arm: look[arm] for arm in arms}, 3, height=270, shared_y=True)
     return Figure("aggregate-curves", svg, caption)
@@ -113,10 +114,18 @@ def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: 
     ended = f"have a score at {format_count(at[game])} frames" if game in at else "have a score"
     caption = (
         f"{game}: thick lines are means over the seeds that {ended}, thin lines single seeds; a cross is where a run failed or was "
-        "interrupted; triangles are interventions."
+        f"interrupted; triangles are interventions.{_behind([e.curve for cell in cells.values() for e in cell])}"
     )
     legend = {arm: look[arm] for arm in cells}
     return Figure(file_name("game", index, game), plots.curves(panels, legend, 3, height=260, shared_y=True), caption)
+
+
+def _behind(curves: Sequence[Curve]) -> str:
+    """A sentence on how many episodes the points of some curves are means of; empty where there is no point."""
+    episodes = np.concatenate([np.zeros(0), *(curve.episodes for curve in curves)])
+    if not len(episodes):
+        return ""
+    return f" A point of a run is the mean of {episodes_text([*episodes])}, {np.median(episodes):.0f} in the median."
 
 
 def diagnostics_figure(study: Study, index: int, game: str) -> Figure | None:

@@ -21,6 +21,7 @@ from growtrain.analysis.comparison import (
     Study,
     arm_scores,
     compare,
+    episodes_at,
     interval_text,
     limits,
     make_study,
@@ -42,7 +43,7 @@ from growtrain.analysis.pages import (
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
 from growtrain.environments.atari_scores import REFERENCE_SCORES
-from growtrain.settings.text import format_count
+from growtrain.settings.text import episodes_text, format_count
 
 _BOOTSTRAP_SEED = 0  # the same runs give the same report
 _AGGREGATES: dict[str, Callable[[Scores], FloatArray]] = {
@@ -171,12 +172,15 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
             scores = np.array([score_at(entry, "frames", at[game]) for entry in cell])
             found = estimate(mean, [scores], rng=rng)
             missing = f", {found.missing} missing" if found.missing else ""
-            row.append(f"{interval_text(found)} n={found.runs}{missing}" if cell else "-")
+            behind = [n for entry in cell if not np.isnan(n := episodes_at(entry, "frames", at[game]))]
+            each = f" ({episodes_text(behind)} each)" if behind else ""
+            row.append(f"{interval_text(found)} n={found.runs}{missing}{each}" if cell else "-")
         known = game in REFERENCE_SCORES
         rows.append([*row, "{:g} / {:g}".format(*REFERENCE_SCORES[game]) if known else "-"])
     text = (
         "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the "
-        f"number of seeds; below {MIN_RUNS} there is no interval, because so few runs resample to almost nothing else."
+        f"number of seeds, beside it are the episodes behind the score of each; below {MIN_RUNS} seeds there is no interval, because "
+        "so few runs resample to almost nothing else."
     )
     drawn = [figures.game_figure(study, index, game, at, rng) for index, game in enumerate(study.games)]
     table = Table(["game", "at frames", *study.arms, "random / human"], rows)
@@ -205,7 +209,8 @@ def _method(at: dict[str, float]) -> list[Block]:
     frames = ", ".join(sorted({format_count(value) for value in at.values()})) or "no"
     score = (
         "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget "
-        "(where none did, of the newest), at the exploration epsilon of the time. Single evaluations are in the table of "
+        "(where none did, of the newest), at the exploration epsilon of the time. Where few episodes ended, those that did are the "
+        "shorter ones, and such a score swings: their number n is beside it. Single evaluations are in the table of "
         "runs: they judge one snapshot and swing more."
     )
     where = (

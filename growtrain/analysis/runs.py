@@ -121,12 +121,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's score (game points) against what it took: frames, hours and FLOPs, each (P,) and rising; FLOPs NaN if unknown."""
+    """A run's score (game points) against what it took: frames, hours and FLOPs, each (P,) and rising; FLOPs NaN if unknown.
+
+    `episodes` (P,) is how many each score is the mean of.
+    """
 
     frames: FloatArray
     hours: FloatArray
     flops: FloatArray
     score: FloatArray
+    episodes: FloatArray
 
 
 def number(record: Record, name: str, default: float) -> float:
@@ -279,6 +283,7 @@ def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
     """A run's score and what it took, at each record from the first tenth of its budget on.
 
     The score is the mean of the training episodes that ended in the last tenth of the budget; where none did, of the newest that did.
+    An episode that is still going on then is not among them, which favours the short ones where few end.
 
     Args:
         run: the run.
@@ -292,9 +297,10 @@ def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
     newest = np.maximum.accumulate(np.where(episodes > 0, np.arange(len(frames)), -1))
     start = np.minimum(np.searchsorted(frames, frames - window, side="right"), newest)  # of the records averaged over
     whole = (frames >= window) & (newest >= 0)
-    score = (total[1:] - total[start])[whole] / (count[1:] - count[start])[whole]
+    behind = (count[1:] - count[start])[whole]
+    score = (total[1:] - total[start])[whole] / behind
     flops = update_flops(run, frames, updates, costs)
-    return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score)
+    return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score, behind)
 
 
 def update_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[float]) -> FloatArray:

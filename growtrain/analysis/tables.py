@@ -15,6 +15,7 @@ from growtrain.analysis.comparison import (
     Axis,
     Comparison,
     Study,
+    TimeToScore,
     interval_text,
     ratio_text,
     score_at,
@@ -96,7 +97,9 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
             Paragraph(
                 "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
                 "reference's mean score at the end; medians over seeds, their median over games. A run that does not get "
-                "there counts as infinitely late; never says that on half of the games or more most of the arm's runs are. A "
+                "there counts as infinitely late; never says that on half of the games or more most of the arm's runs are. One that is "
+                "there at its first score, a tenth into its budget, counts as having taken that long: such times are too long and draw "
+                "the ratio towards 1, and the note counts them. A "
                 "game where neither arm gets there is left out."
             ),
         ]
@@ -135,13 +138,22 @@ def _time_rows(c: Comparison) -> list[list[str]]:
             f"{c.arm} / {c.reference}",
             f"{time.level:.0%}",
             TITLES[time.axis],
-            interval_text(time.ratio),
+            interval_text(time.ratio) if time.known else "unknown",
             "{} of {}".format(*time.reached),
             "{} of {}".format(*time.reference_reached),
-            f"no interval: {time.ratio.reason}" if time.ratio.reason else "",
+            _time_note(time),
         ]
         for time in c.times
     ]
+
+
+def _time_note(time: TimeToScore) -> str:
+    notes = [f"no interval: {time.ratio.reason}"] if time.ratio.reason else []
+    if time.early or time.reference_early:
+        there = f"{time.early} of {time.reached[1]} runs, {time.reference_early} of {time.reference_reached[1]} of reference"
+        drawn = ", which draws the ratio towards 1" if time.known else ""
+        notes.append(f"there at the first score already: {there}{drawn}")
+    return "; ".join(notes)
 
 
 def _comparison_notes(c: Comparison) -> list[str]:
@@ -236,7 +248,7 @@ def runs(study: Study, at: dict[str, float]) -> list[Block]:
                 str(run.seed),
                 run.status,
                 f"{format_count(run.frames)} of {format_count(run.budget)}",
-                value_text(float(curve.score[-1])) if len(curve.score) else "-",
+                f"{value_text(float(curve.score[-1]))} (n={curve.episodes[-1]:.0f})" if len(curve.score) else "-",
                 _last_evaluation(run),
                 _times([event["frames"] for event in run.growth_events]),
                 "yes" if counted else "no",

@@ -217,6 +217,7 @@ def _concluded(
         returns=returns,
         evaluations={arm: [_last_evaluation(fork, now) for fork in each] for arm, each in forks.items()},
         return_scale=scale,
+        episodes={arm: [num_episodes(fork, now) for fork in each] for arm, each in forks.items()},
         verdict=verdict(
             Evidence(errors=mean_errors(errors), returns=returns, return_scale=scale), threshold=settings.threshold
         ),
@@ -255,6 +256,11 @@ def mean_return(fork: Path, after: int) -> float | None:
     return curve[-1][1] if curve else None
 
 
+def num_episodes(fork: Path, after: int) -> int:
+    """How many training episodes the fork has begun and ended."""
+    return sum(record["episodes"] for record in read_jsonl(fork / "metrics.jsonl") if record["frames"] > after)
+
+
 def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:
     """At every record after `after` frames: the frames, and the mean true score of the fork's own episodes so far."""
     curve: list[tuple[int, float | None]] = []
@@ -276,6 +282,6 @@ def return_scale(game: str, untouched: list[float | None]) -> float:
 
 
 def _last_evaluation(fork: Path, after: int) -> float | None:
-    """The score of the fork's evaluation; None where no episode came to its end in it."""
+    """The score of the fork's evaluation."""
     own = [record for record in read_jsonl(fork / "evaluations.jsonl") if record["frames"] > after]
-    return float(own[-1]["episode_return"]) if own and own[-1]["unfinished"] < own[-1]["episodes"] else None
+    return own[-1]["episode_return"] if own else None

@@ -6,7 +6,7 @@ Units: frames; returns are true scores; gains are shares (see `verdicts`).
 import dataclasses
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from growtrain.plasticity.learning_test import Copy, LearningTest, mean_errors
 from growtrain.plasticity.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_most
-from growtrain.settings.text import format_count
+from growtrain.settings.text import episodes_text, format_count
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -60,9 +60,10 @@ class Diagnosis:
         errors: of the learning test, by copy: one list a seed, one error a mark.
         curves: mean training return of every fork's own episodes by arm, one list a seed of (frames, return or None).
         returns: the same over the whole fork.
-        evaluations: score of its last evaluation, None where no episode came to its end.
+        evaluations: score of its last evaluation, None without one.
         return_scale: points that are a gain of 1: what the untouched forks earn above random play.
         verdict: the answer.
+        episodes: how many each of `returns` is the mean of.
     """
 
     run: str
@@ -76,6 +77,7 @@ class Diagnosis:
     evaluations: dict[Arm, list[float | None]]
     return_scale: float
     verdict: Verdict
+    episodes: dict[Arm, list[int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, and the next command."""
@@ -156,7 +158,8 @@ def render(diagnosis: Diagnosis) -> str:
                 f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
                 f"a share of {diagnosis.return_scale:.4g} points: what untouched forks earn above random play, or if that is less "
                 "a hundredth of the way to human play. "
-                "Evaluations are reported, not judged, and left out where no episode came to its end."
+                "An episode that was still going on is not among them: where few ended, those were the short ones. "
+                "Evaluations are of whole episodes, and are reported, not judged."
             ),
         ]
     return "\n".join(lines) + "\n"
@@ -174,7 +177,9 @@ def _table(diagnosis: Diagnosis) -> list[str]:
     for arm, returns in diagnosis.returns.items():
         gain = diagnosis.verdict.gains["returns"].get(arm)
         name = "nothing" if gain is None else arm
-        scores = f"{_mean(returns)} | {_mean(diagnosis.evaluations[arm])}"
+        episodes = diagnosis.episodes.get(arm)
+        behind = f" ({episodes_text(episodes)} each)" if episodes else ""
+        scores = f"{_mean(returns)}{behind} | {_mean(diagnosis.evaluations[arm])}"
         lines.append(f"| returns | {name} | {scores} | {_gain_cells(gain)} |")
     return lines
 

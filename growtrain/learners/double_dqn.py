@@ -37,7 +37,10 @@ MAX_NONFINITE = 10  # updates in a row that could not be applied, after which tr
 
 
 class Diverged(RuntimeError):
-    """Update after update had a loss or gradient that was not finite; the networks are as they were before the first of them."""
+    """Training cannot go on: a weight is not finite, or update after update had a loss or gradient that was not.
+
+    In the second case the weights are finite, and as they were before the first of those updates.
+    """
 
 
 class DoubleDQN:
@@ -142,22 +145,29 @@ class DoubleDQN:
         for batch in batches.unbind(0):
             self.step(batch)
             self.updates += 1
-        if not self.asynchronous:  # otherwise whoever makes records asks then
+        if (
+            not self.asynchronous and int(self.nonfinite[2]) >= MAX_NONFINITE
+        ):  # otherwise whoever makes records asks then
             self.require_finite()
 
     def step(self, batch: TensorDict) -> None:
         """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
+        vectors = [vector for layer in self._spectral for vector in (layer.left, layer.right)]
+        vectors_before = [vector.clone() for vector in vectors]
         for layer in self._spectral:
             layer.power_iterate()
         loss = self.compute_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._regularized(loss))
-        if not self._may_apply(loss):
+        bad = self._count_nonfinite(loss)
+        for vector, before in zip(vectors, vectors_before, strict=True):
+            vector.copy_(torch.where(bad, before, vector))
+        if not self.asynchronous and bool(bad):
             return
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        project(self._projected, self._norms)
+        project(self._projected, self._norms, unless=bad)
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
 
     def _regularized(self, loss: Tensor) -> Tensor:
@@ -169,8 +179,8 @@ class DoubleDQN:
         return loss + strength * penalty(regularizer, self._penalized, initial)
 
     @torch.no_grad()
-    def _may_apply(self, loss: Tensor) -> bool:
-        """Counts whether the loss and all gradients are finite; an update that is not must leave the network as it is.
+    def _count_nonfinite(self, loss: Tensor) -> Tensor:
+        """Counts and returns () bool, whether the loss or a gradient is not finite; such an update must leave the network as it is.
 
         On the CPU the answer is known at once. A GPU keeps it and tells the optimizer as a gradient scaler does, which then moves no
         parameter (Adam skips the step, the moments of centred RMSProp decay by one).
@@ -182,18 +192,28 @@ class DoubleDQN:
         skipped += bad
         streak.add_(1).mul_(bad)
         torch.maximum(longest, streak, out=longest)
-        if not self.asynchronous:
-            return not bool(bad)
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        return True
+        if self.asynchronous:
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        return bad
 
     def require_finite(self) -> None:
-        """Raises `Diverged` if `MAX_NONFINITE` updates in a row could not be applied; reads the device."""
+        """Raises `Diverged` if a weight is not finite, or `MAX_NONFINITE` updates in a row could not be applied; reads all weights."""
         longest = int(self.nonfinite[2])
+        remedy = (
+            f"lower --lr (now {self.config.lr:g}), clip with --max-grad-norm 10, or clip rewards with --reward-clip 1"
+        )
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.online.parameters()])
+        if not bool(finite.all()):
+            names = [name for name, _ in self.online.named_parameters()]
+            broken = [name for name, whole in zip(names, finite.tolist(), strict=True) if not whole]
+            raise Diverged(
+                f"{len(broken)} of {len(names)} weight tensors are not finite at update {self.updates}, the first of them "
+                f"{broken[0]}, though every gradient that was applied was: go on from the last checkpoint, and {remedy}"
+            )
         if longest >= MAX_NONFINITE:
             raise Diverged(
                 f"the loss or a gradient was not finite in {longest} updates in a row, up to update {self.updates}; none was applied: "
-                f"lower --lr (now {self.config.lr:g}), clip with --max-grad-norm 10, or clip rewards with --reward-clip 1"
+                f"{remedy}"
             )
 
     def report_skipped(self) -> int:

@@ -1,6 +1,6 @@
 """Centred RMSProp with epsilon inside the square root, as the Nature DQN and DQN Zoo use it (Graves 2013, equations 38-45).
 
-    m <- decay m + (1 - decay) g,   v <- decay v + (1 - decay) g^2,   w <- w - lr g / sqrt(v - m^2 + eps)
+    m <- decay m + (1 - decay) g,   v <- decay v + (1 - decay) g^2,   w <- w - lr g / sqrt(max(v - m^2, 0) + eps)
 
 `torch.optim.RMSprop(centered=True)` adds epsilon outside the root, which is another optimizer at eps = 1e-5.
 """
@@ -110,6 +110,8 @@ def centered_rmsprop_step(
     torch._foreach_mul_(mean_squares, decay)
     torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - decay)
     roots = torch._foreach_addcmul(mean_squares, means, means, -1)
+    # A variance, but for its rounding, which under gradients of 10 and more that hardly change is larger than eps.
+    torch._foreach_clamp_min_(roots, 0.0)
     torch._foreach_add_(roots, eps)
     torch._foreach_sqrt_(roots)
     torch._foreach_addcdiv_(parameters, gradients, roots, -lr)

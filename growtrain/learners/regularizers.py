@@ -84,9 +84,14 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def project(layers: Sequence[Sequence[Tensor]], norms: Sequence[Tensor]) -> None:
-    """Rescales the tensors of each layer in place, so that their joint norm is the given one; reads no device value."""
+def project(layers: Sequence[Sequence[Tensor]], norms: Sequence[Tensor], *, unless: Tensor | None = None) -> None:
+    """Rescales the tensors of each layer in place, so that their joint norm is the given one; reads no device value.
+
+    Where `unless` () bool holds they are left as they are, to the bit.
+    """
     for tensors, norm in zip(layers, norms, strict=True):
         factor = norm / joint_norm(tensors)
+        if unless is not None:
+            factor = factor.masked_fill(unless, 1.0)
         for tensor in tensors:
             tensor.mul_(factor)

@@ -101,7 +101,7 @@ class StageCost:
         stage: injections done.
         start_frame, end_frame: its frames, the end excluded.
         updates, policy_steps: gradient steps, and agent steps for which the network is asked (it is not while epsilon is 1).
-        evaluation_frames: frames of the evaluations made in it.
+        evaluations, evaluation_frames: those made in it, and the frames that they are taken to need.
         live_width, frozen_width: hidden units of the heads that train, and of the others, together.
         parameters_total, parameters_trainable: of the online network.
         flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
@@ -112,6 +112,7 @@ class StageCost:
     end_frame: int
     updates: int
     policy_steps: int
+    evaluations: int
     evaluation_frames: int
     live_width: int
     frozen_width: int
@@ -173,7 +174,7 @@ class Plan:
 
     @property
     def evaluation_flops(self) -> int:
-        """FLOPs of acting in evaluations."""
+        """FLOPs of acting in evaluations, if their episodes last as planned."""
         return sum(stage.evaluation_frames // self.config.frame_skip * stage.flops_per_action for stage in self.stages)
 
 
@@ -259,7 +260,8 @@ def make_plan(config: Config, num_actions: int) -> Plan:
             end_frame=end,
             updates=updates_due(config, last) - updates_due(config, first),
             policy_steps=max(last, at_random) - max(first, at_random),
-            evaluation_frames=_evaluations(config, start, end) * config.eval_frames,
+            evaluations=(evaluations := _evaluations(config, start, end)),
+            evaluation_frames=evaluations * config.expected_eval_frames,
             live_width=num_live * width,
             frozen_width=(num_heads - num_live) * width,
             parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters,
@@ -273,9 +275,11 @@ def make_plan(config: Config, num_actions: int) -> Plan:
     parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
     parameters += config.keeps_initial_weights * trainable
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
+    lines += (growths := len(schedule.injection_frames))
     if config.diagnostics_period:
         parameters += trainable  # the initial ones
-        lines += config.total_frames // config.diagnostics_period + 2 * (len(stages) - 1)
+        periods = config.total_frames // config.diagnostics_period
+        lines += periods + 2 * (min(growths, periods + 1) if schedule.periodic else growths)
     checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)

@@ -65,16 +65,16 @@ class Speed:
             hours.append((cost.policy_steps / lanes * act + both) / 3600)
         return hours
 
-    def evaluation_hours(self, plan: Plan) -> float:
-        """Hours of all evaluations."""
-        frames = (cost.evaluation_frames for cost in plan.stages)
-        steps = zip(frames, self.run.act_seconds, strict=True)
-        return (
-            sum(
-                n / plan.config.frame_skip / plan.config.num_envs * (act + self.environment_seconds) for n, act in steps
-            )
-            / 3600
-        )
+    def evaluation_hours(self, plan: Plan, *, at_most: bool = False) -> float:
+        """Hours of all evaluations: if their episodes last as planned, or if every one is cut at its greatest length."""
+        config = plan.config
+        lanes = min(config.num_envs, config.num_eval_episodes)
+        rounds = -(-config.num_eval_episodes // lanes) * config.max_episode_frames / config.frame_skip
+        hours = 0.0
+        for cost, act in zip(plan.stages, self.run.act_seconds, strict=True):
+            steps = cost.evaluations * rounds if at_most else cost.evaluation_frames / config.frame_skip / lanes
+            hours += steps * (act + self.environment_seconds) / 3600
+        return hours
 
 
 def measure_speed(config: Config, num_actions: int, device: torch.device, *, seconds: float = 6.0) -> Speed:

@@ -41,7 +41,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     schedule = schedule_of(plan.config)
     plain = schedule.intervention == "inject" and not schedule.adaptive
     lines += [] if plain else ["", f"does     {schedule.describe()}"]
-    lines += f"""
+    lines += ["", *_evaluation_lines(plan)]
+    lines += f"""\
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
 on a GPU
@@ -55,7 +56,18 @@ disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpo
         lines += f"""\
 time     {total:.2f} h of training, {total / at_full:.0%} of full width ({at_full:.2f} h); \
 {speed.evaluation_hours(plan):.2f} h of evaluation
+         evaluation takes {speed.evaluation_hours(plan, at_most=True):.2f} h at most, if no episode ends by itself
          projected from {speed.run.timed} timed updates on this machine: {speed.machine}
          spread of the timings {spread:.0%}{": the machine is busy, time it again" if spread > BUSY_SPREAD else ""}
          environments {step}; not included: sampling, logs, checkpoints""".split("\n")
     return "\n".join(lines)
+
+
+def _evaluation_lines(plan: Plan) -> list[str]:
+    """How often it is evaluated, and what that takes and may take."""
+    config, count = plan.config, sum(stage.evaluations for stage in plan.stages)
+    if not count:
+        return []
+    episodes, each = config.num_eval_episodes, format_count(config.expected_eval_frames)
+    line = f"evaluate {count} times {episodes} whole episode{'s' if episodes > 1 else ''}"
+    return [f"{line}: {each} frames each time as planned, {format_count(config.max_eval_frames)} at most"]

@@ -1,13 +1,20 @@
-"""Evaluation: true scores of complete episodes at a small epsilon, beside training and without touching it (DQN Zoo, section "eval").
+"""Evaluation: true scores of whole episodes at a small epsilon, beside training and without touching it (DQN Zoo, section "eval").
 
 An evaluation has its own environments and random numbers, derived from the run's seed and the frames at which it is made, so that it is
-the same whenever it is repeated. Episodes that end within the budget count, and so does the first episode of a lane that has not ended by
-then, with the score it has (`unfinished`): dropping the long episodes would favour the short ones. Where no episode
-has ended there is no score.
+the same whenever it is repeated.
+
+Its number of episodes is fixed beforehand, and those that count are the first that are *begun*, each played to its end: what an
+episode scores has no part in whether it counts, and its expectation does not depend on the number of lanes. (The first that *end*
+would favour the short ones, and so would a number of frames.) With fewer episodes than lanes, as many lanes are made as there are
+episodes; a lane without one left plays on unseen until the last is over. An episode that is cut at `max_episode_frames` is whole: that is
+the game's rule, and it bounds the cost.
+
+Deviations from DQN Zoo: it plays 500k frames, and counts the episodes that end in them, in one environment.
 
 Units: frames.
 """
 
+import dataclasses
 import time
 
 import numpy as np
@@ -29,45 +36,46 @@ def random_streams(config: Config, frames: int) -> tuple[np.random.Generator, in
 
 
 def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device: torch.device) -> Evaluation:
-    """Plays `config.eval_frames` frames at `config.eval_epsilon` and reports the true scores.
+    """Plays `config.num_eval_episodes` whole episodes at `config.eval_epsilon` and reports the true scores.
 
     Args:
-        policy: (N, stack, 84, 84) uint8 on `device` -> (N, A) action values.
-        config: game, environment settings, epsilon and budget.
+        policy: (N, stack, 84, 84) uint8 on `device` -> (N, A) action values; N is the number of lanes or less.
+        config: game, environment settings, epsilon, lanes and number of episodes.
         frames: training frames behind the policy; part of the seed.
         stage: its injections, for the record.
         device: where the policy takes observations.
     """
     start = time.perf_counter()
     generator, seed = random_streams(config, frames)
-    environment = make_environment(config, seed=seed)
-    scores: list[float] = []
-    running = np.zeros(config.num_envs)
-    complete = np.zeros(config.num_envs, dtype=np.bool_)
+    num_episodes = config.num_eval_episodes
+    num_lanes = min(config.num_envs, num_episodes)
+    environment = make_environment(dataclasses.replace(config, num_envs=num_lanes), seed=seed)
+    scores: dict[int, float] = {}
+    playing = list(range(num_lanes))  # the number of each lane's episode, in the order in which they are begun
+    num_begun, num_steps = num_lanes, 0
     try:
         step = environment.start()
-        num_steps = max(1, config.eval_frames // (config.frame_skip * config.num_envs))
-        for _ in range(num_steps):
+        while len(scores) < num_episodes:
             q = policy(torch.from_numpy(step.observation).to(device)).cpu().numpy()
             environment.send(epsilon_greedy(q, config.eval_epsilon, generator))
             step = environment.recv()
-            running = np.where(step.started, 0.0, running + step.reward)
-            complete |= step.started
-            scores += [float(score) for score in step.episode_returns]
+            num_steps += 1
+            for lane, score in zip(np.flatnonzero(step.started), step.episode_returns, strict=True):
+                if playing[lane] < num_episodes:
+                    scores[playing[lane]] = float(score)
+                playing[lane] = num_begun
+                num_begun += 1
     finally:
         environment.close(raise_if_closed=False)
-    scores += [
-        float(score) for score in running[~complete]
-    ]  # a lane's first episode only: later ones are left out whole
-    mean = float(np.mean(scores)) if complete.any() else None
+    played = list(scores.values())
+    mean = float(np.mean(played))
     return Evaluation(
         frames=frames,
         stage=stage,
         episode_return=mean,
-        episode_return_std=None if mean is None else float(np.std(scores)),
-        human_normalized_score=None if mean is None else human_normalized_score(config.game, mean),
-        episodes=len(scores),
-        unfinished=int((~complete).sum()),
-        eval_frames=num_steps * config.frame_skip * config.num_envs,
+        episode_return_std=float(np.std(played)),
+        human_normalized_score=human_normalized_score(config.game, mean),
+        episodes=num_episodes,
+        eval_frames=num_steps * config.frame_skip * num_lanes,
         wall_seconds=time.perf_counter() - start,
     )

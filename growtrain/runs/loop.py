@@ -202,7 +202,7 @@ class Run:
                 stage=self.stage,
                 last_injection=self.grown_at[-1] if self.grown_at else 0,
                 errors=(errors["current"], errors["inject"]),
-                returns=self.collector.recent_returns,
+                returns=list(self.collector.recent_returns),
                 episodes=self.collector.num_episodes,
                 before=self.decision,
                 seconds=time.perf_counter() - start,
@@ -214,7 +214,8 @@ class Run:
 
     def grow(self, reason: str = "schedule") -> Iterator[Record]:
         """Carries out the schedule entry that is due; a failure is rolled back, and ends the run if so configured."""
-        if self.config.diagnostics_period:
+        measured = self._measures_growth()
+        if measured:
             yield self.diagnose("before growth")
         self._charge()
         self.stage += 1
@@ -243,8 +244,15 @@ class Run:
         event = dataclasses.replace(event, stage=self.schedule.stage_after(self.interventions))
         self.sinks.write("growth_events", event.to_dict())
         yield event
-        if self.config.diagnostics_period:
+        if measured:
             yield self.diagnose("after growth", self.schedule.intervention)
+
+    def _measures_growth(self) -> bool:
+        """Whether diagnostics go around the next growth: of a periodic intervention around the first in each of their periods."""
+        period = self.config.diagnostics_period
+        if not (self.schedule.periodic and period and self.grown_at):
+            return period > 0
+        return self.collector.frames // period > self.grown_at[-1] // period
 
     def diagnose(
         self, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
@@ -482,7 +490,8 @@ class Run:
                 for total, cost in zip(self.accounts.stages, plan.stages, strict=True)
             ],
             "final_return": score,
-            "final_return_source": "evaluation" if evaluated else "last 100 training episodes",
+            "final_return_source": "evaluation" if evaluated else f"last {len(recent)} training episodes",
+            "final_return_episodes": evaluation.episodes if evaluation and evaluated else len(recent),
             "human_normalized_score": evaluation.human_normalized_score if evaluation else None,
             "resumes": self._resumes,
         }

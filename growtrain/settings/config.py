@@ -22,6 +22,10 @@ from growtrain.settings.schedules import Intervention, Schedule, schedule_of
 from growtrain.settings.text import ConfigError, flag
 
 PAPER_TOTAL_FRAMES = 200_000_000
+_FRAMES_AN_EVAL_EPISODE = (
+    5_000  # of early agents; those of good ones are longer, which is what 30 in 500k frames allows for
+)
+_MOST_EVAL_EPISODES = 30  # Mnih et al. 2015, "Evaluation procedure"
 
 Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
@@ -280,7 +284,7 @@ class Config:
     )
     redo_period: int = setting(
         0,
-        "Interval of the redo schedule (0: a 200th of the budget, at least 4k).",
+        "Interval of the redo schedule (0: 1,000 updates; less in a short budget).",
         "frames",
         bounds=_NOT_NEGATIVE,
         forkable=True,
@@ -364,13 +368,21 @@ class Config:
         bounds=_NOT_NEGATIVE,
         shrinks=Shrinks(25_000, at_most=4, at_least=4),
     )
+    eval_episodes: int = setting(
+        0,
+        "Whole episodes of an evaluation (0: one for each 5k frames of --eval-frames, from 1 to 30).",
+        identity=False,
+        bounds=_NOT_NEGATIVE,
+        evaluation=True,
+    )
     eval_frames: int = setting(
         500_000,
-        "Length of an evaluation.",
+        "About what an evaluation takes: sets its number of episodes, not their length.",
         "frames",
         identity=False,
         bounds=_NOT_NEGATIVE,
         shrinks=Shrinks(40_000, at_most=2),
+        needs=lambda config: not config.eval_episodes,
         evaluation=True,
     )
     eval_epsilon: float = setting(0.01, "Epsilon in evaluation.", identity=False, bounds=_SHARE, evaluation=True)
@@ -517,6 +529,25 @@ class Config:
         return cast(tuple[Tracker, ...], tuple(dict.fromkeys(names)))
 
     @property
+    def num_eval_episodes(self) -> int:
+        """Episodes of an evaluation."""
+        return self.eval_episodes or self._usual_eval_episodes
+
+    @property
+    def expected_eval_frames(self) -> int:
+        """What an evaluation is taken to cost: `eval_frames`, in proportion where the number of episodes is given, below its bound."""
+        return min(self.eval_frames * self.num_eval_episodes // self._usual_eval_episodes, self.max_eval_frames)
+
+    @property
+    def max_eval_frames(self) -> int:
+        """The most that the episodes of an evaluation can last together."""
+        return self.num_eval_episodes * self.max_episode_frames
+
+    @property
+    def _usual_eval_episodes(self) -> int:
+        return max(1, min(_MOST_EVAL_EPISODES, self.eval_frames // _FRAMES_AN_EVAL_EPISODE))
+
+    @property
     def entropy(self) -> int:
         """The seed as a non-negative integer for numpy's `SeedSequence`; different seeds stay different."""
         return self.seed if self.seed >= 0 else (1 << 128) - self.seed
@@ -532,10 +563,15 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it."""
-        names = {item.name for item in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ConfigError(f"configuration has unknown or missing fields: {', '.join(sorted(set(values) ^ names))}")
+        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it.
+
+        A field that decides nothing of what is learned may be missing, and has its default then: a run outlives a new flag.
+        """
+        fields = dataclasses.fields(cls)
+        unknown = set(values) - {item.name for item in fields}
+        missing = {item.name for item in fields if item.metadata["identity"]} - set(values)
+        if wrong := sorted(unknown | missing):
+            raise ConfigError(f"configuration has unknown or missing fields: {', '.join(wrong)}")
         return cls(**values)
 
     def fingerprint(self) -> str:

@@ -31,8 +31,10 @@ Intervention = Literal[
     "fresh-optimizer",
 ]
 
-# The redo schedule's period: this part of the budget, and at least so many frames.
-_REDO_SHARE, _REDO_MINIMUM = 200, 4_000
+# The redo schedule's period: 1,000 updates, as in the experiments of Sokar et al. 2023 (appendix, hyperparameters of ReDo). The argument's
+# default in the authors' code, 200,000 (Dopamine, `labs/redo/weight_recyclers.py`), is set by none of its configurations.
+# A fifth of a budget that is shorter than five of them, and then at least so many frames.
+_REDO_UPDATES, _REDO_SHARE, _REDO_MINIMUM = 1_000, 5, 4_000
 _DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 30k frames of training: a seventeenth of this
 
 
@@ -137,7 +139,12 @@ _OWN: dict[str, Intervention] = {
 def schedule_of(config: "Config") -> Schedule:
     """The schedule of a configuration; raises `ConfigError` where its parts cannot work together."""
     schedule = make_schedule(
-        config.schedule, config.total_frames, config.learning_starts, config.intervention, config.redo_period
+        config.schedule,
+        config.total_frames,
+        config.learning_starts,
+        config.intervention,
+        config.redo_period,
+        config.frame_skip / config.replay_ratio,
     )
     if config.schedule == "adaptive":
         schedule = _adaptive(config)
@@ -197,6 +204,7 @@ def make_schedule(
     learning_starts: int = 0,
     intervention: Intervention = "inject",
     redo_period: int = 0,
+    frames_per_update: float = 16.0,
 ) -> Schedule:
     """The schedule of that name for a budget.
 
@@ -207,14 +215,16 @@ def make_schedule(
         total_frames: the budget in frames.
         learning_starts: frames before the first update; nothing may be injected before.
         intervention: what happens at the times of `growNx`, `at:` and `every:`.
-        redo_period: frames between the interventions of `redo`; 0 is a 200th of the budget, at least 4k.
+        redo_period: frames between the interventions of `redo`; 0 is 1,000 updates, a fifth of a short budget.
+        frames_per_update: what an update is owed for.
 
     Raises:
         ConfigError: one line that names the entry and the remedy.
     """
     times, multiplier = _times(name, total_frames, learning_starts)
     if name == "redo":
-        period = redo_period or max(_REDO_MINIMUM, total_frames // _REDO_SHARE)
+        usual = max(1, round(_REDO_UPDATES * frames_per_update))
+        period = redo_period or min(usual, max(_REDO_MINIMUM, total_frames // _REDO_SHARE))
         times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
         if not times:
             raise ConfigError(

@@ -1,5 +1,7 @@
 """Counts, flags and complaints as text."""
 
+from collections.abc import Sequence
+
 
 class ConfigError(ValueError):
     """A setting is wrong; the message is one line that names the setting and the remedy."""
@@ -34,3 +36,9 @@ def format_count(count: float) -> str:
         if abs(count) >= scale:
             return f"{count / scale:.4g}{suffix}"
     return f"{count:.4g}"
+
+
+def episodes_text(episodes: Sequence[float]) -> str:
+    """`12 episodes`, `3 to 40 episodes`, of the numbers of episodes behind some scores."""
+    least, most = (f"{value:.0f}" for value in (min(episodes), max(episodes)))
+    return f"{least} episode{'' if most == '1' else 's'}" if least == most else f"{least} to {most} episodes"

@@ -24,6 +24,7 @@ from rich.text import Text
 from growtrain.records import Decision, Diagnostics, Evaluation, GrowthEvent, Metrics, Record
 from growtrain.settings.text import format_count
 
+_FEW_EPISODES: Final = 10
 _SPEED_RECORDS: Final = 32  # records behind the measured speed: long enough to contain evaluations
 _PANEL_WIDTH: Final = 100  # at most, in columns
 
@@ -202,7 +203,7 @@ class PlainDisplay(AbstractDisplay):
         progress.update(metrics)
         parts = [
             self._place(metrics.frames, metrics.stage),
-            f"score {_score(metrics.episode_return):>8}",
+            f"score {_score(metrics.episode_return):>8}{_few(metrics.episodes)}",
             f"loss {_small(metrics.loss):>7}",
             f"eps {metrics.epsilon:.3f}",
             f"{metrics.frames_per_second:>5.0f} frames/s",
@@ -313,9 +314,10 @@ class LiveDisplay(AbstractDisplay):
         left, elapsed = self._left(self._progress.total_frames), metrics.wall_seconds + perf_counter() - self._received
         score, evaluated, human = _score(metrics.episode_return), "-", "-"
         if metrics.episodes:
-            score += f"  ({metrics.episodes} episodes)"
+            score += f"  ({_count(metrics.episodes)})"
         if evaluation is not None:
             evaluated = f"{_score(evaluation.episode_return)}  at {format_count(evaluation.frames)}"
+            evaluated += _few(evaluation.episodes)
             human = _small(evaluation.human_normalized_score)
         table = Table.grid(padding=(0, 2), expand=True)
         for style, ratio in (("dim", 2), ("bold", 5), ("dim", 3), ("bold", 2)):
@@ -434,7 +436,16 @@ def _episodes(evaluation: Evaluation) -> str:
     if evaluation.episodes and evaluation.episode_return is None:
         return f"none of {evaluation.episodes} episodes ended"
     unfinished = f" ({evaluation.unfinished} unfinished)" if evaluation.unfinished else ""
-    return f"{evaluation.episodes} episodes{unfinished}"
+    return f"{_count(evaluation.episodes)}{unfinished}"
+
+
+def _few(episodes: int) -> str:
+    """How many episodes a mean is of, where they are so few that it must not be read without."""
+    return f" (n={episodes})" if 0 < episodes < _FEW_EPISODES else ""
+
+
+def _count(episodes: int) -> str:
+    return f"{episodes} episode{'' if episodes == 1 else 's'}"
 
 
 def format_duration(seconds: float | None) -> str:

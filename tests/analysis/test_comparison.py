@@ -19,6 +19,7 @@ from growtrain.analysis.comparison import (
     verdict,
 )
 from growtrain.analysis.runs import find_runs
+from growtrain.analysis.tables import _time_rows
 from growtrain.runfiles import run_lock
 
 from .conftest import WriteRun
@@ -189,6 +190,29 @@ def test_time_to_score_that_is_never_reached_says_so(write_run: WriteRun, tmp_pa
     late = next(t for t in first(study_of(tmp_path)).times if t.level == 0.9 and t.axis == "frames")
     assert late.reached == (0, 3)
     assert interval_text(late.ratio) == "never [never, never]"
+
+
+def test_times_that_ended_before_the_first_score_are_counted_and_said(write_run: WriteRun, tmp_path: Path) -> None:
+    """An arm that is eight times as fast is there before a tenth of the budget: what is seen of it is less than that."""
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 8.0})
+    half = next(t for t in first(study_of(tmp_path)).times if t.level == 0.5 and t.axis == "frames")
+    assert (half.early, half.reference_early) == (3, 0)
+    assert half.ratio.value > 2.5 / 22  # what it would be if times were seen from the start
+    (row,) = [row for row in _time_rows(first(study_of(tmp_path))) if row[1:3] == ["50%", "frames"]]
+    assert (
+        "there at the first score already: 3 of 3 runs, 0 of 3 of reference, which draws the ratio towards 1" in row[-1]
+    )
+
+
+def test_a_ratio_of_times_of_which_none_was_seen_is_unknown(write_run: WriteRun, tmp_path: Path) -> None:
+    for schedule in ("full3x", "grow1x"):
+        for seed in range(3):
+            write_run(
+                f"{schedule}{seed}", "pong", schedule, seed, lambda frames, seed=seed: 10 + frames / 10_000 + seed / 100
+            )
+    rows = [row for row in _time_rows(first(study_of(tmp_path))) if row[1:3] == ["50%", "frames"]]
+    assert [(row[3], row[4], row[5]) for row in rows] == [("unknown", "3 of 3", "3 of 3")]
+    assert rows[0][-1] == "there at the first score already: 3 of 3 runs, 3 of 3 of reference"
 
 
 def test_a_run_that_ended_early_is_not_taken_for_one_that_never_got_there(write_run: WriteRun, tmp_path: Path) -> None:

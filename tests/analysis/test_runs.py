@@ -34,6 +34,7 @@ def test_curve_is_the_mean_of_the_episodes_of_a_tenth_of_the_budget(write_run: W
     assert list(curve.frames) == [4000, 6000, 20000]
     # 4000: records in (0, 4000]; 6000: in (2000, 6000]; 20000: none in the window, so the newest that has any.
     np.testing.assert_allclose(curve.score, [(50 * 100 + 1) / 51, (1 + 3 * 7) / 4, 7])
+    assert list(curve.episodes) == [51, 4, 3]
     np.testing.assert_allclose(curve.hours, np.array([3, 4, 5]) / 3600)
     assert np.isnan(curve.flops).all()
 

@@ -28,6 +28,7 @@ def test_scores_are_weighted_by_episodes_and_records_without_any_are_left_out(sc
         {"frames": 30, "episode_return": 8.0, "episodes": 1},
     ]
     assert script.training_curve({"metrics": metrics}) == ([20, 30], [4.0, 5.0])
+    assert script.episodes_behind({"metrics": metrics}) == [3, 4]
 
 
 def test_the_committed_runs_are_read_and_rise_above_random(script: ModuleType, tmp_path: Path) -> None:
@@ -44,3 +45,4 @@ def test_the_committed_runs_are_read_and_rise_above_random(script: ModuleType, t
     axes = script.draw(runs).axes
     assert [panel.get_title() for panel in axes] == ["road_runner"]
     assert len([line for line in axes[0].lines if line.get_label().startswith("grow1x")]) == len(runs)
+    assert all(" episodes a point" in line.get_label() for line in axes[0].lines if "seed" in line.get_label())

@@ -126,6 +126,41 @@ def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
     assert torch.allclose(p.detach(), before - torch.tensor([0.3 / 1.9375**0.5, 0.0]))
 
 
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_constant_gradients_of_any_size_keep_the_weights_finite(compiled: bool, name: str) -> None:
+    """V - m^2 then is nothing but rounding, and of either sign."""
+    device = torch.device(name)
+    if compiled and not can_compile(device):
+        pytest.skip("no compiler")
+    gradient = torch.logspace(1, 4, 64, device=device)
+    gradient = torch.cat([gradient, -gradient])
+    parameter = nn.Parameter(torch.zeros(128, device=device))
+    optimizer = CenteredRMSProp([parameter], lr=1e-3, compiled=compiled)
+    for step in range(400):
+        parameter.grad = gradient * (1 + 1e-6 * (step % 2))
+        optimizer.step()
+        assert parameter.isfinite().all(), f"step {step}"
+
+
+def test_a_positive_variance_gives_the_same_bits_as_the_bare_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameter, mean, square = (torch.zeros(1000) for _ in range(3))
+    weight = nn.Parameter(parameter.clone())
+    optimizer = CenteredRMSProp([weight], lr=0.1)
+    for _ in range(20):
+        gradient = torch.randn(1000, generator=generator)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        mean.lerp_(gradient, 1 - 0.95)
+        square.mul_(0.95).addcmul_(gradient, gradient, value=1 - 0.95)
+        variance = torch.addcmul(square, mean, mean, value=-1)
+        assert (variance > 0).all()
+        parameter.addcdiv_(gradient, (variance + 0.01 / 32**2).sqrt(), value=-0.1)
+        assert torch.equal(weight, parameter)
+
+
 def test_a_fused_bank_can_be_followed_by_heads_that_all_train() -> None:
     learner = make(small())
     generator, probe = torch.Generator().manual_seed(1), batches(1)["observation"][0]

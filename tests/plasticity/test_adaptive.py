@@ -67,6 +67,34 @@ def test_it_does_not_inject_otherwise(steps: list[dict[str, Any]], reason: str) 
     assert reason in decision.reason
 
 
+def test_the_two_windows_of_the_plateau_have_no_episode_in_common() -> None:
+    """97 old episodes among the last 100 would hide that the three new ones score twice as much."""
+    old, new = [5.0, 7.0] * 50, [13.0, 12.0, 11.0]
+    decision = after({"returns": old, "episodes": 100}, {"returns": (old + new)[-100:], "episodes": 103})
+    assert decision.score == pytest.approx((97 * 6 + 36) / 100, abs=0.02)
+    assert (decision.score_before, decision.score_since, decision.score_episodes) == (6.0, 12.0, 100)
+    assert not decision.plateau
+    assert decision.reason == "the score is rising"
+
+
+def test_the_error_of_the_plateau_is_that_of_the_difference() -> None:
+    """Each mean has an error of 1/3, their difference one of sqrt(2)/3 = 0.47: a rise of 0.4 is within it."""
+    before = [5.0, 7.0, 5.0, 7.0] + [6.0] * 4
+    before = [6 + (value - 6) * (8 / 4 * 7 / 9) ** 0.5 for value in before]
+    for rise, plateau in ((0.4, True), (0.5, False)):
+        since = [value + rise for value in before]
+        decision = after({"returns": before, "episodes": 8}, {"returns": before + since, "episodes": 16})
+        assert decision.score_since == pytest.approx(6 + rise)
+        assert decision.rise_error == pytest.approx(2**0.5 / 3)
+        assert decision.plateau == plateau
+
+
+def test_two_episodes_alone_say_nothing_of_a_plateau() -> None:
+    decision = after({"returns": [5.0], "episodes": 1}, {"returns": [5.0, 5.0], "episodes": 2})
+    assert not decision.plateau
+    assert "not known twice" in decision.reason
+
+
 def test_a_falling_score_is_a_plateau_too() -> None:
     assert after({"returns": RISING}, {}, {}).inject
 

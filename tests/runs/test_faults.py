@@ -796,6 +796,48 @@ def test_an_update_that_is_not_finite_leaves_the_network_as_it_is(optimizer: str
             learner.update(bad)
 
 
+NORMALIZED: list[dict[str, Any]] = [
+    {"normalization": "spectral"},
+    {"normalization": "layer", "weight_projection": "nap"},
+    {"max_grad_norm": 1.0},
+]
+
+
+@pytest.mark.parametrize("optimizer", ["centered_rmsprop", "adam"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("settings", NORMALIZED, ids=["spectral", "nap", "clipped"])
+def test_what_else_an_update_moves_stays_too(optimizer: str, asynchronous: bool, settings: dict[str, Any]) -> None:
+    """A spectral norm's vectors and a projection's rounding, with the optimizer skipping the step as on a GPU and without."""
+    config = tiny(optimizer=optimizer, **settings)
+    learner = DoubleDQN(config, 4, width=32, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner.asynchronous = asynchronous
+    good = synthetic_batches(config, 4, 2, torch.Generator().manual_seed(0))
+    learner.update(good)
+    bad = good[:1].clone()
+    bad["next", "reward"][0, 0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in learner.online.state_dict().items()}
+    learner.update(bad)
+    moved = [name for name, tensor in learner.online.state_dict().items() if not torch.equal(before[name], tensor)]
+    assert not moved
+    assert learner.report_skipped() == 1
+
+
+def test_weights_that_are_not_finite_are_found_where_the_network_is_vouched_for(tmp_path: Path) -> None:
+    """Finite gradients can make them, too, and then no update has been skipped yet."""
+    run = Run(tiny(), tmp_path)
+    with run.recording():
+        run.learner.require_finite()
+        with torch.no_grad():
+            run.learner.head.live.get_parameter("0.weight")[0, 0] = float("inf")
+        for vouch in (run.report, run.save):
+            with pytest.raises(
+                Diverged, match=r"1 of \d+ weight tensors are not finite.*head.live.0.weight.*lower --lr"
+            ):
+                vouch()
+    run.collector.environment.close(raise_if_closed=False)
+    assert not list((tmp_path / "checkpoints").glob("*/manifest.json"))
+
+
 def everything(learner: DoubleDQN) -> list[torch.Tensor]:
     slots = [slot for slots in learner.optimizer.state.values() for slot in slots.values()]
     return [*learner.online.state_dict().values(), *learner.target.state_dict().values(), *slots]

@@ -111,7 +111,7 @@ def test_a_relative_video_is_that_of_the_call(wanderer: Path) -> None:
 def on_broken(what: str, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     site = tmp_path / "site"
     site.mkdir(exist_ok=True)
-    shutil.copy(Path(__file__).parent / "broken_filesystem.py", site / "sitecustomize.py")
+    shutil.copy(Path(__file__).parents[1] / "broken_filesystem.py", site / "sitecustomize.py")
     path = os.pathsep.join([str(site), str(Path(__file__).parents[1])])
     environment = os.environ | {"BROKEN": what, "PYTHONPATH": path}
     command = [sys.executable, "-m", "growtrain", *words]

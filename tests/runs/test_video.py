@@ -74,7 +74,7 @@ def test_the_episode_is_the_first_of_the_evaluation() -> None:
     config = dataclasses.replace(BREAKOUT, seed=5)
     episode = play(Watcher(4), config, 4000, 10_000)
     assert episode.ending == "game over"
-    config = dataclasses.replace(config, eval_frames=4 * len(episode.actions))
+    config = dataclasses.replace(config, eval_episodes=1)
     record = evaluate(Watcher(4), config, frames=4000, stage=0, device=torch.device("cpu"))
     assert (record.episodes, record.unfinished) == (1, 0)
     assert record.episode_return == episode.rewards.sum() > 0

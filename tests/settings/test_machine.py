@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from growtrain import limits
+from growtrain.settings import machine
 from growtrain.__main__ import main
 from growtrain.settings.config import Config
 
@@ -50,14 +50,14 @@ def groups(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("part", ["", "step", "step/task"])
 def test_a_quota_of_any_group_above_bounds_the_threads(groups: tuple[int, Path], part: str) -> None:
     version, job = groups
-    assert limits.usable_cores() == 8
+    assert machine.usable_cores() == 8
     for each in ("", "step", "step/task"):
         write_quota(job / each, version, "max")
-    assert (limits.cpu_quota(), Config().threads) == (None, 8)
+    assert (machine.cpu_quota(), Config().threads) == (None, 8)
     write_quota(job / part, version, "250000")
-    assert (limits.cpu_quota(), Config().threads) == (2.5, 2)
+    assert (machine.cpu_quota(), Config().threads) == (2.5, 2)
     write_quota(job / "step", version, "50000")
-    assert (limits.cpu_quota(), Config().threads) == (0.5, 1)
+    assert (machine.cpu_quota(), Config().threads) == (0.5, 1)
     assert Config(num_threads=4).threads == 4
 
 
@@ -72,9 +72,9 @@ def test_doctor_says_the_quota(groups: tuple[int, Path], capsys: pytest.CaptureF
 
 def test_a_group_that_this_namespace_does_not_show_limits_nothing(groups: tuple[int, Path], tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("3:cpu:/../../other\n0::/../other\n")
-    assert limits.usable_cores() == 8
+    assert machine.usable_cores() == 8
     (tmp_path / "membership").unlink()
-    assert limits.usable_cores() == 8
+    assert machine.usable_cores() == 8
 
 
 def limited(limit: str, words: str) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ M = 10**6
         ("reset", Schedule((25 * M, 50 * M, 100 * M), intervention="reset-head")),
         ("shrink-perturb", Schedule((25 * M, 50 * M, 100 * M), intervention="shrink-perturb")),
         ("widen3x", Schedule((25 * M, 50 * M, 100 * M), intervention="net2wider")),
-        ("redo", Schedule(tuple(range(M, 200 * M, M)), intervention="redo", periodic=True)),
+        ("redo", Schedule(tuple(range(208_000, 200 * M, 16_000)), intervention="redo", periodic=True)),
         ("at:25M,50M", Schedule((25 * M, 50 * M))),
         ("at:0.1, 0.5", Schedule((20 * M, 100 * M))),
         ("at:500k,0.5,150_000_000", Schedule((M // 2, 100 * M, 150 * M))),
@@ -76,7 +76,12 @@ def test_redo_comes_at_every_multiple_of_its_period_after_learning_starts() -> N
         8_000,
         12_000,
         16_000,
-    )  # never too often to learn between
+    )  # short budgets are divided in five, and never too often to learn between
+    for replay_ratio, period in ((0.25, 16_000), (1.0, 4_000), (4.0, 1_000)):
+        config = Config(schedule="redo", replay_ratio=replay_ratio, total_frames=M, learning_starts=32)
+        first, second = schedule_of(config).injection_frames[:2]
+        assert second - first == period
+        assert period / 4 * replay_ratio == 1_000  # updates, as in the paper
     with pytest.raises(ConfigError, match="lower the period"):
         make_schedule("redo", 20_000, redo_period=20_000)
 

@@ -175,6 +175,18 @@ def test_an_evaluation_says_how_many_episodes_ended() -> None:
     assert "none of 8 episodes ended in" in stream.getvalue()
 
 
+def test_a_mean_of_few_episodes_says_of_how_many() -> None:
+    stream = io.StringIO()
+    with plain(stream, stage_frames=[100], stage_costs=[1.0]) as display:
+        display.record(metrics(10, episodes=2))
+        display.record(metrics(20, episodes=30))
+        display.evaluation(dataclasses.replace(EVALUATION, episodes=1))
+    first, second, evaluation = stream.getvalue().splitlines()[1:]
+    assert "score   1234.6 (n=2)  loss" in first
+    assert "score   1234.6  loss" in second
+    assert "  1 episode in 44s" in evaluation
+
+
 def test_unknown_values_are_dashes() -> None:
     stream = io.StringIO()
     display = plain(stream, stage_frames=[100], stage_costs=[1.0])
