@@ -41,8 +41,8 @@ def groups(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         "5:memory:/else\n3:cpu,cpuacct:/job/step/task\n0::/\n" if version == 1 else "0::/job/step/task\n"
     )
     (base / "job" / "step" / "task").mkdir(parents=True)
-    monkeypatch.setattr(limits, "CGROUP_ROOT", root)
-    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", membership)
+    monkeypatch.setattr(machine, "CGROUP_ROOT", root)
+    monkeypatch.setattr(machine, "CGROUP_MEMBERSHIP", membership)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     return version, base / "job"
 
