@@ -88,12 +88,7 @@ def _train(
     with run_lock(run_dir) as stale_lock, Run(config, run_dir, start).recording(stale_lock) as run:
         stopped: bool | str = False
         while run.collector.frames < config.total_frames and not (stopped := should_stop()):
-            with run.phases("act"):
-                run.collector.act(run.learner.q_values)  # the environments step from here on
-            with run.phases("learn"):
-                run.learn()
-            with run.phases("environment"):
-                run.collector.receive()
+            run.step()
             if run.schedule.adaptive and run.crossed(run.schedule.adaptive.period):
                 yield from run.decide(run.schedule.adaptive)
             if run.schedule.due(run.collector.frames, run.stage):
@@ -175,6 +170,15 @@ class Run:
         """Whether the last step went past a multiple of `period` frames (0: never)."""
         now = self.collector.frames
         return period > 0 and now // period > (now - self.config.frame_skip * self.config.num_envs) // period
+
+    def step(self) -> None:
+        """One step of every environment, and the updates owed, which are done while the environments step."""
+        with self.phases("act"):
+            self.collector.act(self.learner.q_values)  # the environments step from here on
+        with self.phases("learn"):
+            self.learn()
+        with self.phases("environment"):
+            self.collector.receive()
 
     def learn(self) -> None:
         """Does the updates owed so far, their batches drawn in one call."""
