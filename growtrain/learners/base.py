@@ -14,6 +14,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from growtrain.settings.config import Config
+
 
 class Diverged(RuntimeError):
     """Training cannot go on: a weight is not finite, or update after update had a loss or gradient that was not.
@@ -39,12 +41,14 @@ class AbstractLearner(ABC):
     """A learner.
 
     Attributes:
+        config: of the run.
         device: where its networks live.
         optimizer: holds exactly the parameters that train.
         updates: gradient steps so far.
         version: counts changes after which a captured update is stale.
     """
 
+    config: Config
     device: torch.device
     optimizer: torch.optim.Optimizer
     updates: int

@@ -89,9 +89,9 @@ class CapturedUpdate:
             learner.step(self._gather(self._rows))
 
 
-def make_captured(learner: AbstractLearner, ring: FrameRing, batch_size: int) -> CapturedUpdate:
+def make_captured(learner: AbstractLearner, ring: FrameRing) -> CapturedUpdate:
     """The learner's update in a CUDA graph that gathers its batch from the ring."""
-    return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), batch_size)
+    return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), learner.config.batch_size)
 
 
 @torch.no_grad()

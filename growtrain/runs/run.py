@@ -81,8 +81,7 @@ class Run:
         if start is None:
             load_initial(learner, run_dir)
         self.learner: AbstractLearner = learner
-        in_graph = uses_graph(config, self.device)
-        self.captured = make_captured(learner, self.ring, config.batch_size) if in_graph else None
+        self.captured = make_captured(learner, self.ring) if uses_graph(config, self.device) else None
         self.measurer = Measurer(config, learner, self.ring)
         self.accounts = Accounts(self.schedule.num_stages, _PAUSES)
         self.phases = self.accounts.phases
