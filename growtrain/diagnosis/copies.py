@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.make import make_learner
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
 from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import Checkpoint
@@ -31,9 +31,6 @@ def learning_test(
     ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
     ring.load_state_dict(state["ring"])
     checkpoint.load_frames(ring)
-    generator = torch.Generator()
-    learner = DoubleDQN(
-        config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
-    )
+    learner = make_learner(config, state["num_actions"], device=device)
     learner.load_state_dict(state["learner"])
     return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), tested_copies(checkpoint), stop)

@@ -117,7 +117,7 @@ class Measurer:
         """Policy churn since the previous record, and the frames between; None of the first."""
         if not self._previous:
             return None, None
-        q_before, q_after = self._previous["q"], self.learner.q_values(self._previous["observations"])
+        q_before, q_after = self._previous["q"], self.learner.act(self._previous["observations"])
         return float(diagnostics.policy_churn(q_before, q_after)), frames - self._previous["frames"]
 
     def _distance(self, name: str, part: nn.Module) -> float | None:

@@ -39,7 +39,8 @@ from growtrain.plasticity.learning_test import (
 )
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runs.checkpoint import load_learner, open_at, open_newest
-from growtrain.runs.loop import Run, train
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl

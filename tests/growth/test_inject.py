@@ -197,10 +197,10 @@ def test_growth_keeps_predictions_lag_moments_and_count(anchor: Any) -> None:
     subject = learner()
     for stage in (1, 2, 3):
         learn(subject)
-        online, target = subject.q_values(observations(64)), subject.target(observations(64))
+        online, target = subject.act(observations(64)), subject.target(observations(64))
         assert not torch.equal(online, target)  # there is a lag to keep
         event = grow(subject, observations(), anchor=anchor, generator=torch.Generator().manual_seed(stage), frames=7)
-        assert torch.equal(subject.q_values(observations(64)), online)
+        assert torch.equal(subject.act(observations(64)), online)
         assert torch.equal(subject.target(observations(64)), target)
         assert (event.stage, event.frames, event.anchor) == (stage, 7, anchor)
         assert event.parameters_trainable == event.parameters_trainable_before
@@ -209,7 +209,7 @@ def test_growth_keeps_predictions_lag_moments_and_count(anchor: Any) -> None:
         assert loss_tensors == {t.data_ptr() for t in subject.target.state_dict().values()}
     learn(subject)
     subject.copy_target()
-    assert torch.equal(subject.q_values(observations()), subject.target(observations()))
+    assert torch.equal(subject.act(observations()), subject.target(observations()))
 
 
 def test_freezing_the_encoder_takes_it_out_of_the_optimizer() -> None:

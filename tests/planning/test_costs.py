@@ -73,7 +73,7 @@ def test_flops_and_parameters_are_the_real_learners(anchor, settings):
         with counted() as update:
             learner.update(batches)
         with counted() as action:
-            learner.q_values(batches["observation"][0, :1])
+            learner.act(batches["observation"][0, :1])
         assert update.get_total_flops() == 2 * cost.flops_per_update
         assert action.get_total_flops() == cost.flops_per_action
         assert count_parameters(learner.online) == cost.parameters_total
@@ -111,7 +111,7 @@ def test_flops_and_parameters_of_other_interventions_and_splits(settings):
         with counted() as update:
             learner.update(batches)
         with counted() as action:
-            learner.q_values(batches["observation"][0, :1])
+            learner.act(batches["observation"][0, :1])
         assert update.get_total_flops() == cost.flops_per_update
         assert action.get_total_flops() == cost.flops_per_action
         assert count_parameters(learner.online) == cost.parameters_total
