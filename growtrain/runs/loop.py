@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from growtrain.environments.make import make_environment
+from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.foreign_weights import load_initial
@@ -47,8 +48,6 @@ from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open
 from growtrain.telemetry.sinks import RunSinks
 from growtrain.telemetry.trackers import open_trackers
 
-_PROBE_SIZE = 32  # observations on which a growth is verified
-_REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
 _DECIDING = LearningTest(seeds=2)  # four fits of 450 updates
 _PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics", "decision")
 _DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
@@ -222,7 +221,7 @@ class Run:
         self.grown_at.append(self.collector.frames)
         with self.phases("growth"):
             valid = torch.from_numpy(np.flatnonzero(self.ring.valid))
-            size = _REDO_PROBE_SIZE if self.schedule.intervention == "redo" else _PROBE_SIZE
+            size = KINDS[self.schedule.intervention].num_observations
             chosen = valid[torch.randint(len(valid), (size,), generator=self.growth_generator)]
             try:
                 event = apply(
