@@ -4,18 +4,10 @@ It is an injection of the head with a `mirrored` anchor (`growth.inject`), whose
 the optimizer is mended by the same hands, the live head's output is exactly 0, and what was predicted is what the copy predicts.
 """
 
-import copy
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from growtrain.networks.heads import initialize
-from growtrain.networks.injected import Initializer, InjectedHead
 from growtrain.networks.snapshot import Snapshot
-from growtrain.settings.config import LiveEncoder
 
 
 @torch.no_grad()

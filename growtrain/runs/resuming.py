@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from growtrain.growth.kinds import KINDS
 from growtrain.learners.saved import read_saved
 from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
@@ -138,12 +139,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: use --schedule {keep} to go on "
             f"without another injection, or add later times, as in --schedule {later}"
         )
+    kind = KINDS[new.intervention]
     learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
-    if learner.injections and (new.widens or new.intervention == "redo"):
+    if learner.injections and kind.needs_single_head:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
         )
-    if learner.encoder_frozen and config.split != "conv1" and new.intervention in ("reset-encoder", "reset-all"):
+    if learner.encoder_frozen and config.split != "conv1" and "encoder" in kind.born:
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
 
 
