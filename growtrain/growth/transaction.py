@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Slots, Subject
 from growtrain.growth.inject import NotPreserved, count_parameters
-from growtrain.growth.kinds import KINDS, Kind
+from growtrain.growth.kinds import Kind, kind_of
 from growtrain.networks.injected import InjectedHead
+from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.schedules import Intervention
@@ -96,7 +97,7 @@ def apply(
         GrowthFailed: anything went wrong; the learner is bit for bit what it was.
     """
     start = time.perf_counter()
-    kind, networks, optimizer = KINDS[intervention], (learner.online, learner.target), learner.optimizer
+    kind, networks, optimizer = kind_of(intervention, config), (learner.online, learner.target), learner.optimizer
     online = learner.online
     with _rolled_back_on_failure(learner):
         before = [_q(network, observations) for network in networks]
@@ -121,7 +122,7 @@ def apply(
     assert isinstance(head, InjectedHead)
     return GrowthEvent(
         frames=frames,
-        stage=head.num_injections,
+        stage=head.num_injections + num_snapshots(online),
         kind=intervention,
         reason=reason,
         anchor=config.anchor if kind.adds == "heads" else None,
@@ -180,7 +181,8 @@ def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
     modules = [
         (network, part, network.get_submodule(part))
         for network in (learner.online, learner.target)
-        for part in ("encoder", "head")
+        for part in ("encoder", "head", "snapshot")
+        if hasattr(network, part)
     ]
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)

@@ -13,6 +13,7 @@ functions that are fitted one after another.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 class Snapshot(nn.Module):
     """F: networks that were frozen one after another, whose outputs are added in that order; nothing in it ever trains or moves."""
 
-    def __init__(self, networks: "list[nn.Module] | None" = None) -> None:
+    def __init__(self, networks: Sequence[nn.Module] = ()) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks or [])
+        self.networks = nn.ModuleList(networks)
         self.requires_grad_(False).eval()
 
     def __len__(self) -> int:
@@ -32,7 +33,14 @@ class Snapshot(nn.Module):
         return len(self.networks)
 
     def grown(self, network: nn.Module) -> "Snapshot":
-        """F + network, with a copy of the network as it is; `self` stays as it was, and what is frozen already is shared with it."""
+        """F + network, with a copy of the network as it is; `self` stays as it was, and what is frozen already is shared with it.
+
+        Raises:
+            ValueError: a weight is not finite, which F would be for ever.
+        """
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} is not finite: a network frozen with it would stay so")
         return Snapshot([*self.networks, copy.deepcopy(network)])
 
     @torch.no_grad()
@@ -47,6 +55,12 @@ class Snapshot(nn.Module):
         """What is frozen stays in evaluation mode."""
         del mode
         return super().train(False)
+
+
+def num_snapshots(network: nn.Module) -> int:
+    """How often a network was frozen whole."""
+    snapshot = getattr(network, "snapshot", None)
+    return len(snapshot) if isinstance(snapshot, Snapshot) else 0
 
 
 class InjectedNetwork(nn.Module):

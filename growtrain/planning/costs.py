@@ -18,7 +18,7 @@ from torch import nn
 
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.inject import count_parameters
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import KINDS, kind_of
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.networks.build import make_parts
 from growtrain.plasticity.measurer import STATES
@@ -243,7 +243,7 @@ def update_flops(
 def make_plan(config: Config, num_actions: int) -> Plan:
     """The costs of a run of `config` on a game with `num_actions` actions; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
-    kind = KINDS[schedule.intervention]
+    kind = kind_of(schedule.intervention, config)
     at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
     stages, end = [], 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
@@ -124,7 +124,7 @@ class Growing:
         self.grown_at.append(frames)
         with self.accounts.phases("growth"):
             valid = torch.from_numpy(np.flatnonzero(ring.valid))
-            size = (KINDS[intervention].num_observations,)
+            size = (kind_of(intervention, self.config).num_observations,)
             chosen = valid[torch.randint(len(valid), size, generator=self.generator)]
             try:
                 event = apply(

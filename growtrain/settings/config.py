@@ -29,6 +29,8 @@ _MOST_EVAL_EPISODES = 30  # Mnih et al. 2015, "Evaluation procedure"
 
 Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
+Freeze = Literal["heads", "network"]
+LiveEncoder = Literal["warm", "cold"]
 Split = Literal["fc1", "conv3", "conv2", "conv1"]
 TrainableHeads = Literal["newest", "all"]
 Normalization = Literal["none", "layer", "spectral"]
@@ -120,6 +122,10 @@ def setting(
 def _does(intervention: Intervention) -> Callable[["Config"], bool]:
     """Whether a run's schedule does this to the network."""
     return lambda config: config.growth.intervenes and config.growth.intervention == intervention
+
+
+def _injects_heads(config: "Config") -> bool:
+    return _does("inject")(config) and config.freeze == "heads"
 
 
 def _is_adaptive(config: "Config") -> bool:
@@ -231,14 +237,28 @@ class Config:
         "frozen",
         "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less.",
         forkable=True,
+        needs=_injects_heads,
+        common=True,
+    )
+    freeze: Freeze = setting(
+        "heads",
+        "What an injection freezes: heads (the paper), on an encoder that goes on learning; or the whole network, whose values are kept in "
+        "the replay from then on, so that an update costs what the small network's costs.",
+        forkable=True,
         needs=_does("inject"),
         common=True,
+    )
+    live_encoder: LiveEncoder = setting(
+        "warm",
+        "Beside a network that was frozen: warm goes on with its encoder's weights and moments, cold begins anew with an encoder, too.",
+        forkable=True,
+        needs=lambda config: _does("inject")(config) and config.freeze == "network",
     )
     trainable_heads: TrainableHeads = setting(
         "newest",
         "Which heads train after an injection: the newest, or all but the anchors (the paper's ablation).",
         forkable=True,
-        needs=_does("inject"),
+        needs=_injects_heads,
     )
     freeze_encoder_at: int = setting(
         0,
@@ -476,6 +496,22 @@ class Config:
             "anchor",
             f"needs --activation relu, not {self.activation}: use --anchor zero or --anchor frozen",
         )
+        if self.freeze == "network":
+            self._require(
+                self.activation == "relu",
+                "freeze",
+                f"needs --activation relu, not {self.activation}: the live head is silent by paired units",
+            )
+            self._require(
+                self.trainable_heads == "newest",
+                "freeze",
+                "leaves no older head to train: use --trainable-heads newest",
+            )
+            self._require(
+                self.live_encoder == "warm" or not self.freeze_encoder_at,
+                "freeze_encoder_at",
+                "would freeze fresh weights with --live-encoder cold: leave one of them out",
+            )
         skip = self.frame_skip
         self._require(self.max_episode_frames >= skip, "max_episode_frames", f"must be at least {skip}")
         self._require(
