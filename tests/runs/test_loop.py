@@ -30,6 +30,7 @@ from growtrain.telemetry.gpu import AbsentMonitor
 from growtrain.telemetry.sinks import read_jsonl
 
 SETTINGS: dict[str, Any] = {
+    "schedule": "grow3x",
     "total_frames": 6_400,
     "num_envs": 4,
     "learning_starts": 400,
