@@ -11,15 +11,15 @@ from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import Checkpoint
 
 
-def tested_copies(checkpoint: Checkpoint) -> list[Copy]:
+def copies_of_checkpoint(checkpoint: Checkpoint) -> list[Copy]:
     """The copies of a checkpoint's network that its learning test compares."""
     return copies_of(checkpoint.config, encoder_frozen=checkpoint.state["learner"]["encoder_frozen"])
 
 
-def learning_test(
+def compare_copies_of(
     checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
 ) -> dict[Copy, list[list[float]]]:
-    """The errors of every copy of a checkpoint's network, see `tested_copies`: one list a seed, one error a mark.
+    """The errors of every copy of a checkpoint's network, see `copies_of_checkpoint`: one list a seed, one error a mark.
 
     The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
 
@@ -33,4 +33,6 @@ def learning_test(
     checkpoint.load_frames(ring)
     learner = make_learner(config, state["num_actions"], device=device)
     learner.load_state_dict(state["learner"])
-    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), tested_copies(checkpoint), stop)
+    return compare_copies(
+        learner, ring, test, np.random.SeedSequence(config.entropy), copies_of_checkpoint(checkpoint), stop
+    )

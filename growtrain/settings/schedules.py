@@ -108,11 +108,6 @@ class Schedule:
         """Whether it ever does anything to the network."""
         return self.periodic or self.num_stages > 1
 
-    @property
-    def widens(self) -> bool:
-        """Whether the live head gets wider at every intervention."""
-        return self.intervention in ("widen", "net2wider")
-
 
 _EIGHTHS = (1 / 8, 1 / 4, 1 / 2)
 # name: (injections as fractions of the budget, width multiplier)

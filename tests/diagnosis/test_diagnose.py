@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from growtrain.diagnosis.page.copies import learning_test
 from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.copies import compare_copies_of
 from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.diagnosis.rescue import rescue_weights
@@ -116,7 +116,7 @@ def test_damage_is_found_where_it_was_done(
     initialize(run.learner.online, torch.Generator().manual_seed(7))  # healthy, because it is fresh
     damage(run.learner)
     before = [p.detach().clone() for p in run.learner.online.parameters()]
-    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), COPIES)
+    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), tuple(COPIES))
     assert all(map(torch.equal, before, run.learner.online.parameters()))
     errors = mean_errors(found)
     assert verdict(Evidence(errors=errors, returns={})).places == places, errors
@@ -149,7 +149,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
     for copy in COPIES:
         learner, *_ = load_learner(original, CPU)
         slots = dict(learner.optimizer.state)
-        network, optimizer = make_copy(copy, learner, torch.Generator().manual_seed(1))
+        network, optimizer = make_copy(copy, learner, observation, torch.Generator().manual_seed(1))
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
         same_encoder = torch.equal(before.online.encoder(observation), network.encoder(observation))
@@ -162,7 +162,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
 
 
 def test_all_copies_start_from_the_same_error(original: Path) -> None:
-    found = learning_test(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
+    found = compare_copies_of(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
     assert all(curve == pytest.approx([1.0] * 4, abs=1e-4) for curves in found.values() for curve in curves)
 
 

@@ -1,6 +1,7 @@
 """What injection is compared with: the invariant that defines each alternative, on a live learner, and the way back from each."""
 
 import copy
+import dataclasses
 import itertools
 from typing import Any, get_args
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growtrain.growth import transaction
-from growtrain.growth.alternatives import dormancy_scores, widen
+from growtrain.growth.alternatives import Subject, dormancy_scores, widen
+from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import initialize, make_head
@@ -146,15 +147,16 @@ def test_a_failed_intervention_is_rolled_back_whole(
 
         monkeypatch.setattr(learner, "rebuild", rebuild)
     elif broken == "verification":
-        monkeypatch.setattr(transaction, "_preserved", lambda *_: False)
+        strict = dataclasses.replace(KINDS[intervention], keeps=(None, lambda before, after: False))
+        monkeypatch.setitem(KINDS, intervention, strict)
     else:  # what the optimizer is given lacks a parameter
-        check = transaction._check_membership
+        original = learner.rebuild
 
-        def forgetful(subject: DoubleDQN, expected: int) -> None:
-            subject.optimizer.param_groups[0]["params"].pop()
-            check(subject, expected)
+        def forgetful() -> None:
+            learner.optimizer.param_groups[0]["params"].pop()
+            original()
 
-        monkeypatch.setattr(transaction, "_check_membership", forgetful)
+        monkeypatch.setattr(learner, "rebuild", forgetful)
     with pytest.raises(GrowthFailed, match="rolled back"):
         do(learner, intervention)
     for name, p in learner.online.named_parameters():
@@ -166,6 +168,10 @@ def test_a_failed_intervention_is_rolled_back_whole(
     monkeypatch.undo()
     do(learner, intervention)
     learn(learner)
+
+
+def test_every_intervention_has_a_row() -> None:
+    assert set(KINDS) == set(INTERVENTIONS)
 
 
 # Resets
@@ -318,8 +324,8 @@ def test_net2wider_is_exact_in_float64_and_naive_widening_is_not(preserve: bool)
         initialize(head, torch.Generator().manual_seed(3))
     online, target = (nn.ModuleDict({"head": head}) for head in heads)
     generator, x = torch.Generator().manual_seed(0), torch.rand(40, 50, dtype=torch.float64)
-    new = widen(online, target, {}, 16, generator, preserve=preserve)
-    for part in (new.online, new.target):
+    subject = Subject(networks=(online, target), slots={}, observations=x, config=Config(width=16), generator=generator)
+    for part in widen(subject, preserve=preserve).modules:
         change = (part["head"](x) - heads[0](x)).abs().max()
         assert change < 1e-14 if preserve else change > 1e-3
     assert heads[0].width == 16  # what there was is untouched

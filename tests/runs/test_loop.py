@@ -16,7 +16,7 @@ from torch import nn
 from growtrain.__main__ import main
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.make import make_environment
-from growtrain.growth import transaction
+from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.records import Evaluation, GrowthEvent, Metrics, Record
@@ -231,7 +231,7 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     def fails(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no memory for heads")
 
-    monkeypatch.setattr(transaction, "inject", fails)
+    monkeypatch.setitem(KINDS, "inject", dataclasses.replace(KINDS["inject"], make=fails))
     with pytest.raises(GrowthFailed, match="no memory"):
         list(train(config_of(), tmp_path / "stop"))
     summary = json.loads((tmp_path / "stop" / "summary.json").read_text())
