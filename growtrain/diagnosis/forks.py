@@ -192,7 +192,7 @@ def diagnose(
         try:
             draw(diagnosis, output / "diagnosis.svg")
         except ImportError as error:
-            say(f"no figure, {error}: python -m pip install matplotlib, and repeat this command")
+            say(f"no figure, {error}: python -m pip install 'growtrain[report]', and repeat this command")
     return diagnosis
 
 
