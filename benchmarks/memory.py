@@ -36,8 +36,7 @@ def main() -> int:
     run = Run(config, Path(tempfile.mkdtemp()) / "run")
     run.ring.frames.fill_(7)
     while run.collector.agent_steps < 1_000:
-        run.collector.act(run.learner.q_values)
-        run.collector.receive()
+        run.step()
     observations = run.ring.sample(32)["observation"]
     for stage in range(len(run.schedule.injection_frames) + 1):
         if stage:

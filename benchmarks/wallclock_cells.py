@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recording import covered
+from recording import covered, device_events, synchronize
 
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.learners.double_dqn import DoubleDQN
@@ -28,7 +28,7 @@ from growtrain.settings.config import PAPER_TOTAL_FRAMES, Config
 from growtrain.telemetry.gpu import open_monitor
 
 WARM_SHARE = 0.15  # of a window, played before it
-WAITS_SECONDS, PROFILE_SECONDS = 1.0, 0.3  # GPU only; the profiler keeps an event for every kernel
+PROFILE_SECONDS = 0.3  # GPU only; the profiler keeps an event for every kernel
 MONITOR_PERIOD = 0.1
 EVALUATION_SHARE, MAX_EVALUATION = 0.3, 1.5  # of a window, and seconds at most
 MIN_EVALUATION_STEPS = 20
@@ -62,8 +62,7 @@ class Gauge:
             while time.perf_counter() - start < (0.2 if warm else 1.0) * seconds:
                 self._update()
                 count += 1
-                if self._learner.asynchronous:
-                    torch.cuda.synchronize()
+                synchronize(self._learner.device)
         return count / (time.perf_counter() - start)
 
 
@@ -143,7 +142,6 @@ def build(run: Run, config: Config, stage: int) -> Cell:
         "checkpoint_seconds": timed_checkpoint(run)["seconds"],
         "diagnostics_seconds": timed_diagnostics(run),
         "repeats": [],
-        "waits": None,
         "busy": {
             "available": False,
             "reason": "the measurement ended before it was profiled"
@@ -165,10 +163,10 @@ def timed_compilation(run: Run, config: Config) -> float:
     learner, seconds = make_learner(run, config), []
     batches = run.replay.sample(config.batch_size).view(1, config.batch_size)
     for _ in range(2):
-        _wait_for_device(run)
+        synchronize(run.device)
         start = time.perf_counter()
         learner.update(batches)
-        _wait_for_device(run)
+        synchronize(run.device)
         seconds.append(time.perf_counter() - start)
     return max(0.0, seconds[0] - seconds[1])
 
@@ -179,16 +177,13 @@ def enter(run: Run, cell: Cell) -> None:
     run.learner.updates = updates_due(run.config, run.collector.agent_steps - run.config.num_envs)
 
 
-def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> dict[str, Any]:
-    """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run.
-
-    The first one on a GPU also shows who waits for whom.
-    """
+def measure_window(run: Run, cell: Cell, seconds: float) -> dict[str, Any]:
+    """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run."""
     enter(run, cell)
-    play(run, WARM_SHARE * seconds, alternating=alternating)
+    play(run, WARM_SHARE * seconds)
     monitor = open_monitor(run.device, MONITOR_PERIOD)
     monitor.start()
-    window = play(run, seconds, alternating=alternating)
+    window = play(run, seconds)
     monitor.stop()
     cell.record["repeats"].append(window | {"gpu": monitor.summary()})
     if run.device.type == "cuda" or not cell.record["evaluations"]:
@@ -198,58 +193,38 @@ def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> d
                 run, max(MIN_EVALUATION_STEPS, round(min(EVALUATION_SHARE * seconds, MAX_EVALUATION) / step))
             )
         )
-    if run.device.type == "cuda" and len(cell.record["repeats"]) == 1:
-        cell.record["waits"] = play(run, WAITS_SECONDS, alternating=alternating, settle=True)
     return window
 
 
-def measure_busy(run: Run, cell: Cell, alternating: bool) -> None:
+def measure_busy(run: Run, cell: Cell) -> None:
     """Profiles a cell on a GPU; after all windows, for what a profiler leaves in the driver may slow down those that follow."""
     if run.device.type == "cuda":
         enter(run, cell)
-        play(run, WAITS_SECONDS, alternating=alternating)
-        cell.record["busy"] = profile(run, alternating)
+        play(run, PROFILE_SECONDS)
+        cell.record["busy"] = profile(run)
 
 
-def play(
-    run: Run, seconds: float = 0.0, *, steps: int = 1, alternating: bool = False, settle: bool = False
-) -> dict[str, Any]:
-    """The inner loop of `growtrain.runs.loop.train`, for `seconds` and at least `steps`, in whole cycles of updates.
+def play(run: Run, seconds: float = 0.0, *, steps: int = 1) -> dict[str, Any]:
+    """A run's steps, without what is periodic, for `seconds` and at least `steps`, in whole cycles of updates.
 
     Args:
         run: in which a learner has been put.
         seconds: how long.
         steps: of all environments, at least.
-        alternating: the environments finish their step before the learner works.
-        settle: wait for the device before acting, which has to be waited for anyhow, and time that as `learner_wait`.
 
     Returns:
         `frames, updates, steps, seconds, cpu_seconds` (of all threads) and `phases`.
     """
     cycle = Fraction(run.config.replay_ratio * run.config.num_envs).limit_denominator(10**6).denominator
-    _wait_for_device(run)
+    synchronize(run.device)
     run.phases.take()
     frames, updates, done = run.collector.frames, run.learner.updates, 0
     cpu_start, start = time.process_time(), time.perf_counter()
     while done < steps or done % cycle or time.perf_counter() - start < seconds:
-        if settle:
-            with run.phases("learner_wait"):
-                _wait_for_device(run)
-        with run.phases("act"):
-            run.collector.act(run.learner.q_values)
-        if alternating:
-            with run.phases("environment"):
-                run.collector.receive()
-        with run.phases("learn"):
-            run.learn()
-        if not alternating:
-            with run.phases("environment"):
-                run.collector.receive()
-        if run.crossed(run.config.target_period) and run.learner.updates:
-            run.learner.copy_target()
+        run.step()
         done += 1
-    with run.phases("learner_wait" if settle else "act"):
-        _wait_for_device(run)  # the next step's acting would
+    with run.phases("act"):
+        synchronize(run.device)  # the next step's acting would
     elapsed = time.perf_counter() - start
     return {
         "frames": run.collector.frames - frames,
@@ -261,18 +236,14 @@ def play(
     }
 
 
-def profile(run: Run, alternating: bool) -> dict[str, Any]:
+def profile(run: Run) -> dict[str, Any]:
     """How long kernels and copies ran in a short window: what NVML's utilisation, 'some kernel was resident', does not say."""
     from torch.profiler import ProfilerActivity
 
     try:
         with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            window = play(run, PROFILE_SECONDS, alternating=alternating)
-        intervals = [
-            (event.time_range.start / 1e6, event.time_range.end / 1e6)
-            for event in profiler.events() or ()
-            if event.device_type.name == "CUDA" and not event.is_user_annotation
-        ]
+            window = play(run, PROFILE_SECONDS)
+        intervals = [(e.time_range.start / 1e6, e.time_range.end / 1e6) for e in device_events(profiler)]
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         return {"available": False, "reason": f"torch.profiler: {error}"}
     if not intervals:
@@ -325,8 +296,3 @@ def timed_diagnostics(run: Run) -> float:
     start = time.perf_counter()
     run.diagnose("period")
     return time.perf_counter() - start
-
-
-def _wait_for_device(run: Run) -> None:
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)
