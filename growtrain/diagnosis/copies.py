@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from growtrain.learners.make import make_learner
+from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
 from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import Checkpoint
@@ -13,7 +14,7 @@ from growtrain.runs.checkpoint import Checkpoint
 
 def copies_of_checkpoint(checkpoint: Checkpoint) -> list[Copy]:
     """The copies of a checkpoint's network that its learning test compares."""
-    return copies_of(checkpoint.config, encoder_frozen=checkpoint.state["learner"]["encoder_frozen"])
+    return copies_of(checkpoint.config, encoder_frozen=read_saved(checkpoint.state["learner"]).encoder_frozen)
 
 
 def compare_copies_of(

@@ -30,6 +30,7 @@ from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, rende
 from growtrain.environments.atari_scores import REFERENCE_SCORES
 from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
+from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
@@ -52,7 +53,7 @@ def default_frames(checkpoint: Checkpoint) -> int:
 
 def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
     """All arms, less `reset-encoder` where no encoder learns: it was frozen, or all of the network is the head."""
-    frozen = checkpoint.state["learner"]["encoder_frozen"]
+    frozen = read_saved(checkpoint.state["learner"]).encoder_frozen
     return tuple(arm for arm in ARMS if arm == "untouched" or not (frozen and "encoder" in KINDS[arm].born))
 
 
@@ -193,7 +194,7 @@ def diagnose(
         try:
             draw(diagnosis, output / "diagnosis.svg")
         except ImportError as error:
-            say(f"no figure, {error}: python -m pip install matplotlib, and repeat this command")
+            say(f"no figure, {error}: python -m pip install 'growtrain[report]', and repeat this command")
     return diagnosis
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
@@ -24,8 +25,6 @@ from growtrain.settings.schedules import Schedule
 from growtrain.telemetry.accounts import Accounts
 
 DECIDING = LearningTest(seeds=2)  # four fits of 450 updates
-_PROBE_SIZE = 32  # observations on which a growth is verified
-_REDO_PROBE_SIZE = 256  # and on which dormant units are found, as in the authors' code
 _DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
 
 
@@ -125,7 +124,7 @@ class Growing:
         self.grown_at.append(frames)
         with self.accounts.phases("growth"):
             valid = torch.from_numpy(np.flatnonzero(ring.valid))
-            size = _REDO_PROBE_SIZE if intervention == "redo" else _PROBE_SIZE
+            size = KINDS[intervention].num_observations
             chosen = valid[torch.randint(len(valid), (size,), generator=self.generator)]
             try:
                 event = apply(

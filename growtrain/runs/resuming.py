@@ -16,11 +16,8 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD
-from growtrain.learners.saved import read_saved
-=======
 from growtrain.growth.kinds import KINDS
->>>>>>> wt-k
+from growtrain.learners.saved import read_saved
 from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences
@@ -142,22 +139,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: use --schedule {keep} to go on "
             f"without another injection, or add later times, as in --schedule {later}"
         )
-<<<<<<< HEAD
-    learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
-    if learner.injections and (new.widens or new.intervention == "redo"):
-        raise ConfigError(
-            f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
-        )
-    if learner.encoder_frozen and config.split != "conv1" and new.intervention in ("reset-encoder", "reset-all"):
-=======
     kind = KINDS[new.intervention]
-    learner, what = checkpoint.state["learner"], f"--intervention {new.intervention}"
-    if learner["head"]["injections"] and kind.needs_single_head:
+    learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
+    if learner.injections and kind.needs_single_head:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
         )
-    if learner["encoder_frozen"] and config.split != "conv1" and "encoder" in kind.born:
->>>>>>> wt-k
+    if learner.encoder_frozen and config.split != "conv1" and "encoder" in kind.born:
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
 
 

@@ -52,7 +52,6 @@ def cell(*speeds: int, growth: tuple[float, ...] = (), **values: Any) -> dict[st
         "evaluations": [{"frames": 1000, "start_seconds": 1.0, "seconds": 2.0}],
         "checkpoint_seconds": 2.0,
         "diagnostics_seconds": 0.5,
-        "waits": None,
         "busy": {"available": True, "busy_seconds": 0.5, "frames": 500},
         "live_width": 8,
         "frozen_width": 0,
@@ -228,7 +227,7 @@ def test_the_figure_shows_the_gpu_where_there_is_one(script: ModuleType) -> None
     for each in values["stacks"]["fast"]["cells"].values():
         for one in each["repeats"]:
             one["gpu"] = {"available": False, "reason": "no GPU"}
-    assert len(script.figure(values).axes) == 3
+    assert len(script.figure(values).axes) == 2
 
 
 def test_work_is_counted_as_the_loop_does_it(script: ModuleType) -> None:
