@@ -149,7 +149,9 @@ def intervene(
         kind: what is done.
         networks: the one that learns, then its lagging copy if it has one; changed in place.
         optimizer: of the first; afterwards its groups hold, in the network's order, what trains of what they held, by identity or by name.
-        observations, config, generator: as of `alternatives.Subject`.
+        observations: as of `alternatives.Subject`.
+        config: the same.
+        generator: the same.
     """
     names = {id(p): name for name, p in networks[0].named_parameters()}
     subject = Subject(
