@@ -40,7 +40,7 @@ def test_seeds_are_a_count_or_a_list() -> None:
     [
         ("phoenix,phonix", "fixed", "1", {}, "did you mean phoenix"),
         (" , ", "fixed", "1", {}, "--games is empty"),
-        ("pong", "grow9x", "1", {}, "grow3x"),
+        ("pong", "grow0x", "1", {}, "grow3x"),
         ("pong", "fixed,at:300M", "1", {}, "--total-frames"),
         ("pong", "fixed", "0", {}, "--seeds"),
         ("pong", "fixed", "two", {}, "count"),

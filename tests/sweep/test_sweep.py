@@ -104,7 +104,7 @@ def test_a_signal_stops_a_sweep_with_checkpoints_and_75(number: signal.Signals, 
     [
         (["--games", "pong,phonix"], "did you mean phoenix"),
         (["--schedules", "fixed"], "--games is missing"),
-        (["--games", "pong", "--schedules", "grow9x"], "grow3x"),
+        (["--games", "pong", "--schedules", "grow0x"], "grow3x"),
         (["--games", "pong", "--seed", "1"], "--seeds"),
         (["--games", "pong", "--num-envs", "0"], "--num-envs"),
         (["--games", "pong", "--workers", "0"], "--workers"),
