@@ -18,9 +18,9 @@ from torch import nn
 
 from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
 from growtrain.growth.inject import count_parameters
+from growtrain.growth.kinds import KINDS
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.networks.build import make_parts
-from growtrain.growth.kinds import KINDS
 from growtrain.plasticity.measurer import STATES
 from growtrain.replay.frames import replay_bytes, rows_per_lane
 from growtrain.settings.budget import updates_due

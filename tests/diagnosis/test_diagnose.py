@@ -447,7 +447,7 @@ def test_a_network_that_is_all_head_is_diagnosed_and_reset(tmp_path: Path) -> No
     list(train(config(split="conv1", total_frames=1_000), whole))
     checkpoint = open_newest(whole)
     assert default_arms(checkpoint) == ("untouched", "inject", "fresh-optimizer")
-    assert set(learning_test(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
+    assert set(compare_copies_of(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
     for arm in default_arms(checkpoint):
         fork_config(checkpoint, arm, 0, Settings(frames=80))
     rescued = tmp_path / "rescued"
