@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from growtrain.environments.base import Spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
 from growtrain.replay.frames import FrameRing
@@ -28,12 +29,18 @@ def learning_test(
         Interrupted: it was to stop.
     """
     config, state = checkpoint.config, checkpoint.state
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
+    spec = Spec.from_dict(state["spec"])
+    ring = FrameRing(
+        config.replay_capacity,
+        config.num_envs,
+        rng=np.random.default_rng(0),
+        frame_shape=spec.frame_shape,
+        stack_size=spec.stack_size,
+        device=device,
+    )
     ring.load_state_dict(state["ring"])
     checkpoint.load_frames(ring)
     generator = torch.Generator()
-    learner = DoubleDQN(
-        config, state["num_actions"], width=state["learner"]["width"], device=device, generator=generator
-    )
+    learner = DoubleDQN(config, spec, width=state["learner"]["width"], device=device, generator=generator)
     learner.load_state_dict(state["learner"])
     return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), tested_copies(checkpoint), stop)

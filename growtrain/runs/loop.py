@@ -138,13 +138,18 @@ class Run:
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
         environment = make_environment(config, seed=episodes)
         self.ring = FrameRing(
-            config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling), device=self.device
+            config.replay_capacity,
+            config.num_envs,
+            rng=np.random.default_rng(sampling),
+            frame_shape=environment.spec.frame_shape,
+            stack_size=environment.spec.stack_size,
+            device=self.device,
         )
         self.replay = frame_replay(self.ring)
         self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
         self.learner = DoubleDQN(
             config,
-            environment.spec.num_actions,
+            environment.spec,
             width=config.width * self.schedule.width_multiplier,
             device=self.device,
             generator=torch.Generator().manual_seed(weights),
@@ -399,7 +404,7 @@ class Run:
         ring = self.ring.state_dict()
         del ring["frames"]
         return {
-            "num_actions": self.learner.num_actions,
+            "spec": self.learner.spec.to_dict(),
             "learner": self.learner.state_dict(),
             "collector": self.collector.state_dict(),
             "ring": ring,
@@ -461,7 +466,7 @@ class Run:
         self.accounts.charge(self.schedule.stage_after(self.stage), self.collector.frames, self.learner.updates)
 
     def _summary(self, status: str) -> dict[str, Any]:
-        plan = make_plan(self.config, self.learner.num_actions)
+        plan = make_plan(self.config, self.learner.spec)
         wall_seconds = self.accounts.wall_seconds
         evaluation, recent = self.last_evaluation, list(self.collector.recent_returns)
         score = evaluation.episode_return if evaluation else None

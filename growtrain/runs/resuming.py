@@ -9,6 +9,7 @@ Units: frames; sizes in bytes.
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -208,7 +209,8 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
     learner, ring = state["learner"], state["ring"]
     online = sum(tensor.numel() for tensor in learner["online"].values())
     replay = sum(segment.num_bytes for segment in checkpoint.segments)
-    raw = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks) * 84 * 84
+    frames = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks)
+    raw = frames * math.prod(state["spec"]["frame_shape"])
     stages = "; ".join(
         f"{index}: {frames} frames, {updates} updates, {seconds:.1f} s"
         for index, (frames, updates, seconds) in enumerate(state["totals"])
