@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from growtrain.growth.alternatives import Replacement, Subject
+from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.location import Head, find_head
 from growtrain.growth.membership import Membership
 from growtrain.networks.attachments import Attachments
@@ -137,12 +137,9 @@ def injection(subject: Subject, *, initializer: Initializer = initialize) -> Rep
     All slots are kept but those of the old live head, which keeps its own where it goes on training (`config.trainable_heads` "all").
     """
     config = subject.config
-    old = [network.get_submodule("head") for network in subject.networks]
+    old = [head_of(network) for network in subject.networks]
     new = [
-        (head if isinstance(head, InjectedHead) else InjectedHead(head)).grown(
-            subject.generator.clone_state(), config.anchor, config.trainable_heads, initializer
-        )
-        for head in old
+        head.grown(subject.generator.clone_state(), config.anchor, config.trainable_heads, initializer) for head in old
     ]
     _fuse_alike(new)
     names = {id(p): f"head.{name}" for name, p in old[0].named_parameters()}

@@ -13,10 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from growtrain.growth.alternatives import Replacement, Slots, Subject
+from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
 from growtrain.growth.inject import NotPreserved, count_parameters
 from growtrain.growth.kinds import KINDS, Kind
-from growtrain.networks.injected import InjectedHead
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.schedules import Intervention
@@ -117,11 +116,9 @@ def apply(
                 raise NotPreserved(f"the {name} network's Q changed by {_max_change(old, new):g}")
     if observations.is_cuda:
         torch.cuda.synchronize()  # the pause is a wall-clock claim
-    head = online.get_submodule("head")
-    assert isinstance(head, InjectedHead)
     return GrowthEvent(
         frames=frames,
-        stage=head.num_injections,
+        stage=head_of(online).num_injections,
         kind=intervention,
         reason=reason,
         anchor=config.anchor if kind.adds == "heads" else None,
@@ -149,9 +146,9 @@ def intervene(
         kind: what is done.
         networks: the one that learns, then its lagging copy if it has one; changed in place.
         optimizer: of the first; afterwards its groups hold, in the network's order, what trains of what they held, by identity or by name.
-        observations: as of `alternatives.Subject`.
-        config: the same.
-        generator: the same.
+        observations: what it looks at, (B, ...).
+        config: its settings.
+        generator: source of fresh weights (CPU).
     """
     names = {id(p): name for name, p in networks[0].named_parameters()}
     subject = Subject(

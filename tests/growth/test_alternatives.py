@@ -137,26 +137,20 @@ def test_a_failed_intervention_is_rolled_back_whole(
     learner = make(redo_tau=0.5, trainable_heads="all")
     parameters = {name: (id(p), p.detach().clone()) for name, p in learner.online.named_parameters()}
     before = weights(learner.target), copy.deepcopy(slots(learner)), [id(p) for p in learner.online.parameters()]
-    if broken == "rebuild":
-        original, calls = learner.rebuild, iter(range(9))
+    original, calls = learner.rebuild, iter(range(9))
 
-        def rebuild() -> None:
-            if next(calls) == 0:
+    def rebuild() -> None:
+        if next(calls) == 0:
+            if broken == "rebuild":
                 raise RuntimeError("compile error")
-            original()
+            learner.optimizer.param_groups[0]["params"].pop()
+        original()
 
-        monkeypatch.setattr(learner, "rebuild", rebuild)
-    elif broken == "verification":
+    if broken == "verification":
         strict = dataclasses.replace(KINDS[intervention], keeps=(None, lambda before, after: False))
         monkeypatch.setitem(KINDS, intervention, strict)
-    else:  # what the optimizer is given lacks a parameter
-        original = learner.rebuild
-
-        def forgetful() -> None:
-            learner.optimizer.param_groups[0]["params"].pop()
-            original()
-
-        monkeypatch.setattr(learner, "rebuild", forgetful)
+    else:
+        monkeypatch.setattr(learner, "rebuild", rebuild)
     with pytest.raises(GrowthFailed, match="rolled back"):
         do(learner, intervention)
     for name, p in learner.online.named_parameters():

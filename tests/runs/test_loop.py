@@ -127,6 +127,21 @@ def test_a_run_of_every_schedule_to_compare_with(
     assert json.loads(capsys.readouterr().out)["stage"] == events[-1]["stage"]  # though nothing was injected
 
 
+def test_what_recurs_often_is_measured_around_once_in_a_period(tmp_path: Path) -> None:
+    config = tiny(
+        schedule="redo", total_frames=2_400, learning_starts=200, redo_period=320, diagnostics_period=960, eval_period=0
+    )
+    list(train(config, tmp_path))
+    around = [d for d in read_jsonl(tmp_path / "diagnostics.jsonl") if d["when"] == "before growth"]
+    grown = [e["frames"] for e in read_jsonl(tmp_path / "growth_events.jsonl")]
+    assert grown == [320, 640, 960, 1280, 1600, 1920, 2240]
+    assert [d["frames"] for d in around] == [320, 960, 1920]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ended = sum(m["episodes"] for m in read_jsonl(tmp_path / "metrics.jsonl"))
+    assert summary["final_return_episodes"] == ended
+    assert summary["final_return_source"] == f"last {ended} training episodes"
+
+
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
     learner, config, frames, _ = load_learner(grown[0], torch.device("cpu"))
     assert (config, frames) == (config_of(), 6400)
