@@ -151,11 +151,10 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compiling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", can_compile)
     monkeypatch.setattr("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE", 0)
     config = config_of()
     run_in_parts(config, tmp_path / "whole")
