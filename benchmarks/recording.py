@@ -21,6 +21,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from growtrain.analysis.plots import to_svg
 from growtrain.runfiles import PARTIAL
 from growtrain.runs.provenance import git_commit
 
@@ -133,12 +134,31 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)  # a measurement that is ended here keeps what it had
     if figure is not None:
-        import matplotlib
-
         paths.append(output.with_name(f"{output.name}.svg"))
-        with matplotlib.rc_context({"svg.hashsalt": output.name, "svg.fonttype": "none"}):
-            figure.savefig(paths[-1], format="svg", bbox_inches="tight", metadata={"Date": None})
+        paths[-1].write_text(to_svg(figure), encoding="utf-8")
     return paths
+
+
+def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def say(text: str) -> None:
+    """Progress, away from the report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_events(profiler: torch.profiler.profile) -> list[Any]:
+    """The kernels and copies that a profiler saw on a GPU."""
+    return [e for e in profiler.events() or () if e.device_type.name == "CUDA" and not e.is_user_annotation]
 
 
 def _git(*arguments: str) -> str | None:

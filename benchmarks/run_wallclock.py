@@ -4,13 +4,13 @@
     python benchmarks/run_wallclock.py --figures-from results/wallclock-cpu.json
 
 Every stage of every arm is a *cell*: a learner grown to that stage by the training loop's own growth, played with the training loop's
-parts (`Run`, `Collector`, `FrameRing`) on real games. The cells of a stack take turns, so that whatever disturbs the machine disturbs all
+own step (`Run.step`) on real games. The cells of a stack take turns, so that whatever disturbs the machine disturbs all
 of them; they share one replay, filled beforehand by random play, whose speed is that of the frames before learning. Growth, evaluation,
 checkpoints, records and start-up are timed apart and charged to the arm that causes them. `wallclock_cells.py` times a cell,
 `wallclock_hours.py` turns the raw numbers into hours, `wallclock_report.py` into tables and a figure.
 
 Deviations from a complete run: 1. the replay holds less than it would (`--cell-capacity`); checkpoints are scaled to what it would hold.
-2. Copies of the target network, one in 30,000 agent steps, fall into a window only by chance.
+2. Copies of the target network, one in 30,000 agent steps, are left out.
 
 A projection is compared with complete short runs, which come after the windows. A machine may be faster or slower by then: a gauge, the
 same updates each time, is read before every round of windows and around every complete run.
@@ -19,14 +19,14 @@ Units: seconds on a monotonic clock that stands still in suspend; frames; transi
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from typing import Any, get_args
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `growtrain` does, before torch is imported
 
 import torch
-from recording import describe_machine, write_outputs
+from recording import describe_machine, say, write_outputs
 from wallclock_cells import (
     EVALUATION_SHARE,
     WARM_SHARE,
@@ -52,12 +52,14 @@ from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.atari import FRAME_SKIP, make_spec
+from growtrain.environments.base import Spec
 from growtrain.environments.games import canonical_game
-from growtrain.learners import double_dqn
+from growtrain.learners.double_dqn import MIN_UPDATES_TO_COMPILE
 from growtrain.learners.make import resolve_device
 from growtrain.planning.costs import make_plan
-from growtrain.runs.loop import Run, train
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
@@ -65,11 +67,6 @@ from growtrain.settings.text import ConfigError, parse_count
 from growtrain.telemetry.sinks import read_jsonl
 
 MIN_WINDOW = 0.5  # seconds
-# What `presets.resolve` scales to a budget; a validation run scales them whatever the flags said.
-SCALED = (
-    "learning_starts", "epsilon_decay_frames", "target_period", "replay_capacity", "eval_period", "eval_frames", "log_period",
-    "checkpoint_period",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,9 +235,9 @@ def make_arms(
     )
 
 
-def work_of(config: Config, num_actions: int) -> Work:
+def work_of(config: Config, spec: Spec) -> Work:
     """What a run of a configuration does, counted as the training loop does it."""
-    stages = make_plan(config, num_actions).stages
+    stages = make_plan(config, spec).stages
     period, capacity = config.checkpoint_period, config.replay_capacity
     frames = [*range(period, config.total_frames, period), config.total_frames] if period else [config.total_frames]
     new = [min(capacity, (b - a) // FRAME_SKIP) for a, b in zip([0, *frames], frames, strict=False)]
@@ -269,7 +266,7 @@ def _open_stack(
     open_runs: ExitStack,
 ) -> Run:
     config = next(job for job in jobs if job.stack == stack).arms[0].config
-    _say(f"{stack}: filling the replay with {options.fill} transitions")
+    say(f"{stack}: filling the replay with {options.fill} transitions")
     run, raw["stacks"][stack] = open_stack(
         cell_config(config, options.fill, options.cell_capacity), scratch / stack, open_runs
     )
@@ -288,7 +285,7 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
     stack = raw["stacks"][job.stack]
     cells: dict[str, Cell] = {}
     for arm in job.arms:
-        plan = make_plan(arm.config, run.learner.num_actions)
+        plan = make_plan(arm.config, run.learner.spec)
         config = cell_config(arm.config, options.fill, options.cell_capacity)
         for stage, key in enumerate(arm.cells):
             if key not in cells:
@@ -298,10 +295,10 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
                     "frozen_width": plan.stages[stage].frozen_width,
                     "flops_per_update": plan.stages[stage].flops_per_update,
                 }
-                _say(f"{job.stack}: {key} is ready")
+                say(f"{job.stack}: {key} is ready")
     left = job.weight
     gauged = job.kind == "main" and job.stack == "fast" and options.validate
-    gauge = Gauge(job.arms[0].config, run.learner.num_actions, run.device) if gauged else None
+    gauge = Gauge(job.arms[0].config, run.learner.spec, run.device) if gauged else None
     for repeat in range(job.repeats):
         if gauge is not None:
             raw["machine_speed"].append(gauge())
@@ -311,18 +308,18 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
         for key, cell in cells.items():
             share = (end - time.perf_counter()) / left / (1 + WARM_SHARE + EVALUATION_SHARE)
             left -= 1
-            window = measure_window(run, cell, seconds or max(MIN_WINDOW, share), job.stack == "reference")
-            _say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
+            window = measure_window(run, cell, seconds or max(MIN_WINDOW, share))
+            say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
         if not repeat:
             stack["cells"] |= {key: cell.record for key, cell in cells.items()}
-            raw["arms"] += [_described(arm, run.learner.num_actions) for arm in job.arms]
+            raw["arms"] += [_described(arm, run.learner.spec) for arm in job.arms]
         write(output, raw, figures=False)
     for cell in cells.values():
-        measure_busy(run, cell, job.stack == "reference")
+        measure_busy(run, cell)
     write(output, raw, figures=False)
 
 
-def _described(arm: Arm, num_actions: int) -> dict[str, Any]:
+def _described(arm: Arm, spec: Spec) -> dict[str, Any]:
     return {
         "name": arm.name,
         "stack": arm.stack,
@@ -331,7 +328,7 @@ def _described(arm: Arm, num_actions: int) -> dict[str, Any]:
         "baseline": arm.baseline,
         "anchor": None if arm.baseline else arm.config.anchor,
         "cells": list(arm.cells),
-        "work": dataclasses.asdict(work_of(arm.config, num_actions)),
+        "work": dataclasses.asdict(work_of(arm.config, spec)),
     }
 
 
@@ -356,12 +353,14 @@ def validate(
     arms = _validated_arms(options, jobs) * options.validate_repeats
     if not arms:
         return
-    gauge = Gauge(arms[0].config, raw["stacks"]["fast"]["num_actions"], resolve_device(arms[0].config.device))
+    gauge = Gauge(
+        arms[0].config, make_spec(raw["stacks"]["fast"]["num_actions"]), resolve_device(arms[0].config.device)
+    )
     for arm in arms:
         place = next(i for i, a in enumerate(raw["arms"]) if a["name"] == arm.name and a["stack"] == "fast")
         stack = raw["stacks"]["fast"]
         config = _short_run(arm, stack, raw["arms"][place], options.validate_seconds)
-        _say(f"validation: {arm.name}, {config.total_frames} frames")
+        say(f"validation: {arm.name}, {config.total_frames} frames")
         start = time.perf_counter()
         number = len(raw["validation"])
         (scratch / f"startup-{number}").mkdir()
@@ -370,11 +369,10 @@ def validate(
         startup = time.perf_counter() - start
         before = gauge()
         run_dir, start = scratch / f"validation-{number}", time.perf_counter()
-        with _compiling():
-            for _ in train(config, run_dir):
-                pass
+        for _ in train(config, run_dir):
+            pass
         wall = time.perf_counter() - start
-        work = work_of(config, stack["num_actions"])
+        work = work_of(config, make_spec(stack["num_actions"]))
         if lengths := [record["eval_frames"] for record in read_jsonl(run_dir / "evaluations.jsonl")]:
             work = dataclasses.replace(
                 work, eval_frames=round(sum(lengths) / len(lengths))
@@ -392,30 +390,26 @@ def validate(
         )
 
 
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Short runs compile their optimizer's step too: the long run that is projected does, and so do the cells."""
-    usual, double_dqn.MIN_UPDATES_TO_COMPILE = double_dqn.MIN_UPDATES_TO_COMPILE, 0
-    try:
-        yield
-    finally:
-        double_dqn.MIN_UPDATES_TO_COMPILE = usual
-
-
 def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds: float) -> Config:
-    """The arm's configuration with the budget that is projected to take about `seconds`; all periods shrink with it."""
-    settings = {name: value for name, value in arm.overrides.items() if name not in SCALED}
+    """The arm's configuration with the budget that is projected to take about `seconds`; what shrinks with a budget does, flag or not.
+
+    It is long enough for its optimizer's step to be compiled, as that of the long run and of the cells is.
+    """
+    shrinking = {item.name for item in dataclasses.fields(Config) if item.metadata["shrinks"]}
+    settings = {name: value for name, value in arm.overrides.items() if name not in shrinking}
     costs = costs_of(stack, raw_arm)
     granule = 8 * FRAME_SKIP * arm.config.num_envs
-    least = max(4_000, 20 * granule)
+    least = (
+        1.25 * MIN_UPDATES_TO_COMPILE * FRAME_SKIP / arm.config.replay_ratio
+    )  # a short run's warm-up is a twentieth at most
 
     def at(frames: float) -> Config:
-        total = max(least, round(frames / granule) * granule)
+        total = math.ceil(max(least, frames) / granule) * granule
         return resolve(arm.config.preset, {**settings, "total_frames": total})[0]
 
     config = at(seconds * min(costs.speeds))
     for _ in range(4):
-        projected = project(work_of(config, stack["num_actions"]), costs)
+        projected = project(work_of(config, make_spec(stack["num_actions"])), costs)
         config = at(config.total_frames * seconds / max(1e-9, projected.total - projected.startup))
     return config
 
@@ -446,7 +440,9 @@ def _parser() -> Parser:
     parser.add_argument("--validate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--validate-all", action="store_true", help="all arms, not just the first and the baseline")
     parser.add_argument("--validate-repeats", type=int, default=1, help="complete runs of each arm, in turn")
-    parser.add_argument("--validate-seconds", type=float, default=60.0, help="length of each complete run")
+    parser.add_argument(
+        "--validate-seconds", type=float, default=60.0, help="of each complete run, at least 10k updates long"
+    )
     parser.add_argument("--output", type=Path, help="files without suffix (default: results/wallclock-<device>)")
     parser.add_argument("--figures-from", type=Path, metavar="JSON", help="measure nothing, make the files again")
     return parser
@@ -464,10 +460,6 @@ def _counts(text: str) -> list[int]:
         return [parse_count(part) for part in text.split(",") if part]
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

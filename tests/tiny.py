@@ -6,7 +6,7 @@ from growtrain.settings.config import Config
 
 TINY: dict[str, Any] = {
     "game": "pong",
-    "schedule": "grow3x",
+    "schedule": "at:800",
     "total_frames": 1_600,
     "num_envs": 2,
     "width": 32,

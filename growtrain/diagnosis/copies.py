@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from growtrain.environments.base import Spec
 from growtrain.learners.make import make_learner
+from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
 from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import Checkpoint
@@ -13,7 +15,7 @@ from growtrain.runs.checkpoint import Checkpoint
 
 def copies_of_checkpoint(checkpoint: Checkpoint) -> list[Copy]:
     """The copies of a checkpoint's network that its learning test compares."""
-    return copies_of(checkpoint.config, encoder_frozen=checkpoint.state["learner"]["encoder_frozen"])
+    return copies_of(checkpoint.config, encoder_frozen=read_saved(checkpoint.state["learner"]).encoder_frozen)
 
 
 def compare_copies_of(
@@ -28,10 +30,18 @@ def compare_copies_of(
         Interrupted: it was to stop.
     """
     config, state = checkpoint.config, checkpoint.state
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
+    spec = Spec.from_dict(state["spec"])
+    ring = FrameRing(
+        config.replay_capacity,
+        config.num_envs,
+        rng=np.random.default_rng(0),
+        frame_shape=spec.frame_shape,
+        stack_size=spec.stack_size,
+        device=device,
+    )
     ring.load_state_dict(state["ring"])
     checkpoint.load_frames(ring)
-    learner = make_learner(config, state["num_actions"], device=device)
+    learner = make_learner(config, spec, device=device)
     learner.load_state_dict(state["learner"])
     return compare_copies(
         learner, ring, test, np.random.SeedSequence(config.entropy), copies_of_checkpoint(checkpoint), stop

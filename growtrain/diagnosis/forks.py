@@ -27,9 +27,10 @@ import torch
 
 from growtrain.diagnosis.copies import compare_copies_of, copies_of_checkpoint
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
-from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.environments.games import reference_scores
 from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
+from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
@@ -52,7 +53,7 @@ def default_frames(checkpoint: Checkpoint) -> int:
 
 def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
     """All arms, less `reset-encoder` where no encoder learns: it was frozen, or all of the network is the head."""
-    frozen = checkpoint.state["learner"]["encoder_frozen"]
+    frozen = read_saved(checkpoint.state["learner"]).encoder_frozen
     return tuple(arm for arm in ARMS if arm == "untouched" or not (frozen and "encoder" in KINDS[arm].born))
 
 
@@ -193,7 +194,7 @@ def diagnose(
         try:
             draw(diagnosis, output / "diagnosis.svg")
         except ImportError as error:
-            say(f"no figure, {error}: python -m pip install matplotlib, and repeat this command")
+            say(f"no figure, {error}: python -m pip install 'growtrain[report]', and repeat this command")
     return diagnosis
 
 
@@ -275,10 +276,10 @@ def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:
 
 
 def return_scale(game: str, untouched: list[float | None]) -> float:
-    """Points that are a gain of 1: what the untouched forks earn above random play, but at least a hundredth of what a human does."""
-    random_score, human_score = REFERENCE_SCORES[game]
+    """Points that are a gain of 1: what the untouched forks earn above random play, but at least a hundredth of what the reference does."""
+    random_score, reference_score = reference_scores(game) or (0.0, 1.0)
     known = [score for score in untouched if score is not None]
-    least = _LEAST_SHARE * abs(human_score - random_score)
+    least = _LEAST_SHARE * abs(reference_score - random_score)
     return max(least, float(np.mean(known)) - random_score) if known else least
 
 

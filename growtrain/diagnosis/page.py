@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from growtrain.analysis.plots import to_svg
 from growtrain.growth.kinds import KINDS
 from growtrain.plasticity.learning_test import COPIES, Copy, LearningTest, mean_errors
 from growtrain.plasticity.verdicts import MIN_LEARNED, Basis, Gain, Verdict, learned_most
@@ -196,7 +197,6 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     forked = bool(diagnosis.returns)
@@ -230,5 +230,4 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
         if panels[2].get_legend_handles_labels()[0]:
             panels[2].legend(fontsize="small")
     figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
-    with matplotlib.rc_context({"svg.hashsalt": "diagnosis", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None})
+    path.write_text(to_svg(figure), encoding="utf-8")

@@ -37,7 +37,7 @@ class Subject:
     """What something is done to, and with.
 
     Attributes:
-        networks: the one that learns, then its lagging copies if it has any, each with an `encoder` and a `head`.
+        networks: the one that learns, then its lagging copies if it has any, each with an `encoder` and an `InjectedHead` as `head`.
         slots: of the first network's parameters.
         observations: probe batch, (B, ...) as the networks take them; `redo` finds dormant units on it.
         config: settings of the intervention, and `width`, the units that widening adds.
@@ -67,6 +67,13 @@ class Replacement:
     slots: Slots = field(default_factory=dict)
     added_parameters: int = 0
     recycled_units: int | None = None
+
+
+def head_of(network: nn.Module) -> InjectedHead:
+    """The head of a network that can be grown."""
+    head = network.get_submodule("head")
+    assert isinstance(head, InjectedHead)
+    return head
 
 
 def forget_moments(subject: Subject) -> Replacement:
@@ -118,7 +125,7 @@ def shrink_perturb(subject: Subject) -> Replacement:
         old = subject.networks[0].get_submodule(part)
         if not trains(old):
             continue
-        inside = "live" if isinstance(old, InjectedHead) else ""
+        inside = "live" if part == "head" else ""
         fresh = fresh_copy(old.get_submodule(inside), subject.generator)
         for network, modules in zip(subject.networks, new, strict=True):
             modules[part] = copy.deepcopy(network.get_submodule(part))
@@ -153,8 +160,7 @@ def widen(subject: Subject, *, preserve: bool) -> Replacement:
         ValueError: the head has been injected, or has fewer units than are to get a twin.
     """
     units, generator, slots = subject.config.width, subject.generator, subject.slots
-    head = subject.networks[0].get_submodule("head")
-    assert isinstance(head, InjectedHead)
+    head = head_of(subject.networks[0])
     if head.num_injections or num_snapshots(subject.networks[0]):
         raise ValueError("a head that has been injected cannot be widened: use another intervention")
     if preserve and units > head.width:
@@ -222,9 +228,7 @@ def redo(subject: Subject) -> Replacement:
         ValueError: the head has been injected: its frozen heads read units that would no longer be what they were frozen on.
     """
     online, slots = subject.networks[0], subject.slots
-    head = online.get_submodule("head")
-    assert isinstance(head, InjectedHead)
-    if head.num_injections or num_snapshots(online):
+    if head_of(online).num_injections or num_snapshots(online):
         raise ValueError(
             "redo would change what frozen heads read: use another intervention on a head that was injected"
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from growtrain.growth.alternatives import Replacement, Subject
+from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.location import Head, find_head
 from growtrain.growth.membership import Membership
 from growtrain.networks.attachments import Attachments
@@ -140,12 +140,9 @@ def injection(subject: Subject, *, initializer: Initializer = initialize) -> Rep
     config = subject.config
     if any(map(num_snapshots, subject.networks)):
         raise ValueError("this network was frozen whole, and its heads cannot be frozen alone: use --freeze network")
-    old = [network.get_submodule("head") for network in subject.networks]
+    old = [head_of(network) for network in subject.networks]
     new = [
-        (head if isinstance(head, InjectedHead) else InjectedHead(head)).grown(
-            subject.generator.clone_state(), config.anchor, config.trainable_heads, initializer
-        )
-        for head in old
+        head.grown(subject.generator.clone_state(), config.anchor, config.trainable_heads, initializer) for head in old
     ]
     _fuse_alike(new)
     names = {id(p): f"head.{name}" for name, p in old[0].named_parameters()}

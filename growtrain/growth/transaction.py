@@ -13,10 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from growtrain.growth.alternatives import Replacement, Slots, Subject
+from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
 from growtrain.growth.inject import NotPreserved, count_parameters
 from growtrain.growth.kinds import Kind, kind_of
-from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
@@ -118,11 +117,9 @@ def apply(
                 raise NotPreserved(f"the {name} network's Q changed by {_max_change(old, new):g}")
     if observations.is_cuda:
         torch.cuda.synchronize()  # the pause is a wall-clock claim
-    head = online.get_submodule("head")
-    assert isinstance(head, InjectedHead)
     return GrowthEvent(
         frames=frames,
-        stage=head.num_injections + num_snapshots(online),
+        stage=head_of(online).num_injections + num_snapshots(online),
         kind=intervention,
         reason=reason,
         anchor=config.anchor if kind.adds == "heads" else None,
@@ -150,7 +147,9 @@ def intervene(
         kind: what is done.
         networks: the one that learns, then its lagging copy if it has one; changed in place.
         optimizer: of the first; afterwards its groups hold, in the network's order, what trains of what they held, by identity or by name.
-        observations, config, generator: as of `alternatives.Subject`.
+        observations: what it looks at, (B, ...).
+        config: its settings.
+        generator: source of fresh weights (CPU).
     """
     names = {id(p): name for name, p in networks[0].named_parameters()}
     subject = Subject(

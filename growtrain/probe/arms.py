@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain.diagnostics import dormant_fraction, effective_rank, weight_norm
+from growtrain.growth.alternatives import head_of
 from growtrain.growth.inject import inject, injection
 from growtrain.growth.kinds import KINDS, Kind
 from growtrain.growth.transaction import intervene
 from growtrain.learners.optimizers import CenteredRMSProp
 from growtrain.networks.build import QNetwork
-from growtrain.networks.encoders import NatureEncoder
+from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import Initializer, InjectedHead
 from growtrain.probe.settings import ProbeConfig, Setting
@@ -64,8 +65,8 @@ def make_learner(config: ProbeConfig, setting: Setting, generator: torch.Generat
 
 def _nature_network() -> QNetwork:
     """The trainer's: (B, 4, 84, 84) -> (B, 1), a head of one hidden layer."""
-    encoder = NatureEncoder()
-    return QNetwork(encoder, make_head(encoder.num_features, 512, 1))
+    encoder = ConvolutionalEncoder((4, 84, 84))
+    return QNetwork(encoder, InjectedHead(make_head(encoder.num_features, 512, 1)))
 
 
 def _small_network() -> QNetwork:
@@ -76,7 +77,8 @@ def _small_network() -> QNetwork:
         layers += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU(inplace=True)]
         channels, side = out_channels, (side - kernel) // stride + 1
     head = make_head(channels * side**2, 256, 256)
-    return QNetwork(nn.Sequential(*layers, nn.Flatten()), nn.Sequential(*head, nn.ReLU(), nn.Linear(256, 1)))
+    head = nn.Sequential(*head, nn.ReLU(), nn.Linear(256, 1))
+    return QNetwork(nn.Sequential(*layers, nn.Flatten()), InjectedHead(head))
 
 
 def learn(learner: Learner, frames: Tensor, target: Tensor, batches: Tensor) -> None:
@@ -121,8 +123,7 @@ def live_parts(network: nn.Sequential) -> tuple[nn.Module, nn.Sequential]:
     """The encoder and the head that learn; those of the live network where the whole was injected."""
     whole = network[0]
     body = whole.live if isinstance(whole, InjectedHead) else whole
-    head = body.get_submodule("head")
-    live = head.live if isinstance(head, InjectedHead) else head
+    live = head_of(body).live
     assert isinstance(live, nn.Sequential)
     return body.get_submodule("encoder"), live
 

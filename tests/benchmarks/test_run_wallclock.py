@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from growtrain.environments.atari import make_spec
 from growtrain.settings.config import Config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -52,7 +53,6 @@ def cell(*speeds: int, growth: tuple[float, ...] = (), **values: Any) -> dict[st
         "evaluations": [{"frames": 1000, "start_seconds": 1.0, "seconds": 2.0}],
         "checkpoint_seconds": 2.0,
         "diagnostics_seconds": 0.5,
-        "waits": None,
         "busy": {"available": True, "busy_seconds": 0.5, "frames": 500},
         "live_width": 8,
         "frozen_width": 0,
@@ -228,13 +228,13 @@ def test_the_figure_shows_the_gpu_where_there_is_one(script: ModuleType) -> None
     for each in values["stacks"]["fast"]["cells"].values():
         for one in each["repeats"]:
             one["gpu"] = {"available": False, "reason": "no GPU"}
-    assert len(script.figure(values).axes) == 3
+    assert len(script.figure(values).axes) == 2
 
 
 def test_work_is_counted_as_the_loop_does_it(script: ModuleType) -> None:
     config = Config(schedule="grow1x", total_frames=100_000, learning_starts=10_000, eval_period=40_000, eval_frames=500,
                     log_period=30_000, checkpoint_period=25_000, replay_capacity=5_000, diagnostics_period=20_000)  # fmt: skip
-    work = script.work_of(config, num_actions=6)
+    work = script.work_of(config, make_spec(6))
     assert work.warmup_frames == 10_000
     assert work.stage_frames == [15_000, 75_000]
     assert work.evaluations == [0, 3]  # at 40k, 80k and the end

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.alternatives import Subject, dormancy_scores, widen
 from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, apply, grow
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 def make(**overrides: Any) -> DoubleDQN:
     """A learner that has learnt a little, with a target that lags behind."""
     config = Config(**({"width": WIDTH, "encoder_width": 0.25} | overrides))
-    learner = DoubleDQN(config, ACTIONS, width=WIDTH, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner = DoubleDQN(config, make_spec(ACTIONS), width=WIDTH, device=CPU, generator=torch.Generator().manual_seed(0))
     learn(learner)
     return learner
 
@@ -115,7 +116,7 @@ def test_a_learner_restored_afterwards_goes_on_as_the_first_one(variant: str) ->
     learner = make(**settings)
     do(learner, intervention)
     learn(learner)
-    restored = DoubleDQN(learner.config, ACTIONS, width=WIDTH, device=CPU, generator=torch.Generator())
+    restored = DoubleDQN(learner.config, make_spec(ACTIONS), width=WIDTH, device=CPU, generator=torch.Generator())
     restored.load_state_dict(learner.state_dict())
     for subject in (learner, restored):
         learn(subject)
@@ -137,26 +138,20 @@ def test_a_failed_intervention_is_rolled_back_whole(
     learner = make(redo_tau=0.5, trainable_heads="all")
     parameters = {name: (id(p), p.detach().clone()) for name, p in learner.online.named_parameters()}
     before = weights(learner.target), copy.deepcopy(slots(learner)), [id(p) for p in learner.online.parameters()]
-    if broken == "rebuild":
-        original, calls = learner.rebuild, iter(range(9))
+    original, calls = learner.rebuild, iter(range(9))
 
-        def rebuild() -> None:
-            if next(calls) == 0:
+    def rebuild() -> None:
+        if next(calls) == 0:
+            if broken == "rebuild":
                 raise RuntimeError("compile error")
-            original()
+            learner.optimizer.param_groups[0]["params"].pop()
+        original()
 
-        monkeypatch.setattr(learner, "rebuild", rebuild)
-    elif broken == "verification":
+    if broken == "verification":
         strict = dataclasses.replace(KINDS[intervention], keeps=(None, lambda before, after: False))
         monkeypatch.setitem(KINDS, intervention, strict)
-    else:  # what the optimizer is given lacks a parameter
-        original = learner.rebuild
-
-        def forgetful() -> None:
-            learner.optimizer.param_groups[0]["params"].pop()
-            original()
-
-        monkeypatch.setattr(learner, "rebuild", forgetful)
+    else:
+        monkeypatch.setattr(learner, "rebuild", rebuild)
     with pytest.raises(GrowthFailed, match="rolled back"):
         do(learner, intervention)
     for name, p in learner.online.named_parameters():

@@ -160,7 +160,8 @@ def test_what_each_intervention_touches() -> None:
     for name in ("reset-encoder", "reset-head", FRESH, "fresh-optimizer", "shrink-perturb", "inject-freeze-encoder"):
         learner = probe_arms.make_learner(CONFIG, SETTINGS["encoder"], torch.Generator().manual_seed(0))
         probe_arms.learn(learner, frames, torch.randn(4), torch.zeros(2, 4, dtype=torch.int64))
-        before = {part: learner.network.get_submodule(f"0.{part}.0").weight.clone() for part in ("encoder", "head")}
+        encoder, head = probe_arms.live_parts(learner.network)
+        before = {"encoder": encoder.get_submodule("0").weight.clone(), "head": head[0].weight.clone()}
         arms(CONFIG)[name].act(learner, torch.Generator().manual_seed(1), frames)
         encoder, head = probe_arms.live_parts(learner.network)
         parts = {"encoder": encoder.get_submodule("0").weight, "head": head[0].weight}

@@ -30,6 +30,7 @@ from growtrain.telemetry.gpu import AbsentMonitor
 from growtrain.telemetry.sinks import read_jsonl
 
 SETTINGS: dict[str, Any] = {
+    "schedule": "grow3x",
     "total_frames": 6_400,
     "num_envs": 4,
     "learning_starts": 400,
@@ -126,6 +127,21 @@ def test_a_run_of_every_schedule_to_compare_with(
     assert json.loads(capsys.readouterr().out)["stage"] == events[-1]["stage"]  # though nothing was injected
 
 
+def test_what_recurs_often_is_measured_around_once_in_a_period(tmp_path: Path) -> None:
+    config = tiny(
+        schedule="redo", total_frames=2_400, learning_starts=200, redo_period=320, diagnostics_period=960, eval_period=0
+    )
+    list(train(config, tmp_path))
+    around = [d for d in read_jsonl(tmp_path / "diagnostics.jsonl") if d["when"] == "before growth"]
+    grown = [e["frames"] for e in read_jsonl(tmp_path / "growth_events.jsonl")]
+    assert grown == [320, 640, 960, 1280, 1600, 1920, 2240]
+    assert [d["frames"] for d in around] == [320, 960, 1920]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ended = sum(m["episodes"] for m in read_jsonl(tmp_path / "metrics.jsonl"))
+    assert summary["final_return_episodes"] == ended
+    assert summary["final_return_source"] == f"last {ended} training episodes"
+
+
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
     learner, config, frames, _ = load_learner(grown[0], torch.device("cpu"))
     assert (config, frames) == (config_of(), 6400)
@@ -143,11 +159,17 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
     from growtrain.replay.frames import FrameRing, frame_replay
     from growtrain.runs.acting import Collector
 
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling))
+    ring = FrameRing(
+        config.replay_capacity,
+        config.num_envs,
+        rng=np.random.default_rng(sampling),
+        frame_shape=(1, 84, 84),
+        stack_size=4,
+    )
     environment = make_environment(config, seed=episodes)
     collector = Collector(environment, frame_replay(ring), config, np.random.default_rng(exploration))
     generator = torch.Generator().manual_seed(weights)
-    learner = DoubleDQN(config, environment.num_actions, width=32, device=torch.device("cpu"), generator=generator)
+    learner = DoubleDQN(config, environment.spec, width=32, device=torch.device("cpu"), generator=generator)
     plain = nn.Sequential(learner.online.encoder, learner.head.live)  # no InjectedHead anywhere
     lagging = nn.Sequential(learner.target.encoder, learner.target.head.live)  # type: ignore[arg-type]
     updates = 0

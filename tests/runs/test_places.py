@@ -28,7 +28,6 @@ from growtrain.settings.config import Config
 from growtrain.telemetry.sinks import read_jsonl
 
 SETTINGS: dict[str, Any] = {
-    "schedule": "at:800",
     "width": 16,
     "encoder_width": 0.125,
     "num_threads": 1,

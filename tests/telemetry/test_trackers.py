@@ -220,7 +220,7 @@ def test_what_waits_for_a_tracker_is_bounded(
 
 
 def config_of(**changes: Any) -> Config:
-    return tiny(**{"schedule": "at:800", "eval_period": 1_600, "eval_frames": 80} | changes)
+    return tiny(**{"eval_period": 1_600, "eval_frames": 80} | changes)
 
 
 def test_tracking_changes_nothing_in_a_run_and_its_faults_do_not_either(
