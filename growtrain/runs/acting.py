@@ -146,12 +146,12 @@ class Collector:
             self._greedy_count += 1
         self.environment.send(self._actions)
 
-    def receive(self) -> VectorStep:
-        """Waits for the environments and stores their step."""
+    def receive(self) -> Tensor:
+        """Waits for the environments and stores their step; returns the rows (N,) int64 that its transitions leave."""
         step = self.environment.recv()
         clip = self.config.reward_clip
         lost = step.terminated | step.life_lost if self.config.life_loss_terminal else step.terminated
-        self.replay.extend(
+        left: Tensor = self.replay.extend(
             TensorDict(
                 {
                     "action": self._actions,
@@ -170,7 +170,7 @@ class Collector:
         self.recent_returns.extend(ended)
         self.num_episodes += len(ended)
         self._inherited &= ~step.started
-        return step
+        return left
 
     def disown_episodes(self) -> None:
         """Leaves out what another run has played: scores reported or not, and the episodes that are open now."""
