@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from growtrain.settings import machine
 from growtrain.__main__ import main
+from growtrain.settings import machine
 from growtrain.settings.config import Config
 
 TINY = (
