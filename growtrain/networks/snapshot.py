@@ -64,7 +64,7 @@ def num_snapshots(network: nn.Module) -> int:
 
 
 class InjectedNetwork(nn.Module):
-    """Any network, to be injected as a whole in one's own training loop: `inject(network, head="head", freeze="network", ...)`.
+    """Any network, to be frozen as a whole in one's own training loop by `growtrain.inject_network`.
 
     Before the first injection it computes `live` and nothing else; afterwards F(s) + live(s). F is computed in every forward pass, without
     a graph: a target or a replay that keeps F(s) beside s saves that (see the module's text; `frozen_value` takes it from there).
