@@ -22,7 +22,7 @@ from recording import describe_machine, machine_lines, table, write_outputs
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.runs.checkpoint import open_newest
-from growtrain.runs.loop import Run
+from growtrain.runs.run import Run
 from growtrain.settings.presets import paper
 from growtrain.settings.text import ConfigError
 

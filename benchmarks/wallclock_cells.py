@@ -17,12 +17,14 @@ import torch
 from recording import covered, device_events, synchronize
 
 from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.base import Spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.planning.speed import make_update, synthetic_batches
 from growtrain.plasticity.measurer import Measurer
 from growtrain.runs.evaluation import evaluate
-from growtrain.runs.loop import Run
+from growtrain.runs.growing import Growing
+from growtrain.runs.run import Run
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Config
 from growtrain.telemetry.gpu import open_monitor
@@ -41,19 +43,19 @@ class Cell:
     """A network in a stage: its learner, ready to be put into a run, and what was measured of it."""
 
     config: Config
-    stage: int
     learner: DoubleDQN
     captured: Any
+    growing: Growing
     record: dict[str, Any] = field(default_factory=dict)
 
 
 class Gauge:
     """How fast the machine is just now, in updates per second of a network and a batch that stay the same."""
 
-    def __init__(self, config: Config, num_actions: int, device: torch.device) -> None:
+    def __init__(self, config: Config, spec: Spec, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._learner = DoubleDQN(config, num_actions, width=config.width, device=device, generator=generator)
-        self._update = make_update(self._learner, synthetic_batches(config, num_actions, 1, generator).to(device))
+        self._learner = DoubleDQN(config, spec, width=config.width, device=device, generator=generator)
+        self._update = make_update(self._learner, synthetic_batches(config, spec, 1, generator).to(device))
 
     def __call__(self, seconds: float = GAUGE_SECONDS) -> float:
         """Measures it, after a few updates of warm-up."""
@@ -91,7 +93,7 @@ def open_stack(config: Config, run_dir: Path, open_runs: ExitStack) -> tuple[Run
     return run, {
         "num_envs": config.num_envs,
         "execution": "CUDA graph" if uses_graph(config, run.device) else config.execution,
-        "num_actions": run.learner.num_actions,
+        "num_actions": run.learner.spec.num_actions,
         "replay_capacity": config.replay_capacity,
         "filled": len(run.ring),
         "config": config.to_dict(),
@@ -120,20 +122,26 @@ def build(run: Run, config: Config, stage: int) -> Cell:
     compile_seconds = timed_compilation(run, config)
     learner = make_learner(run, config)
     captured = make_captured(learner, run.ring) if uses_graph(config, run.device) else None
-    cell = Cell(config=config, stage=0, learner=learner, captured=captured)
+    growing = Growing(
+        config,
+        run.schedule,
+        measurer=Measurer(config, learner, run.ring),
+        collector=run.collector,
+        accounts=run.accounts,
+        generator=run.growing.generator,
+    )
+    cell = Cell(config=config, learner=learner, captured=captured, growing=growing)
     enter(run, cell)
-    run.measurer = Measurer(config, learner, run.ring)
     growth_seconds = []
     for _ in range(stage):
         play(run)  # so that the optimizer has what a growth must keep
         start = time.perf_counter()
-        events = list(run.grow())
+        events = list(growing.grow())
         growth_seconds.append(time.perf_counter() - start)
         assert events, "the growth was rolled back"
     first = [play(run)]
-    run.learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
+    learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
     first.append(play(run))
-    cell.stage = run.stage
     cell.record = {
         "compile_seconds": compile_seconds,
         "growth_seconds": growth_seconds,
@@ -155,7 +163,7 @@ def build(run: Run, config: Config, stage: int) -> Cell:
 def make_learner(run: Run, config: Config) -> DoubleDQN:
     """A fresh learner of an arm's first stage."""
     generator = torch.Generator().manual_seed(0)
-    return DoubleDQN(config, run.learner.num_actions, width=config.width, device=run.device, generator=generator)
+    return DoubleDQN(config, run.learner.spec, width=config.width, device=run.device, generator=generator)
 
 
 def timed_compilation(run: Run, config: Config) -> float:
@@ -173,7 +181,8 @@ def timed_compilation(run: Run, config: Config) -> float:
 
 def enter(run: Run, cell: Cell) -> None:
     """Puts a cell's learner into the run, owing the updates of the last step, as it does between two steps of training."""
-    run.config, run.learner, run.captured, run.stage = cell.config, cell.learner, cell.captured, cell.stage
+    run.config, run.learner, run.captured = cell.config, cell.learner, cell.captured
+    run.growing, run.measurer = cell.growing, cell.growing.measurer
     run.learner.updates = updates_due(run.config, run.collector.agent_steps - run.config.num_envs)
 
 
@@ -259,10 +268,10 @@ def timed_evaluation(run: Run, steps: int) -> dict[str, float]:
 
     def policy(observation: torch.Tensor) -> torch.Tensor:
         asked.append(time.perf_counter())
-        return run.learner.q_values(observation)
+        return run.learner.act(observation)
 
     start = time.perf_counter()
-    record = evaluate(policy, config, frames=run.collector.frames, stage=run.stage, device=run.device)
+    record = evaluate(policy, config, frames=run.collector.frames, stage=run.growing.stage, device=run.device)
     return {
         "frames": record.eval_frames,
         "start_seconds": asked[0] - start,
@@ -282,7 +291,7 @@ def timed_record(run: Run) -> float:
     """Seconds of a line of metrics."""
     play(run)
     start = time.perf_counter()
-    run.report()
+    run.write(run.report())
     return time.perf_counter() - start
 
 
@@ -291,8 +300,8 @@ def timed_diagnostics(run: Run) -> float:
     if not run.config.diagnostics_period:
         return 0.0
     play(run)
-    run.diagnose("period")  # later ones compare with the one before
+    run.write(run.diagnose())  # later ones compare with the one before
     play(run)
     start = time.perf_counter()
-    run.diagnose("period")
+    run.write(run.diagnose())
     return time.perf_counter() - start

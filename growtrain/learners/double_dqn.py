@@ -1,28 +1,28 @@
-"""Double DQN (van Hasselt et al. 2016), on TorchRL's `DQNLoss` or on the same arithmetic with less around it.
+"""Double DQN (van Hasselt et al. 2016), by TorchRL's `DQNLoss` or by the same arithmetic with less around it.
 
     y = r + gamma (1 - terminated) Q_target(s', argmax_a Q_online(s', a)),   loss = mean over the batch of Huber_1(Q_online(s, a) - y)
 
 The Huber loss with delta 1 has the gradient of the squared error with per-sample gradients clipped to +-1, as in DQN Zoo.
 
-`execution="eager"` computes the loss through TorchRL's `DQNLoss(double_dqn=True)`; the default calls the networks directly, which saves
-about 2 ms per update on a CPU, and computes a frozen encoder's features once for both networks. Both give the same numbers (tested).
+`execution="eager"` computes the loss through TorchRL (`learners.torchrl`); the default calls the networks directly, which saves about 2 ms
+per update on a CPU, and computes a frozen encoder's features once for both networks. Both give the same numbers (tested).
 
-`DQNLoss` captures parameters when it is built, and so does an optimizer: after anything that changes the architecture, `rebuild` must run.
-It keeps the target's lag: the loss reads the tensors of `target`, it never copies the online network into them.
+What captures parameters, as an optimizer and a loss of TorchRL's do, is stale after anything that changes the architecture: `rebuild` must
+run. It keeps the target's lag.
 
 Units: a batch is (K x B) transitions, K updates of B; `update` never reads a device value.
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
-from torchrl.modules import QValueActor
-from torchrl.objectives import DQNLoss
 
+from growtrain.environments.base import Spec
+from growtrain.learners.base import AbstractLearner, Diverged, LearnerReport
 from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import can_compile, make_optimizer
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
@@ -30,25 +30,22 @@ from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
+from growtrain.settings.budget import crossed
 from growtrain.settings.config import Config
+
+if TYPE_CHECKING:
+    from torchrl.objectives import DQNLoss
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
 MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
 
 
-class Diverged(RuntimeError):
-    """Training cannot go on: a weight is not finite, or update after update had a loss or gradient that was not.
-
-    In the second case the weights are finite, and as they were before the first of those updates.
-    """
-
-
-class DoubleDQN:
+class DoubleDQN(AbstractLearner):
     """A Double-DQN learner.
 
     Args:
         config: the run's configuration (network, optimizer, loss).
-        num_actions: A.
+        spec: what is observed and can be done.
         width: hidden units of the head.
         device: where the networks live.
         generator: CPU generator of the initial weights.
@@ -57,7 +54,6 @@ class DoubleDQN:
         online: the network that learns and acts.
         target: its lagging copy; nothing in it requires a gradient.
         optimizer: holds exactly the parameters of `online` that require a gradient.
-        loss: TorchRL's loss over both.
         updates: gradient steps so far.
         initial: for `l2-init` and `nap`, the values with which each parameter that trains began to do so.
         version: counts changes after which a captured update is stale.
@@ -68,12 +64,12 @@ class DoubleDQN:
     """
 
     def __init__(
-        self, config: Config, num_actions: int, *, width: int, device: torch.device, generator: torch.Generator
+        self, config: Config, spec: Spec, *, width: int, device: torch.device, generator: torch.Generator
     ) -> None:
         self.config = config
-        self.num_actions = num_actions
+        self.spec = spec
         self.device, self.asynchronous = device, device.type != "cpu"
-        self.online = make_network(config, num_actions, width)
+        self.online = make_network(config, spec, width)
         initialize(self.online, generator)
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
@@ -116,17 +112,7 @@ class DoubleDQN:
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
         self.version += 1
-        actor = QValueActor(self.online, in_keys=["observation"], action_space="categorical")
-        self.loss = DQNLoss(
-            actor,
-            action_space="categorical",
-            loss_function="smooth_l1",
-            double_dqn=True,
-            delay_value=True,
-            use_prioritized_weights=False,
-        )
-        self.loss.make_value_estimator(gamma=self.config.discount)
-        self.loss._has_update_associated["value_network"] = True  # as TorchRL's own updaters say: `copy_target` is ours
+        self._loss: DQNLoss | None = None
         self._share_frozen()
         self._trainable = [p for p in self.online.parameters() if p.requires_grad]
         self._penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
@@ -135,6 +121,20 @@ class DoubleDQN:
         self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
         self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
+
+    @property
+    def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+        """The Q-network and its target."""
+        return {"q_network": (self.online, self.target)}
+
+    @property
+    def loss(self) -> "DQNLoss":
+        """TorchRL's loss over both networks, constructed when it is asked for, and anew when what it has captured is stale."""
+        if self._loss is None:
+            from growtrain.learners.torchrl import make_dqn_loss
+
+            self._loss = make_dqn_loss(self.online, self.target, discount=self.config.discount)
+        return self._loss
 
     def update(self, batches: TensorDict) -> None:
         """One gradient step on each of K batches.
@@ -169,6 +169,10 @@ class DoubleDQN:
         self.optimizer.step()
         project(self._projected, self._norms, unless=bad)
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def step_tensors(self) -> list[Tensor]:
+        """What `step` moves in place, the optimizer's slots aside."""
+        return [*self.online.parameters(), *self.online.buffers(), self.loss_sum, self.nonfinite]
 
     def _regularized(self, loss: Tensor) -> Tensor:
         """The loss that is differentiated; what is reported, and compared between runs, is without the penalty."""
@@ -216,11 +220,14 @@ class DoubleDQN:
                 f"{remedy}"
             )
 
-    def report_skipped(self) -> int:
-        """How many updates were not applied since the last call, because a loss or gradient was not finite; reads the device."""
-        skipped = int(self.nonfinite[0])
+    def report(self) -> LearnerReport:
+        """The mean loss since the last call, and how many updates were not applied; reads the device."""
+        count = self.updates - self._updates_at_report
+        report = LearnerReport(float(self.loss_sum) / count if count else None, int(self.nonfinite[0]))
+        self.loss_sum.zero_()
         self.nonfinite[0] = 0
-        return skipped
+        self._updates_at_report = self.updates
+        return report
 
     def compute_loss(self, batch: TensorDict) -> Tensor:
         """The loss () of one batch of B transitions, in the layout of `update`."""
@@ -233,7 +240,7 @@ class DoubleDQN:
             q_tm1, q_t_value, q_t_selector = self._q_on_shared_features(s_tm1, s_t)
         else:
             q_tm1 = self.online(s_tm1)
-            s_t = scale_frames(s_t)  # once for both networks
+            s_t = scale_frames(s_t, self.spec.scale)  # once for both networks
             with torch.no_grad():
                 q_t_value, q_t_selector = self.target(s_t), self.online(s_t)
         discount_t = self.config.discount * (~following["terminated"]).to(q_tm1.dtype)
@@ -251,6 +258,11 @@ class DoubleDQN:
                 bank_tm1, bank_t = zip(total.chunk(2), anchors, strict=True)
             q_t_value, q_t_selector = self.target.head(x_t, bank_t), self.online.head(x_t, bank_t)
         return self.online.head(x_tm1, bank_tm1), q_t_value, q_t_selector
+
+    def end_of_step(self, frames: int) -> None:
+        """Copies the target where its period has gone by."""
+        if self.updates and crossed(self.config, self.config.target_period, frames):
+            self.copy_target()
 
     @torch.no_grad()
     def copy_target(self) -> None:
@@ -270,22 +282,18 @@ class DoubleDQN:
             apart = current.data_ptr() != lagging.data_ptr()
             if apart and not current.requires_grad and torch.equal(current, lagging):
                 lagging.data = current.data
-                moved = True  # a captured update would go on reading the memory that this has freed
+                moved = True  # what has captured it would go on reading the memory that this has freed
         self.encoder_is_shared = _same_tensors(self.online.encoder, self.target.encoder)
         self.bank_is_shared = self.head.frozen is not None and _same_tensors(
             self.head.frozen, self.target.get_submodule("head.frozen")
         )
         if moved or (self.encoder_is_shared, self.bank_is_shared) != before:
             self.version += 1
-        # TorchRL's loss made a copy of the online network as its target: it reads the lagging target's tensors instead.
-        captured = self.loss.target_value_network_params.flatten_keys(".")
-        tensors = dict(self.target.named_parameters()) | dict(self.target.named_buffers())
-        for name, tensor in captured.items():
-            tensor.data = tensors[name.removeprefix("module.0.module.")].data
+            self._loss = None
 
     @torch.no_grad()
-    def q_values(self, observation: Tensor) -> Tensor:
-        """Online action values (B, A) of uint8 observations (B, stack, 84, 84)."""
+    def act(self, observation: Tensor) -> Tensor:
+        """Online action values (B, A) of observations (B, C, H, W) uint8."""
         q: Tensor = self.online(observation)
         return q
 
@@ -323,7 +331,7 @@ class DoubleDQN:
         Raises:
             ValueError: a tensor is missing, left over, or of another shape or dtype than this configuration's.
         """
-        self.online, self.target = (make_network(self.config, self.num_actions, int(state["width"])) for _ in range(2))
+        self.online, self.target = (make_network(self.config, self.spec, int(state["width"])) for _ in range(2))
         for network in (self.online, self.target):
             assert isinstance(network.head, InjectedHead)
             network.head.grow_to(state["head"])
@@ -354,14 +362,6 @@ class DoubleDQN:
         _copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])
         self.rebuild()
-
-    def report_loss(self) -> float | None:
-        """Mean loss per update since the last call, None without any; reads the device."""
-        count = self.updates - self._updates_at_report
-        loss = float(self.loss_sum) / count if count else None
-        self.loss_sum.zero_()
-        self._updates_at_report = self.updates
-        return loss
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, A
         lines += [f"## Setting `{comparison.setting}`, targets `{comparison.targets}`", ""]
         optimizer = about["settings"].get(comparison.setting) or dataclasses.asdict(setting_of(comparison.setting))
         lines += [f"{', '.join(f'{name} {value}' for name, value in optimizer.items())}.", ""]
-        lines += [f"- {sentence}" for sentence in verdicts(comparison)] + ["", *table(comparison), ""]
+        lines += [f"- {sentence}" for sentence in conclusions(comparison)] + ["", *table(comparison), ""]
         if config.sweep == "init":
             lines += [*_effects_table(comparison), ""]
     return "\n".join(lines)
@@ -209,7 +209,7 @@ def _effects_table(comparison: Comparison) -> list[str]:
     return ["| property | value | minus the default, mean over the other properties |", "|---|---|---|", *rows]
 
 
-def verdicts(comparison: Comparison) -> list[str]:
+def conclusions(comparison: Comparison) -> list[str]:
     """What the differences say, in sentences; nothing is said that an interval does not."""
     sentences = [
         text

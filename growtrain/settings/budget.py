@@ -63,3 +63,8 @@ def updates_due(config: Config, agent_steps: int) -> int:
     """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, since learning started."""
     steps = max(0, agent_steps - config.learning_starts // config.frame_skip)
     return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
+
+
+def crossed(config: Config, period: int, frames: int) -> bool:
+    """Whether the step of all environments after which `frames` were played went past a multiple of `period` frames (0: never)."""
+    return period > 0 and frames // period > (frames - config.frame_skip * config.num_envs) // period

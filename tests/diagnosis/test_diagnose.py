@@ -14,14 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from growtrain.diagnosis.page.copies import learning_test
 from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.copies import compare_copies_of
 from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.diagnosis.rescue import rescue_weights
+from growtrain.environments.atari import make_spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.foreign_weights import read_weights, recognise, save_initial
 from growtrain.learners.regularizers import penalty
@@ -39,7 +40,8 @@ from growtrain.plasticity.learning_test import (
 )
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runs.checkpoint import load_learner, open_at, open_newest
-from growtrain.runs.loop import Run, train
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
@@ -115,7 +117,7 @@ def test_damage_is_found_where_it_was_done(
     initialize(run.learner.online, torch.Generator().manual_seed(7))  # healthy, because it is fresh
     damage(run.learner)
     before = [p.detach().clone() for p in run.learner.online.parameters()]
-    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), COPIES)
+    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), tuple(COPIES))
     assert all(map(torch.equal, before, run.learner.online.parameters()))
     errors = mean_errors(found)
     assert verdict(Evidence(errors=errors, returns={})).places == places, errors
@@ -129,7 +131,7 @@ def test_a_dead_network_learns_nothing_of_what_is_asked_for(original: Path) -> N
     test = dataclasses.replace(TEST, transitions=64)
     for seed in range(3):
         task = make_task(run.learner, run.ring, test, np.random.default_rng(seed))
-        for action in range(run.learner.num_actions):
+        for action in range(run.learner.spec.num_actions):
             assert float(task.change[task.action == action].sum()) == pytest.approx(0, abs=1e-4)
     found = compare_copies(run.learner, run.ring, test, np.random.SeedSequence(1), ("current",))
     assert all(curve[-1] > 0.99 for curve in found["current"]), found
@@ -148,7 +150,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
     for copy in COPIES:
         learner, *_ = load_learner(original, CPU)
         slots = dict(learner.optimizer.state)
-        network, optimizer = make_copy(copy, learner, torch.Generator().manual_seed(1))
+        network, optimizer = make_copy(copy, learner, observation, torch.Generator().manual_seed(1))
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
         same_encoder = torch.equal(before.online.encoder(observation), network.encoder(observation))
@@ -161,7 +163,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
 
 
 def test_all_copies_start_from_the_same_error(original: Path) -> None:
-    found = learning_test(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
+    found = compare_copies_of(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
     assert all(curve == pytest.approx([1.0] * 4, abs=1e-4) for curves in found.values() for curve in curves)
 
 
@@ -226,8 +228,8 @@ def test_a_target_is_the_n_step_return(original: Path) -> None:
                 break
             row = following
         with torch.no_grad():
-            best = run.learner.online(last.frames[:, 1:]).argmax(1)
-            value += discount * float(run.learner.target(last.frames[:, 1:])[0, best])
+            best = run.learner.online(last.next_observation).argmax(1)
+            value += discount * float(run.learner.target(last.next_observation)[0, best])
             q = float(run.learner.online(task.observation[index : index + 1])[0, task.action[index]])
         changes.append(value - q)
     actions = task.action.tolist()
@@ -447,7 +449,7 @@ def test_a_network_that_is_all_head_is_diagnosed_and_reset(tmp_path: Path) -> No
     list(train(config(split="conv1", total_frames=1_000), whole))
     checkpoint = open_newest(whole)
     assert default_arms(checkpoint) == ("untouched", "inject", "fresh-optimizer")
-    assert set(learning_test(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
+    assert set(compare_copies_of(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
     for arm in default_arms(checkpoint):
         fork_config(checkpoint, arm, 0, Settings(frames=80))
     rescued = tmp_path / "rescued"
@@ -617,7 +619,7 @@ def test_a_real_stable_baselines3_agent_has_its_own_values(tmp_path: Path) -> No
         (tmp_path / "policy.pth").write_bytes(archive.read("policy.pth"))
     weights = read_weights(tmp_path / "policy.pth")
     assert (weights.width, weights.encoder_width, weights.num_actions) == (512, 1.0, 6)
-    own = make_network(Config(output_bias="per_action"), 6, weights.width)
+    own = make_network(Config(output_bias="per_action"), make_spec(6), weights.width)
     own.load_state_dict(weights.tensors)
     observations = model.replay_buffer.sample(64).observations
     assert observations.shape == (64, 4, 84, 84)

@@ -1,14 +1,14 @@
 """Updates in a graph against updates without one, by a graph that is played on the CPU (`recorded_graph`)."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import recorded_graph
 import torch
 
-import growtrain.runs.loop
+from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, make_captured
@@ -18,12 +18,6 @@ from growtrain.runs.loop import train
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 from growtrain.telemetry.sinks import read_jsonl
-
-_spec = importlib.util.spec_from_file_location("recorded_graph", Path(__file__).with_name("recorded_graph.py"))
-assert _spec is not None
-assert _spec.loader is not None
-recorded_graph = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(recorded_graph)
 
 ACTIONS, BATCH = 5, 8
 SMALL: dict[str, Any] = {"game": "pong", "width": 32, "encoder_width": 0.25, "batch_size": BATCH}
@@ -46,22 +40,22 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def make(**options: Any) -> DoubleDQN:
     config, generator = Config(**(SMALL | options)), torch.Generator().manual_seed(0)
-    return DoubleDQN(config, ACTIONS, width=config.width, device=torch.device("cpu"), generator=generator)
+    return DoubleDQN(config, make_spec(ACTIONS), width=config.width, device=torch.device("cpu"), generator=generator)
 
 
 def make_ring() -> FrameRing:
     """Two lanes of noise, with episodes of a few steps."""
     rng = np.random.default_rng(0)
-    ring = FrameRing(100, 2, rng=np.random.default_rng(1))
-    ring.start(rng.integers(256, size=(2, 84, 84), dtype=np.uint8))
+    ring = FrameRing(100, 2, rng=np.random.default_rng(1), frame_shape=(1, 84, 84), stack_size=4)
+    ring.start(rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8))
     for step in range(50):
         ring.extend(
             action=rng.integers(ACTIONS, size=2),
             reward=rng.normal(size=2),
             terminated=rng.random(2) < 0.1,
-            frame=rng.integers(256, size=(2, 84, 84), dtype=np.uint8),
+            frame=rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8),
             started=np.full(2, step % 7 == 6),
-            first_frame=rng.integers(256, size=(2, 84, 84), dtype=np.uint8),
+            first_frame=rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8),
         )
     return ring
 
@@ -84,7 +78,7 @@ def assert_equal(learner: DoubleDQN, in_graph: DoubleDQN) -> None:
         expected, tensors = (getattr(each, network).state_dict() for each in (learner, in_graph))
         assert expected.keys() == tensors.keys()
         assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items()), network
-    assert learner.report_loss() == in_graph.report_loss()
+    assert learner.report().loss == in_graph.report().loss
 
 
 WAYS: list[tuple[Intervention, dict[str, Any]]] = [
@@ -194,8 +188,8 @@ def test_a_whole_run_in_a_graph_is_the_run_without_one(
     config = Config(**(SMALL | short | periods | options))
     list(train(config, tmp_path / "plain"))
     assert not graphs
-    monkeypatch.setattr(growtrain.runs.loop, "uses_graph", lambda config, device: True)
-    monkeypatch.setattr(growtrain.runs.loop, "make_captured", captured)
+    monkeypatch.setattr("growtrain.runs.run.uses_graph", lambda config, device: True)
+    monkeypatch.setattr("growtrain.runs.run.make_captured", captured)
     list(train(config, tmp_path / "graph"))
     assert sum(graph.replays for graph in graphs) == (1_600 - 160) // 4 // 4
     assert_equal(*(load_learner(tmp_path / name, torch.device("cpu"))[0] for name in ("plain", "graph")))
