@@ -315,7 +315,7 @@ def test_a_dry_run_writes_its_files_and_makes_them_again(
 @pytest.mark.slow
 def test_a_complete_run_is_compared_with_its_projection(script: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "wallclock"
-    tiny = "--game pong --width 8 --encoder-width 0.125 --batch-size 4 --num-envs 4 --device cpu --stack both"
+    tiny = "--game pong --width 8 --encoder-width 0.125 --batch-size 4 --num-envs 4 --device cpu --stack both --replay-ratio 1"
     small = "--width-sweep 16 --fill 200 --cell-capacity 400 --repeats 1 --seconds 0.2 --validate-seconds 1"
     assert script.main([*tiny.split(), *small.split(), "--output", str(output)]) == 0
     values = json.loads(output.with_suffix(".json").read_text())
