@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from growtrain import diagnostics, measuring
+from growtrain import diagnostics
 from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import InjectedHead
+from growtrain.plasticity import measurer as measuring
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Diagnostics
 from growtrain.replay.frames import FrameRing
