@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recording import describe_machine, machine_lines, write_outputs
+from recording import describe_machine, machine_lines, table, write_outputs
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.runs.checkpoint import open_newest
-from growtrain.runs.loop import Run
+from growtrain.runs.run import Run
 from growtrain.settings.presets import paper
 from growtrain.settings.text import ConfigError
 
@@ -56,8 +56,7 @@ def main() -> int:
             for what, steps in (("all frames new", capacity), ("5 % new", capacity // 20), ("one step new", 1)):
                 target = run.collector.agent_steps + steps
                 while run.collector.agent_steps < target:
-                    run.collector.act(run.learner.q_values)
-                    run.collector.receive()
+                    run.step()
                 before = _disk_bytes(run_dir)
                 start = time.perf_counter()
                 run.save()
@@ -89,31 +88,35 @@ def main() -> int:
         ):
             raise AssertionError("the resumed replay is not the one that was saved")
         resumed.collector.environment.close(raise_if_closed=False)
-    print(*write_outputs(options.output, raw, markdown(raw)), sep="\n", file=sys.stderr)
+    write_outputs(options.output, raw, markdown(raw))
     print(markdown(raw))
     return 0
 
 
 def markdown(raw: dict[str, Any]) -> str:
     """The table."""
-    lines = [
-        "# What a checkpoint costs",
-        "",
-        machine_lines(raw["machine"]),
-        "| checkpoint | transitions | training stands still [s] | on disk [MB] | of it replay [MB] | open and verify [s] |",
-        "|---|---|---|---|---|---|",
+    header = (
+        "checkpoint",
+        "transitions",
+        "training stands still [s]",
+        "on disk [MB]",
+        "of it replay [MB]",
+        "open and verify [s]",
+    )
+    rows = [
+        [
+            row["what"],
+            f"{row['transitions']:,}",
+            f"{row['save_seconds']:.2f}",
+            *(f"{row[name] / 1e6:.0f}" for name in ("checkpoint_bytes", "replay_bytes")),
+            f"{row['open_seconds']:.2f}",
+        ]
+        for row in raw["checkpoints"]
     ]
-    for row in raw["checkpoints"]:
-        lines.append(
-            f"| {row['what']} | {row['transitions']:,} | {row['save_seconds']:.2f} | {row['checkpoint_bytes'] / 1e6:.0f} | "
-            f"{row['replay_bytes'] / 1e6:.0f} | {row['open_seconds']:.2f} |"
-        )
-    lines += [
-        "",
-        f"A fresh process's parts, restored from the last one, verified and ready to go on: {raw['resume_seconds']:.1f} s.",
-        "",
-    ]
-    return "\n".join(lines)
+    return (
+        f"# What a checkpoint costs\n\n{machine_lines(raw['machine'])}\n{table(header, rows)}\n"
+        f"A fresh process's parts, restored from the last one, verified and ready to go on: {raw['resume_seconds']:.1f} s.\n"
+    )
 
 
 def _disk_bytes(directory: Path) -> int:

@@ -6,7 +6,7 @@ machine hits all of them. A ratio is taken within a round; tables show the media
 
     python benchmarks/growth_cost.py --widths 512 --seconds 240 --output results/growth_cost_512
 
-1. FLOPs are counted by torch's `FlopCounterMode` on learners built alike and compared with the formula that `growtrain plan` uses.
+1. FLOPs are those of the formula that `growtrain plan` uses, which tests hold to the count of torch's `FlopCounterMode`.
 2. The target has been copied since the last growth: but for the first frames of a stage, that is what a run's updates are like.
 3. A schedule's figure weights its stages by their share of the frames; acting, environments, sampling and the growth itself are not in it.
 4. Every learner has one batch of noise in memory. The first update of a turn is not timed: in a run, the update before was this learner's,
@@ -20,24 +20,20 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
-import dataclasses
-import importlib.util
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from recording import describe_machine, machine_lines, summarize, with_spread, write_outputs
+from recording import describe_machine, machine_lines, say, summarize, synchronize, table, with_spread, write_outputs
 from tensordict import TensorDict
-from torch.utils.flop_counter import FlopCounterMode
 
-from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.base import Spec
 from growtrain.environments.make import spec_of
 from growtrain.growth.transaction import grow
@@ -57,12 +53,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ANCHORS: tuple[Anchor, ...] = get_args(Anchor)
-CHEAP_ANCHORS = ("zero", "mirrored")
 INJECTIONS = 3
 WARM_UP_ROUNDS = 3
 LEAST_ROUNDS = 3
-GOAL_WIDTH = 512
-GOALS = {0: 0.80, 2: 0.65}  # --freeze-encoder-at: the most that grow3x with a cheap anchor may take of full3x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,23 +130,6 @@ def schedule_ratios(
     return [cost / base for cost, base in zip(costs, reference, strict=True)]
 
 
-class _NoModules(SimpleNamespace):
-    """Stands in for the FLOP counter's module tracker, which compares modules for equality and so fails on tensordicts."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def count_flops(learner: DoubleDQN, batches: TensorDict) -> int:
-    """FLOPs of `learner.update(batches)`, which is done."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules(parents={"Global"})  # type: ignore[assignment]
-    with counter:
-        learner.update(batches)
-    return int(counter.get_total_flops())
-
-
 def build(subject: Subject, config: Config, spec: Spec, device: torch.device) -> tuple[DoubleDQN, TensorDict]:
     """A learner grown to the subject's stage as a run grows it, with its own batch (1, B) on the device."""
     generator = torch.Generator().manual_seed(0)
@@ -209,12 +185,6 @@ def time_rounds(
     return [list(times) for times in zip(*rounds, strict=True)]
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for a GPU; nothing on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Builds and times one group of learners after the other; returns the record that goes into the JSON file."""
     device = resolve_device(arguments.device)
@@ -252,19 +222,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             updates.append(make_update(learner, batches))
         seconds = arguments.seconds * work[width, freeze_at] / sum(work.values())
-        _say(
+        say(
             f"width {width}, {encoder_name(freeze_at)}: {len(updates)} learners, {_peak_bytes(device) / 1e9:.2f} GB, {seconds:.0f} s"
         )
         times = time_rounds(updates, device, seconds, arguments.updates_per_turn)
         for row, row_times in zip(rows, times, strict=True):
             row["seconds"] = row_times
         record.append({"width": width, "freeze_encoder_at": freeze_at, "learners": rows})
-    # Twins on the CPU are counted, because a replayed CUDA graph dispatches nothing; and last, because once an update has been counted, the
-    # process does not run an optimizer's compiled step any more; a run without updates has none.
-    config = dataclasses.replace(config, total_frames=config.learning_starts + FRAME_SKIP)
-    for (width, freeze_at), group in zip(groups, record, strict=True):
-        for subject, row in zip(make_subjects(width, freeze_at), group["learners"], strict=True):
-            row["flops_counted"] = count_flops(*build(subject, config, spec, torch.device("cpu")))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "figures_from")}
     return {
         "benchmark": "growth_cost",
@@ -284,7 +248,7 @@ def analyze(group: dict[str, Any]) -> dict[str, Any]:
         where the encoder would freeze later than its only injection.
     """
     times = {row["name"]: row["seconds"] for row in group["learners"]}
-    flops = {row["name"]: row["flops_counted"] for row in group["learners"]}
+    flops = {row["name"]: row["flops_planned"] for row in group["learners"]}
     stages = {
         name: {"time": schedule_ratios([times[name]], [1.0], times["full3x"]), "flops": flops[name] / flops["full3x"]}
         for name in times
@@ -307,7 +271,7 @@ def encoder_name(freeze_encoder_at: int) -> str:
 
 
 def report(record: dict[str, Any]) -> str:
-    """The record as Markdown: tables, goals, the check of the FLOPs, and what was done."""
+    """The record as Markdown: tables, and what was done."""
     settings = record["settings"]
     rounds = [len(group["learners"][0]["seconds"]) for group in record["groups"]]
     turns = settings["updates_per_turn"]
@@ -319,49 +283,32 @@ def report(record: dict[str, Any]) -> str:
         f"encoder width {settings['encoder_width']:g}, {settings['optimizer']}, {settings['num_actions']} actions ({settings['game']}); "
         f"{'one update' if turns == 1 else f'{turns} updates'} of each learner per round, after one that is not timed, "
         f"{_range(rounds)} rounds after {record['warm_up_rounds']} of warm-up; peak memory {record['peak_memory_bytes'] / 1e9:.1f} GB",
-        "- Cells: median over rounds of the ratio within a round [quartiles] (ratio of counted FLOPs)",
+        "- Cells: median over rounds of the ratio within a round [quartiles] (ratio of FLOPs)",
         "",
     ]
     for width in dict.fromkeys(group["width"] for group in record["groups"]):
         groups = [group for group in record["groups"] if group["width"] == width]
-        lines += [f"## Small width {width}", "", *_reference_table(groups), ""]
+        lines += [f"## Small width {width}", "", _reference_table(groups)]
+        results = [(encoder_name(group["freeze_encoder_at"]), analyze(group)) for group in groups]
+        rows = [
+            [
+                encoder,
+                anchor,
+                *(_cell(result["stages"][stage_name(anchor, stage)]) for stage in range(1, INJECTIONS + 1)),
+            ]
+            for encoder, result in results
+            for anchor in ANCHORS
+        ]
         lines += ["Update time, relative to full3x in the same round:", ""]
-        lines += ["| encoder | anchor | stage 1 | stage 2 | stage 3 |", "|---|---|---|---|---|"]
-        for group in groups:
-            stages = analyze(group)["stages"]
+        lines += [table(["encoder", "anchor", *(f"stage {stage}" for stage in range(1, INJECTIONS + 1))], rows)]
+        rows = []
+        for encoder, result in results:
             for anchor in ANCHORS:
-                cells = [_cell(stages[stage_name(anchor, stage)]) for stage in range(1, INJECTIONS + 1)]
-                lines.append(f"| {' | '.join([encoder_name(group['freeze_encoder_at']), anchor, *cells])} |")
-        lines += ["", "Whole schedule, stages weighted by their share of the frames:", ""]
-        lines += ["| encoder | anchor | grow3x / full3x | goal | grow1x / full1x |", "|---|---|---|---|---|"]
-        for group in groups:
-            schedules, freeze_at = analyze(group)["schedules"], group["freeze_encoder_at"]
-            for anchor in ANCHORS:
-                grow3x, grow1x = schedules["grow3x", anchor], schedules.get(("grow1x", anchor))
-                goal = _goal(width, freeze_at, anchor, grow3x["time"])
-                cells = [_cell(grow3x), goal, _cell(grow1x) if grow1x else "never frozen"]
-                lines.append(f"| {' | '.join([encoder_name(freeze_at), anchor, *cells])} |")
-        lines.append("")
-    return "\n".join([*lines, flops_check(record), ""])
-
-
-def flops_check(record: dict[str, Any]) -> str:
-    """One paragraph: whether the counted FLOPs are the planning formula's, and by how much not, in GFLOP."""
-    rows = [(group, row) for group in record["groups"] for row in group["learners"]]
-    wrong = [(group, row) for group, row in rows if row["flops_planned"] != row["flops_counted"]]
-    text = f"FLOPs: the count equals the planning formula for {len(rows) - len(wrong)} of {len(rows)} learners."
-    if wrong:
-        if record["settings"]["execution"] == "eager":
-            text += (
-                " The formula is that of the default execution; eager computes again what is frozen in both networks."
-            )
-        named = (
-            f"{row['name']} (head {row['head_width']}, {encoder_name(group['freeze_encoder_at'])}) "
-            f"{(row['flops_planned'] - row['flops_counted']) / 1e9:+.4f}"
-            for group, row in wrong
-        )
-        text += f" MISMATCH, formula less count in GFLOP: {'; '.join(named)}."
-    return text
+                grow3x, grow1x = (result["schedules"].get((schedule, anchor)) for schedule in ("grow3x", "grow1x"))
+                rows.append([encoder, anchor, _cell(grow3x), _cell(grow1x) if grow1x else "never frozen"])
+        lines += ["Whole schedule, stages weighted by their share of the frames:", ""]
+        lines += [table(["encoder", "anchor", "grow3x / full3x", "grow1x / full1x"], rows)]
+    return "\n".join(lines)
 
 
 def draw(record: dict[str, Any]) -> "Figure":
@@ -385,22 +332,17 @@ def draw(record: dict[str, Any]) -> "Figure":
         left.axhline(1, color="black", linewidth=0.8, linestyle=":")
         left.set_xticks(range(INJECTIONS + 1), [f"stage {stage}" for stage in range(INJECTIONS + 1)])
         left.set_ylabel("update / full3x's update")
-        left.set_title(f"small width {width}, {encoder_name(groups[0]['freeze_encoder_at'])}\n(cross: counted FLOPs)")
+        left.set_title(f"small width {width}, {encoder_name(groups[0]['freeze_encoder_at'])}\n(cross: FLOPs)")
         for offset, anchor in enumerate(ANCHORS):
             schedules = [analyze(group)["schedules"]["grow3x", anchor] for group in groups]
             x = [position + 0.27 * (offset - 1) for position in range(len(groups))]
             middles, errors = _bars([schedule["time"] for schedule in schedules])
             right.bar(x, middles, 0.25, yerr=errors, color=colors[anchor], label=anchor)
             right.plot(x, [schedule["flops"] for schedule in schedules], "x", color="black")
-        for position, group in enumerate(groups):
-            goal = GOALS.get(group["freeze_encoder_at"]) if width == GOAL_WIDTH else None
-            if goal:
-                right.hlines(goal, position - 0.42, position + 0.42, color="black", linestyle="--")
-                right.text(position + 0.42, goal, f" goal {goal:.2f}", va="bottom", ha="right", fontsize=8)
         right.axhline(1, color="black", linewidth=0.8, linestyle=":")
         right.set_xticks(range(len(groups)), [_encoder_tick(group["freeze_encoder_at"]) for group in groups])
         right.set_ylabel("grow3x / full3x")
-        right.set_title("updates of the whole schedule\n(cross: counted FLOPs)")
+        right.set_title("updates of the whole schedule\n(cross: FLOPs)")
         for panel in (left, right):
             panel.set_ylim(bottom=0)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -420,27 +362,20 @@ def _bars(values: Sequence[Sequence[float]]) -> tuple[list[float], list[list[flo
     return [s["median"] for s in summaries], [below, above]
 
 
-def _reference_table(groups: Sequence[dict[str, Any]]) -> list[str]:
-    lines = ["| reference | head | ms per update | GFLOP per update | / full3x |", "|---|---|---|---|---|"]
+def _reference_table(groups: Sequence[dict[str, Any]]) -> str:
+    cells = []
     for name in ("small", "full1x", "full3x"):
         rows = [next(row for row in group["learners"] if row["name"] == name) for group in groups]
         milliseconds = [1e3 * seconds for row in rows for seconds in row["seconds"]]
-        full = [seconds for group in groups for seconds in analyze(group)["stages"][name]["time"]]
-        cell = _cell({"time": full, "flops": analyze(groups[0])["stages"][name]["flops"]})
-        gflop = f"{rows[0]['flops_counted'] / 1e9:.3f}"
-        lines.append(f"| {name} | {rows[0]['head_width']} | {with_spread(milliseconds, 1)} | {gflop} | {cell} |")
-    return lines
+        stages = [analyze(group)["stages"][name] for group in groups]
+        ratio = _cell({"time": [seconds for stage in stages for seconds in stage["time"]], "flops": stages[0]["flops"]})
+        gflop = f"{rows[0]['flops_planned'] / 1e9:.3f}"
+        cells.append([name, rows[0]["head_width"], with_spread(milliseconds, 1), gflop, ratio])
+    return table(["reference", "head", "ms per update", "GFLOP per update", "/ full3x"], cells)
 
 
 def _cell(ratio: dict[str, Any]) -> str:
     return f"{with_spread(ratio['time'])} ({ratio['flops']:.2f})"
-
-
-def _goal(width: int, freeze_encoder_at: int, anchor: str, ratios: Sequence[float]) -> str:
-    goal = GOALS.get(freeze_encoder_at)
-    if width != GOAL_WIDTH or anchor not in CHEAP_ANCHORS or goal is None:
-        return "none set"
-    return f"<= {goal:.2f}: {'met' if summarize(ratios)['median'] <= goal else 'missed'}"
 
 
 def _range(counts: Sequence[int]) -> str:
@@ -452,10 +387,6 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -491,16 +422,13 @@ def main(words: Sequence[str] | None = None) -> int:
             else measure(arguments)
         )
     except (ConfigError, OSError) as error:
-        _say(f"growth_cost: {error}")
+        say(f"growth_cost: {error}")
         return 2
     text = report(record)
     print(text)
     output = arguments.output or (arguments.figures_from and arguments.figures_from.with_suffix(""))
     if output:
-        if not (can_draw := importlib.util.find_spec("matplotlib") is not None):
-            _say("matplotlib is not installed, so there is no figure: pip install 'growtrain[bench]'")
-        for path in write_outputs(output, record, text, draw(record) if can_draw else None):
-            _say(f"wrote {path}")
+        write_outputs(output, record, text, partial(draw, record))
     return 0
 
 

@@ -23,7 +23,7 @@ from growtrain.environments.make import spec_of
 from growtrain.growth.transaction import grow
 from growtrain.planning.costs import make_plan
 from growtrain.runs.evaluation import evaluate
-from growtrain.runs.loop import Run
+from growtrain.runs.run import Run
 from growtrain.settings.presets import paper
 
 
@@ -36,8 +36,7 @@ def main() -> int:
     run = Run(config, Path(tempfile.mkdtemp()) / "run")
     run.ring.frames.fill_(7)
     while run.collector.agent_steps < 1_000:
-        run.collector.act(run.learner.q_values)
-        run.collector.receive()
+        run.step()
     observations = run.ring.sample(32)["observation"]
     for stage in range(len(run.schedule.injection_frames) + 1):
         if stage:
@@ -49,7 +48,7 @@ def main() -> int:
             else:
                 run.captured.update(run.ring.sample_indices(2 * config.batch_size))
     brief = dataclasses.replace(config, eval_episodes=config.num_envs, max_episode_frames=20_000 // config.num_envs)
-    evaluate(run.learner.q_values, brief, frames=0, stage=run.stage, device=run.device)
+    evaluate(run.learner.act, brief, frames=0, stage=run.growing.stage, device=run.device)
     needed = make_plan(config, spec_of(config)).memory.needed(run.device.type)
     record = _compare(needed["host"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if run.device.type == "cuda":

@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from growtrain.analysis.plots import to_svg
 from growtrain.runfiles import PARTIAL
 from growtrain.runs.provenance import git_commit
 
@@ -114,17 +115,16 @@ def machine_lines(machine: dict[str, Any]) -> str:
     )
 
 
-def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "Figure | None" = None) -> list[Path]:
-    """Writes `output` + `.json`, `.md` and, with a figure, `.svg`; the same input gives the same bytes.
+def write_outputs(
+    output: Path, record: dict[str, Any], markdown: str, draw: "Callable[[], Figure] | None" = None
+) -> None:
+    """Writes `output` + `.json`, `.md` and, where matplotlib is, what `draw` draws as `.svg`; the same input gives the same bytes.
 
     Args:
         output: path without a suffix; its directory is made.
         record: JSON-serialisable.
         markdown: the report.
-        figure: what the SVG shows.
-
-    Returns:
-        The paths written.
+        draw: makes the figure.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     paths = [output.with_name(f"{output.name}.{suffix}") for suffix in ("json", "md")]
@@ -132,13 +132,37 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
         partial = path.with_name(path.name + PARTIAL)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)  # a measurement that is ended here keeps what it had
-    if figure is not None:
-        import matplotlib
+    if draw is not None:
+        try:
+            svg = to_svg(draw())
+        except ImportError as error:
+            say(f"no figure: {error}: python -m pip install 'growtrain[report]'")
+        else:
+            paths.append(output.with_name(f"{output.name}.svg"))
+            paths[-1].write_text(svg, encoding="utf-8")
+    say(f"wrote {', '.join(map(str, paths))}")
 
-        paths.append(output.with_name(f"{output.name}.svg"))
-        with matplotlib.rc_context({"svg.hashsalt": output.name, "svg.fonttype": "none"}):
-            figure.savefig(paths[-1], format="svg", bbox_inches="tight", metadata={"Date": None})
-    return paths
+
+def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def say(text: str) -> None:
+    """Progress, away from the report."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_events(profiler: torch.profiler.profile) -> list[Any]:
+    """The kernels and copies that a profiler saw on a GPU."""
+    return [e for e in profiler.events() or () if e.device_type.name == "CUDA" and not e.is_user_annotation]
 
 
 def _git(*arguments: str) -> str | None:

@@ -4,13 +4,13 @@
     python benchmarks/run_wallclock.py --figures-from results/wallclock-cpu.json
 
 Every stage of every arm is a *cell*: a learner grown to that stage by the training loop's own growth, played with the training loop's
-parts (`Run`, `Collector`, `FrameRing`) on real games. The cells of a stack take turns, so that whatever disturbs the machine disturbs all
+own step (`Run.step`) on real games. The cells of a stack take turns, so that whatever disturbs the machine disturbs all
 of them; they share one replay, filled beforehand by random play, whose speed is that of the frames before learning. Growth, evaluation,
 checkpoints, records and start-up are timed apart and charged to the arm that causes them. `wallclock_cells.py` times a cell,
 `wallclock_hours.py` turns the raw numbers into hours, `wallclock_report.py` into tables and a figure.
 
 Deviations from a complete run: 1. the replay holds less than it would (`--cell-capacity`); checkpoints are scaled to what it would hold.
-2. Copies of the target network, one in 30,000 agent steps, fall into a window only by chance.
+2. Copies of the target network, one in 30,000 agent steps, are left out.
 
 A projection is compared with complete short runs, which come after the windows. A machine may be faster or slower by then: a gauge, the
 same updates each time, is read before every round of windows and around every complete run.
@@ -19,23 +19,24 @@ Units: seconds on a monotonic clock that stands still in suspend; frames; transi
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `growtrain` does, before torch is imported
 
 import torch
-from recording import describe_machine, write_outputs
+from recording import describe_machine, say, write_outputs
 from wallclock_cells import (
     EVALUATION_SHARE,
     WARM_SHARE,
@@ -55,10 +56,11 @@ from growtrain.commands.commandline import Parser, add_config_flags, explicit_se
 from growtrain.environments.atari import FRAME_SKIP, make_spec
 from growtrain.environments.base import Spec
 from growtrain.environments.games import canonical_game
-from growtrain.learners import double_dqn
+from growtrain.learners.double_dqn import MIN_UPDATES_TO_COMPILE
 from growtrain.learners.make import resolve_device
 from growtrain.planning.costs import make_plan
-from growtrain.runs.loop import Run, train
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
@@ -66,11 +68,6 @@ from growtrain.settings.text import ConfigError, parse_count
 from growtrain.telemetry.sinks import read_jsonl
 
 MIN_WINDOW = 0.5  # seconds
-# What `presets.resolve` scales to a budget; a validation run scales them whatever the flags said.
-SCALED = (
-    "learning_starts", "epsilon_decay_frames", "target_period", "replay_capacity", "eval_period", "eval_frames", "log_period",
-    "checkpoint_period",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,17 +156,11 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def write(output: Path, raw: dict[str, Any], *, figures: bool = True) -> None:
-    """Writes JSON, Markdown and, with matplotlib, SVG; prints the Markdown with the last ones."""
-    text, drawn = markdown(raw), None
+    """Writes JSON and Markdown, and at the end prints it and draws the figure."""
+    text = markdown(raw)
     if figures:
         print(text)
-        try:
-            drawn = figure(raw)
-        except ImportError as error:
-            print(f"no figure: {error}: pip install 'growtrain[bench]'", file=sys.stderr)
-    paths = write_outputs(output, raw | {"summary": summary(raw)}, text, drawn)
-    if figures:
-        print(*(str(path) for path in paths), sep="\n", file=sys.stderr)
+    write_outputs(output, raw | {"summary": summary(raw)}, text, partial(figure, raw) if figures else None)
 
 
 # --- what is measured
@@ -205,12 +196,6 @@ def make_arms(
     injections = len(make_schedule(config.schedule, config.total_frames, config.learning_starts).injection_frames)
     if not injections:
         raise ConfigError(f"--schedule {config.schedule} never grows: choose grow1x, grow3x or at:...")
-    multiplier = make_schedule(options.baseline, config.total_frames).width_multiplier if options.baseline else 0
-    if options.baseline and multiplier != 1 + injections:
-        raise ConfigError(
-            f"--baseline {options.baseline} has {multiplier}x the small width where {config.schedule} ends with "
-            f"{1 + injections}x: leave it out to take that"
-        )
     arms, small, full = [], config.width, config.width * (1 + injections)
     for anchor in anchors:
         for freeze in options.freezes:
@@ -223,7 +208,7 @@ def make_arms(
             suffix = f", encoder frozen from {freeze}" if freeze else ""
             arms.append((f"{config.schedule} {anchor}{suffix}", overrides, False, tuple(cells)))
     overrides = {**settings, "schedule": "fixed", "width": full}
-    arms.append((options.baseline or f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
+    arms.append((f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
     return tuple(
         Arm(
             name=name,
@@ -270,7 +255,7 @@ def _open_stack(
     open_runs: ExitStack,
 ) -> Run:
     config = next(job for job in jobs if job.stack == stack).arms[0].config
-    _say(f"{stack}: filling the replay with {options.fill} transitions")
+    say(f"{stack}: filling the replay with {options.fill} transitions")
     run, raw["stacks"][stack] = open_stack(
         cell_config(config, options.fill, options.cell_capacity), scratch / stack, open_runs
     )
@@ -299,7 +284,7 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
                     "frozen_width": plan.stages[stage].frozen_width,
                     "flops_per_update": plan.stages[stage].flops_per_update,
                 }
-                _say(f"{job.stack}: {key} is ready")
+                say(f"{job.stack}: {key} is ready")
     left = job.weight
     gauged = job.kind == "main" and job.stack == "fast" and options.validate
     gauge = Gauge(job.arms[0].config, run.learner.spec, run.device) if gauged else None
@@ -312,14 +297,14 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
         for key, cell in cells.items():
             share = (end - time.perf_counter()) / left / (1 + WARM_SHARE + EVALUATION_SHARE)
             left -= 1
-            window = measure_window(run, cell, seconds or max(MIN_WINDOW, share), job.stack == "reference")
-            _say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
+            window = measure_window(run, cell, seconds or max(MIN_WINDOW, share))
+            say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
         if not repeat:
             stack["cells"] |= {key: cell.record for key, cell in cells.items()}
             raw["arms"] += [_described(arm, run.learner.spec) for arm in job.arms]
         write(output, raw, figures=False)
     for cell in cells.values():
-        measure_busy(run, cell, job.stack == "reference")
+        measure_busy(run, cell)
     write(output, raw, figures=False)
 
 
@@ -364,7 +349,7 @@ def validate(
         place = next(i for i, a in enumerate(raw["arms"]) if a["name"] == arm.name and a["stack"] == "fast")
         stack = raw["stacks"]["fast"]
         config = _short_run(arm, stack, raw["arms"][place], options.validate_seconds)
-        _say(f"validation: {arm.name}, {config.total_frames} frames")
+        say(f"validation: {arm.name}, {config.total_frames} frames")
         start = time.perf_counter()
         number = len(raw["validation"])
         (scratch / f"startup-{number}").mkdir()
@@ -373,9 +358,8 @@ def validate(
         startup = time.perf_counter() - start
         before = gauge()
         run_dir, start = scratch / f"validation-{number}", time.perf_counter()
-        with _compiling():
-            for _ in train(config, run_dir):
-                pass
+        for _ in train(config, run_dir):
+            pass
         wall = time.perf_counter() - start
         work = work_of(config, make_spec(stack["num_actions"]))
         if lengths := [record["eval_frames"] for record in read_jsonl(run_dir / "evaluations.jsonl")]:
@@ -395,25 +379,21 @@ def validate(
         )
 
 
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Short runs compile their optimizer's step too: the long run that is projected does, and so do the cells."""
-    usual, double_dqn.MIN_UPDATES_TO_COMPILE = double_dqn.MIN_UPDATES_TO_COMPILE, 0
-    try:
-        yield
-    finally:
-        double_dqn.MIN_UPDATES_TO_COMPILE = usual
-
-
 def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds: float) -> Config:
-    """The arm's configuration with the budget that is projected to take about `seconds`; all periods shrink with it."""
-    settings = {name: value for name, value in arm.overrides.items() if name not in SCALED}
+    """The arm's configuration with the budget that is projected to take about `seconds`; what shrinks with a budget does, flag or not.
+
+    It is long enough for its optimizer's step to be compiled, as that of the long run and of the cells is.
+    """
+    shrinking = {item.name for item in dataclasses.fields(Config) if item.metadata["shrinks"]}
+    settings = {name: value for name, value in arm.overrides.items() if name not in shrinking}
     costs = costs_of(stack, raw_arm)
     granule = 8 * FRAME_SKIP * arm.config.num_envs
-    least = max(4_000, 20 * granule)
+    least = (
+        1.25 * MIN_UPDATES_TO_COMPILE * FRAME_SKIP / arm.config.replay_ratio
+    )  # a short run's warm-up is a twentieth at most
 
     def at(frames: float) -> Config:
-        total = max(least, round(frames / granule) * granule)
+        total = math.ceil(max(least, frames) / granule) * granule
         return resolve(arm.config.preset, {**settings, "total_frames": total})[0]
 
     config = at(seconds * min(costs.speeds))
@@ -437,7 +417,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--freeze-encoder-at", dest="freezes", type=_counts, default=[0], help="arms that freeze it, as 0,1 (0: never)"
     )
-    parser.add_argument("--baseline", help="full-width schedule (default: as wide as the growth ends)")
     parser.add_argument("--stack", choices=("fast", "reference", "both"), default="fast")
     parser.add_argument("--width-sweep", type=_counts, default=[], help="small widths, as 512,1024,2048")
     parser.add_argument("--sweep-anchor", dest="sweep_anchors", type=_anchors, help="default: the first of --anchor")
@@ -449,7 +428,9 @@ def _parser() -> Parser:
     parser.add_argument("--validate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--validate-all", action="store_true", help="all arms, not just the first and the baseline")
     parser.add_argument("--validate-repeats", type=int, default=1, help="complete runs of each arm, in turn")
-    parser.add_argument("--validate-seconds", type=float, default=60.0, help="length of each complete run")
+    parser.add_argument(
+        "--validate-seconds", type=float, default=60.0, help="of each complete run, at least 10k updates long"
+    )
     parser.add_argument("--output", type=Path, help="files without suffix (default: results/wallclock-<device>)")
     parser.add_argument("--figures-from", type=Path, metavar="JSON", help="measure nothing, make the files again")
     return parser
@@ -467,10 +448,6 @@ def _counts(text: str) -> list[int]:
         return [parse_count(part) for part in text.split(",") if part]
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

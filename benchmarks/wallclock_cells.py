@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recording import covered
+from recording import covered, device_events, synchronize
 
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.base import Spec
@@ -23,13 +23,14 @@ from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.planning.speed import make_update, synthetic_batches
 from growtrain.plasticity.measurer import Measurer
 from growtrain.runs.evaluation import evaluate
-from growtrain.runs.loop import Run
+from growtrain.runs.growing import Growing
+from growtrain.runs.run import Run
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Config
 from growtrain.telemetry.gpu import open_monitor
 
 WARM_SHARE = 0.15  # of a window, played before it
-WAITS_SECONDS, PROFILE_SECONDS = 1.0, 0.3  # GPU only; the profiler keeps an event for every kernel
+PROFILE_SECONDS = 0.3  # GPU only; the profiler keeps an event for every kernel
 MONITOR_PERIOD = 0.1
 EVALUATION_SHARE, MAX_EVALUATION = 0.3, 1.5  # of a window, and seconds at most
 MIN_EVALUATION_STEPS = 20
@@ -42,9 +43,9 @@ class Cell:
     """A network in a stage: its learner, ready to be put into a run, and what was measured of it."""
 
     config: Config
-    stage: int
     learner: DoubleDQN
     captured: Any
+    growing: Growing
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,8 +64,7 @@ class Gauge:
             while time.perf_counter() - start < (0.2 if warm else 1.0) * seconds:
                 self._update()
                 count += 1
-                if self._learner.asynchronous:
-                    torch.cuda.synchronize()
+                synchronize(self._learner.device)
         return count / (time.perf_counter() - start)
 
 
@@ -122,20 +122,26 @@ def build(run: Run, config: Config, stage: int) -> Cell:
     compile_seconds = timed_compilation(run, config)
     learner = make_learner(run, config)
     captured = make_captured(learner, run.ring) if uses_graph(config, run.device) else None
-    cell = Cell(config=config, stage=0, learner=learner, captured=captured)
+    growing = Growing(
+        config,
+        run.schedule,
+        measurer=Measurer(config, learner, run.ring),
+        collector=run.collector,
+        accounts=run.accounts,
+        generator=run.growing.generator,
+    )
+    cell = Cell(config=config, learner=learner, captured=captured, growing=growing)
     enter(run, cell)
-    run.measurer = Measurer(config, learner, run.ring)
     growth_seconds = []
     for _ in range(stage):
         play(run)  # so that the optimizer has what a growth must keep
         start = time.perf_counter()
-        events = list(run.grow())
+        events = list(growing.grow())
         growth_seconds.append(time.perf_counter() - start)
         assert events, "the growth was rolled back"
     first = [play(run)]
-    run.learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
+    learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
     first.append(play(run))
-    cell.stage = run.stage
     cell.record = {
         "compile_seconds": compile_seconds,
         "growth_seconds": growth_seconds,
@@ -144,7 +150,6 @@ def build(run: Run, config: Config, stage: int) -> Cell:
         "checkpoint_seconds": timed_checkpoint(run)["seconds"],
         "diagnostics_seconds": timed_diagnostics(run),
         "repeats": [],
-        "waits": None,
         "busy": {
             "available": False,
             "reason": "the measurement ended before it was profiled"
@@ -166,30 +171,28 @@ def timed_compilation(run: Run, config: Config) -> float:
     learner, seconds = make_learner(run, config), []
     batches = run.replay.sample(config.batch_size).view(1, config.batch_size)
     for _ in range(2):
-        _wait_for_device(run)
+        synchronize(run.device)
         start = time.perf_counter()
         learner.update(batches)
-        _wait_for_device(run)
+        synchronize(run.device)
         seconds.append(time.perf_counter() - start)
     return max(0.0, seconds[0] - seconds[1])
 
 
 def enter(run: Run, cell: Cell) -> None:
     """Puts a cell's learner into the run, owing the updates of the last step, as it does between two steps of training."""
-    run.config, run.learner, run.captured, run.stage = cell.config, cell.learner, cell.captured, cell.stage
+    run.config, run.learner, run.captured = cell.config, cell.learner, cell.captured
+    run.growing, run.measurer = cell.growing, cell.growing.measurer
     run.learner.updates = updates_due(run.config, run.collector.agent_steps - run.config.num_envs)
 
 
-def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> dict[str, Any]:
-    """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run.
-
-    The first one on a GPU also shows who waits for whom.
-    """
+def measure_window(run: Run, cell: Cell, seconds: float) -> dict[str, Any]:
+    """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run."""
     enter(run, cell)
-    play(run, WARM_SHARE * seconds, alternating=alternating)
+    play(run, WARM_SHARE * seconds)
     monitor = open_monitor(run.device, MONITOR_PERIOD)
     monitor.start()
-    window = play(run, seconds, alternating=alternating)
+    window = play(run, seconds)
     monitor.stop()
     cell.record["repeats"].append(window | {"gpu": monitor.summary()})
     if run.device.type == "cuda" or not cell.record["evaluations"]:
@@ -199,58 +202,38 @@ def measure_window(run: Run, cell: Cell, seconds: float, alternating: bool) -> d
                 run, max(MIN_EVALUATION_STEPS, round(min(EVALUATION_SHARE * seconds, MAX_EVALUATION) / step))
             )
         )
-    if run.device.type == "cuda" and len(cell.record["repeats"]) == 1:
-        cell.record["waits"] = play(run, WAITS_SECONDS, alternating=alternating, settle=True)
     return window
 
 
-def measure_busy(run: Run, cell: Cell, alternating: bool) -> None:
+def measure_busy(run: Run, cell: Cell) -> None:
     """Profiles a cell on a GPU; after all windows, for what a profiler leaves in the driver may slow down those that follow."""
     if run.device.type == "cuda":
         enter(run, cell)
-        play(run, WAITS_SECONDS, alternating=alternating)
-        cell.record["busy"] = profile(run, alternating)
+        play(run, PROFILE_SECONDS)
+        cell.record["busy"] = profile(run)
 
 
-def play(
-    run: Run, seconds: float = 0.0, *, steps: int = 1, alternating: bool = False, settle: bool = False
-) -> dict[str, Any]:
-    """The inner loop of `growtrain.runs.loop.train`, for `seconds` and at least `steps`, in whole cycles of updates.
+def play(run: Run, seconds: float = 0.0, *, steps: int = 1) -> dict[str, Any]:
+    """A run's steps, without what is periodic, for `seconds` and at least `steps`, in whole cycles of updates.
 
     Args:
         run: in which a learner has been put.
         seconds: how long.
         steps: of all environments, at least.
-        alternating: the environments finish their step before the learner works.
-        settle: wait for the device before acting, which has to be waited for anyhow, and time that as `learner_wait`.
 
     Returns:
         `frames, updates, steps, seconds, cpu_seconds` (of all threads) and `phases`.
     """
     cycle = Fraction(run.config.replay_ratio * run.config.num_envs).limit_denominator(10**6).denominator
-    _wait_for_device(run)
+    synchronize(run.device)
     run.phases.take()
     frames, updates, done = run.collector.frames, run.learner.updates, 0
     cpu_start, start = time.process_time(), time.perf_counter()
     while done < steps or done % cycle or time.perf_counter() - start < seconds:
-        if settle:
-            with run.phases("learner_wait"):
-                _wait_for_device(run)
-        with run.phases("act"):
-            run.collector.act(run.learner.q_values)
-        if alternating:
-            with run.phases("environment"):
-                run.collector.receive()
-        with run.phases("learn"):
-            run.learn()
-        if not alternating:
-            with run.phases("environment"):
-                run.collector.receive()
-        if run.crossed(run.config.target_period) and run.learner.updates:
-            run.learner.copy_target()
+        run.step()
         done += 1
-    with run.phases("learner_wait" if settle else "act"):
-        _wait_for_device(run)  # the next step's acting would
+    with run.phases("act"):
+        synchronize(run.device)  # the next step's acting would
     elapsed = time.perf_counter() - start
     return {
         "frames": run.collector.frames - frames,
@@ -262,18 +245,14 @@ def play(
     }
 
 
-def profile(run: Run, alternating: bool) -> dict[str, Any]:
+def profile(run: Run) -> dict[str, Any]:
     """How long kernels and copies ran in a short window: what NVML's utilisation, 'some kernel was resident', does not say."""
     from torch.profiler import ProfilerActivity
 
     try:
         with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            window = play(run, PROFILE_SECONDS, alternating=alternating)
-        intervals = [
-            (event.time_range.start / 1e6, event.time_range.end / 1e6)
-            for event in profiler.events() or ()
-            if event.device_type.name == "CUDA" and not event.is_user_annotation
-        ]
+            window = play(run, PROFILE_SECONDS)
+        intervals = [(e.time_range.start / 1e6, e.time_range.end / 1e6) for e in device_events(profiler)]
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         return {"available": False, "reason": f"torch.profiler: {error}"}
     if not intervals:
@@ -289,10 +268,10 @@ def timed_evaluation(run: Run, steps: int) -> dict[str, float]:
 
     def policy(observation: torch.Tensor) -> torch.Tensor:
         asked.append(time.perf_counter())
-        return run.learner.q_values(observation)
+        return run.learner.act(observation)
 
     start = time.perf_counter()
-    record = evaluate(policy, config, frames=run.collector.frames, stage=run.stage, device=run.device)
+    record = evaluate(policy, config, frames=run.collector.frames, stage=run.growing.stage, device=run.device)
     return {
         "frames": record.eval_frames,
         "start_seconds": asked[0] - start,
@@ -312,7 +291,7 @@ def timed_record(run: Run) -> float:
     """Seconds of a line of metrics."""
     play(run)
     start = time.perf_counter()
-    run.report()
+    run.write(run.report())
     return time.perf_counter() - start
 
 
@@ -321,13 +300,8 @@ def timed_diagnostics(run: Run) -> float:
     if not run.config.diagnostics_period:
         return 0.0
     play(run)
-    run.diagnose("period")  # later ones compare with the one before
+    run.write(run.diagnose())  # later ones compare with the one before
     play(run)
     start = time.perf_counter()
-    run.diagnose("period")
+    run.write(run.diagnose())
     return time.perf_counter() - start
-
-
-def _wait_for_device(run: Run) -> None:
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)

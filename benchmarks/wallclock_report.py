@@ -5,9 +5,9 @@ Units: hours, frames per second, GPU utilisation in percent, kilowatt-hours.
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recording import machine_lines, with_spread
+from recording import machine_lines, table, with_spread
 from wallclock_hours import (
     PAPER_HOURS,
     TOLERANCE,
@@ -52,7 +52,7 @@ def hardware(raw: Raw) -> str:
 
 _STACKS = {
     "fast": "Vector environments that step while the learner works, as `growtrain` trains.",
-    "reference": "One environment, strictly alternating with the learner, eager execution: the paper's regime.",
+    "reference": "One environment and eager execution: the paper's regime.",
 }
 
 
@@ -106,7 +106,7 @@ def _projection_table(raw: Raw, stack: str) -> str:
     )  # fmt: skip
     return (
         "### Projected hours\n\n"
-        + _table(header, rows)
+        + table(header, rows)
         + _reasons(
             [gpu_mean(raw, arm, field) for arm in _arms(raw, stack) for field in ("utilization_mean", "watts")]
             + [busy_share(raw, arm) for arm in _arms(raw, stack)]
@@ -120,7 +120,6 @@ def _stage_table(raw: Raw, stack_name: str) -> str:
         windows = cell["repeats"]
         seconds = sum(w["seconds"] for w in windows)
         split = [sum(w["phases"].get(phase, 0.0) for w in windows) / seconds for phase in PHASES]
-        waits = cell["waits"]
         rows.append(
             [
                 key,
@@ -131,19 +130,15 @@ def _stage_table(raw: Raw, stack_name: str) -> str:
                 with_spread([w["updates"] / w["seconds"] for w in windows], 1),
                 *(f"{share:.0%}" for share in split),
                 f"{median(w['cpu_seconds'] / w['seconds'] for w in windows):.2f}",
-                f"{waits['phases'].get('learner_wait', 0.0) / waits['seconds']:.0%}" if waits else "-",
                 f"{median(cell['growth_seconds'][-1:]):.3f}" if cell["growth_seconds"] else "-",
             ]
         )
     header = (
         "cell", "live+frozen width", "GFLOP/update", "n", "frames/s", "updates/s", "act", "learn", "environment wait",
-        "CPU-s/s", "learner wait", "growth s",
+        "CPU-s/s", "growth s",
     )  # fmt: skip
-    note = (
-        "\nShares of the wall-clock. On a GPU work is only enqueued in `learn` and waited for in `act`; `learner wait` is that wait, "
-        "from a window of its own.\n"
-    )
-    return "### Stages in steady state\n\n" + _table(header, rows) + note
+    note = "\nShares of the wall-clock. On a GPU work is only enqueued in `learn` and waited for in `act`.\n"
+    return "### Stages in steady state\n\n" + table(header, rows) + note
 
 
 def _sweep_section(raw: Raw) -> str:
@@ -164,7 +159,7 @@ def _sweep_section(raw: Raw) -> str:
     header = ("stack", "arm", "full width: hours saved", f"{PAPER_HOURS:.0f} h at", "how")
     return (
         title
-        + _table(header, rows)
+        + table(header, rows)
         + f"\n{remark}\nWidths other than {raw['main_width']} are measured coarsely, once.\n"
     )
 
@@ -186,13 +181,8 @@ def _validation_section(raw: Raw) -> str:
     )  # fmt: skip
     return (
         "## Validation: complete short runs of `growtrain.runs.loop.train`, projected from the same measurements\n\n"
-        + _table(header, rows)
+        + table(header, rows)
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
 def _hours(hours: float) -> str:
@@ -219,10 +209,10 @@ def _reasons(values: Sequence[float | str]) -> str:
 
 
 def figure(raw: Raw) -> "Figure":
-    """Per stack: speed of each stage, projected hours, where the time goes, and where measured savings over width and the GPU's use."""
+    """Per stack: speed of each stage, projected hours, and where measured savings over width and the GPU's use."""
     from matplotlib.figure import Figure
 
-    panels: list[Callable[[Axes, Raw, str], None]] = [_draw_speeds, _draw_hours, _draw_split]
+    panels: list[Callable[[Axes, Raw, str], None]] = [_draw_speeds, _draw_hours]
     if sweeps(raw):
         panels.append(_draw_sweep)
     if not isinstance(gpu_mean(raw, raw["arms"][0], "utilization_mean"), str):
@@ -282,22 +272,6 @@ def _draw_hours(axes: "Axes", raw: Raw, stack: str) -> None:
     _label_bars(axes, [arm["name"] for arm in arms])
     axes.set_xlabel(f"hours for {raw['total_frames'] / 1e6:g}M frames (line: least to greatest of the repeats)")
     axes.set_title("projected wall-clock")
-    _legend(axes, 3)
-
-
-def _draw_split(axes: "Axes", raw: Raw, stack: str) -> None:
-    keys = _main_cells(raw, stack)
-    left = [0.0] * len(keys)
-    for phase, color in zip(PHASES, ("0.7", "0.4", "tab:green"), strict=True):
-        widths = []
-        for key in keys:
-            windows = raw["stacks"][stack]["cells"][key]["repeats"]
-            widths.append(100 * sum(w["phases"].get(phase, 0.0) for w in windows) / sum(w["seconds"] for w in windows))
-        axes.barh(range(len(keys)), widths, left=left, color=color, label=phase)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    _label_bars(axes, keys)
-    axes.set_xlabel("% of wall-clock")
-    axes.set_title("where the time goes")
     _legend(axes, 3)
 
 

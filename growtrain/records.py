@@ -5,10 +5,12 @@ Units: frames are emulator frames; times are seconds on a monotonic clock.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from growtrain.settings.config import Anchor
 from growtrain.settings.schedules import Intervention
+
+Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics", "decisions"]  # of the files of lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class Metrics:
         epsilon, lr: in force at the record.
         seconds: where the interval's time went, by phase.
     """
+
+    stem: ClassVar[Stem] = "metrics"
 
     frames: int
     agent_steps: int
@@ -62,6 +66,8 @@ class Evaluation:
         eval_frames: frames played, with those of lanes that waited for the last episode.
         wall_seconds: time it took.
     """
+
+    stem: ClassVar[Stem] = "evaluations"
 
     frames: int
     stage: int
@@ -101,6 +107,8 @@ class Diagnostics:
             `--diagnostics full`.
         seconds: what measuring took.
     """
+
+    stem: ClassVar[Stem] = "diagnostics"
 
     frames: int
     updates: int
@@ -144,6 +152,8 @@ class GrowthEvent:
         pause_seconds: time for which training stood still; what the next update takes longer (capture on a GPU) is not in it.
     """
 
+    stem: ClassVar[Stem] = "growth_events"
+
     frames: int | None = None
     stage: int
     kind: Intervention = "inject"
@@ -183,6 +193,8 @@ class Decision:
         reason: in words.
         seconds: what the measurement took.
     """
+
+    stem: ClassVar[Stem] = "decisions"
 
     frames: int
     stage: int

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their cores with others
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes seconds: the tests of the compiled step ask for it
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ def _threads() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes seconds; the test of the compiled step asks for it."""
-    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", lambda device: False)
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `torch.compile` compile."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,7 +11,15 @@ from growtrain.settings.text import ConfigError, flag, format_count, parse_count
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `ConfigError` with one line, and suggests the nearest flag for an unknown one."""
+    """An argument parser that raises `ConfigError` with one line, and suggests the nearest flag for an unknown one.
+
+    `--help` leaves out the settings that are rarely given; `--help-all` shows every flag.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.rare: dict[argparse.Action, str] = {}  # flags that only `--help-all` shows, with their texts
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every flag and exit")
 
     def error(self, message: str) -> Never:
         """Raises `ConfigError`."""
@@ -30,34 +38,49 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
+class _HelpAll(argparse.Action):
+    """Prints the help with every flag, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        assert isinstance(parser, Parser)
+        for action, text in parser.rare.items():
+            action.help = text
+        parser.print_help()
+        parser.exit()
+
+
 def add_config_flags(
-    parser: argparse.ArgumentParser, names: Sequence[str] = (), *, default_of: str = "the paper preset at 200M frames"
+    parser: Parser, names: Sequence[str] = (), *, default_of: str = "the paper preset at 200M frames"
 ) -> None:
     """One flag for each field of `Config`, or for those named; a flag that is not given leaves no trace in the namespace.
 
     Args:
         parser: gets the flags.
-        names: of fields; none is all.
+        names: of fields; none is all, of which `--help` shows the common ones.
         default_of: where the values of flags that are not given come from, in words.
     """
     hints = get_type_hints(Config)
     preset = default_of.startswith("the paper preset")
     group = parser.add_argument_group(
-        f"settings (default: {default_of}{'; shorter budgets shrink some' if preset else ''})"
+        f"settings (default: {default_of}{'; shorter budgets shrink some' if preset else ''}"
+        f"{'' if names else '; --help-all shows all of them'})"
     )
     for item in (item for item in dataclasses.fields(Config) if not names or item.name in names):
         unit = f" [{item.metadata['unit']}]" if item.metadata["unit"] else ""
         default: Any = item.default
         shown = format_count(default) if item.metadata["unit"] else default
         choices = get_args(hints[item.name])
-        group.add_argument(
+        text = f"{item.metadata['doc']}{unit}{f' (default: {shown})' if preset else ''}".replace("%", "%%")
+        action = group.add_argument(
             flag(item.name),
             dest=item.name,
             default=argparse.SUPPRESS,
             type=reader(hints[item.name]),
             metavar="{" + ",".join(choices) + "}" if choices else _METAVARS.get(hints[item.name], "TEXT"),
-            help=f"{item.metadata['doc']}{unit}{f' (default: {shown})' if preset else ''}".replace("%", "%%"),
+            help=text if names or item.metadata["common"] else argparse.SUPPRESS,
         )
+        if action.help == argparse.SUPPRESS:
+            parser.rare[action] = text
 
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "yes|no"}

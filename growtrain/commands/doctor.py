@@ -1,16 +1,91 @@
-"""Says what works on this machine."""
+"""Says what works on this machine: one line for each thing that a run can use, with the reason where it is missing.
 
-from collections.abc import Sequence
+Units: bytes are shown in GB (10^9).
+"""
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 
 from growtrain.commands.commandline import Parser
+from growtrain.settings.machine import cpu_quota, memory_headrooms, process_limits, usable_cores
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     Parser(prog="growtrain doctor", description="What works on this machine.").parse_strict(words)
-
-    from growtrain.commands.doctor_report import examine
-
     for what, works, details in examine():
         print(f"{'ok     ' if works else 'missing'}  {what:12} {details}")
     return 0
+
+
+def examine() -> Iterator[tuple[str, bool, str]]:
+    """Yields (what, whether it works, details or the reason why not)."""
+    import psutil  # type: ignore[import-untyped]
+
+    yield "python", True, platform.python_version()
+    for package in ("torch", "torchrl", "tensordict", "ale-py", "gymnasium", "numpy"):
+        yield package, *_import(package)
+    quota = cpu_quota()
+    paid = "no CPU quota" if quota is None else f"a CPU quota of {quota:g} (cgroup)"
+    cores = f"{len(os.sched_getaffinity(0))} in the affinity mask, {os.cpu_count()} in the machine, {paid}"
+    yield "cores", True, f"{cores}: {usable_cores()} threads by default"
+    memory = psutil.virtual_memory()
+    rooms = [room for room in memory_headrooms() if room < memory.available]
+    limits = [f"{min(rooms) / 1e9:.1f} GB of it left in a memory cgroup"] if rooms else []
+    limits += [f"{each.name} leaves {(each.limit - each.used) / 1e9:.1f} GB" for each in process_limits()]
+    text = f"{memory.available / 1e9:.1f} GB available of {memory.total / 1e9:.1f} GB"
+    yield "memory", True, ", ".join([text, *limits])
+    yield "atari", *_atari()
+    yield "gpu", *_gpu()
+    yield "nvml", *_nvml()
+    for package in ("tensorboard", "matplotlib"):
+        yield package, *_import(package)
+
+
+def _import(package: str) -> tuple[bool, str]:
+    try:
+        importlib.import_module(package.replace("-", "_"))
+        return True, version(package)
+    except Exception as error:  # whatever an import raises is the answer
+        return False, f"unavailable: {error}"
+
+
+def _atari() -> tuple[bool, str]:
+    from growtrain.environments.atari import AtariEnvironment
+
+    try:
+        environment = AtariEnvironment(game="pong", num_envs=1, seed=0)
+        environment.start()
+        environment.close()
+        return True, "Pong starts; all 57 games come with ale-py"
+    except Exception as error:
+        return False, f"unavailable: {error}"
+
+
+def _gpu() -> tuple[bool, str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = "no device is visible to PyTorch" if built else "this PyTorch is built without CUDA"
+        return False, f"unavailable: {reason}"
+    properties = torch.cuda.get_device_properties(0)
+    return True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
+
+
+def _nvml() -> tuple[bool, str]:
+    import torch
+
+    from growtrain.telemetry.gpu import open_monitor
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        return False, "unavailable: there is no GPU to watch; utilisation and energy will be reported as unavailable"
+    monitor = open_monitor(device)
+    monitor.start()
+    monitor.stop()
+    summary = monitor.summary()
+    return bool(summary["available"]), str(summary.get("reason", f"driver {summary.get('driver_version')}"))

@@ -34,6 +34,6 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"{namespace.run} holds no run that can be evaluated ({error})") from error
     config = dataclasses.replace(config, **explicit_settings(namespace))
     torch.set_num_threads(config.threads)
-    record = evaluate(learner.q_values, config, frames=frames, stage=stage, device=device)
+    record = evaluate(learner.act, config, frames=frames, stage=stage, device=device)
     print(json.dumps(record.to_dict()))
     return 0

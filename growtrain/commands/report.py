@@ -15,8 +15,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("report"), help="where the report goes (default: report)")
     namespace = parser.parse_strict(words)
 
+    from growtrain.analysis.plots import require_matplotlib
     from growtrain.analysis.report import write_report
 
+    require_matplotlib()
     page, verdict = write_report(namespace.runs, namespace.output, ["python", "-m", "growtrain", "report", *words])
     print(f"{verdict}\n{page}")
     return 0

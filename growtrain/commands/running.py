@@ -155,7 +155,7 @@ def run_training(
     """
     from growtrain.environments.base import EnvironmentHung
     from growtrain.growth.transaction import GrowthFailed
-    from growtrain.learners.double_dqn import Diverged
+    from growtrain.learners.base import Diverged
     from growtrain.learners.foreign_weights import save_initial
     from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan

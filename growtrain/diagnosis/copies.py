@@ -6,21 +6,22 @@ import numpy as np
 import torch
 
 from growtrain.environments.base import Spec
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.make import make_learner
+from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
 from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import Checkpoint
 
 
-def tested_copies(checkpoint: Checkpoint) -> list[Copy]:
+def copies_of_checkpoint(checkpoint: Checkpoint) -> list[Copy]:
     """The copies of a checkpoint's network that its learning test compares."""
-    return copies_of(checkpoint.config, encoder_frozen=checkpoint.state["learner"]["encoder_frozen"])
+    return copies_of(checkpoint.config, encoder_frozen=read_saved(checkpoint.state["learner"]).encoder_frozen)
 
 
-def learning_test(
+def compare_copies_of(
     checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
 ) -> dict[Copy, list[list[float]]]:
-    """The errors of every copy of a checkpoint's network, see `tested_copies`: one list a seed, one error a mark.
+    """The errors of every copy of a checkpoint's network, see `copies_of_checkpoint`: one list a seed, one error a mark.
 
     The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
 
@@ -40,7 +41,8 @@ def learning_test(
     )
     ring.load_state_dict(state["ring"])
     checkpoint.load_frames(ring)
-    generator = torch.Generator()
-    learner = DoubleDQN(config, spec, width=state["learner"]["width"], device=device, generator=generator)
+    learner = make_learner(config, spec, device=device)
     learner.load_state_dict(state["learner"])
-    return compare_copies(learner, ring, test, np.random.SeedSequence(config.entropy), tested_copies(checkpoint), stop)
+    return compare_copies(
+        learner, ring, test, np.random.SeedSequence(config.entropy), copies_of_checkpoint(checkpoint), stop
+    )

@@ -8,7 +8,7 @@ All arms have the same past, and the arms of one seed the same random numbers; w
     fresh-optimizer  the optimizer's slots emptied
 
 A much cheaper and more sensitive test on the checkpoint's replay goes with them (`learning_test`). What both say is put together in
-`verdicts`; `diagnosis` writes it down.
+`verdicts`; `page` writes it down.
 
 Deviations from the paper: 1. its diagnosis forks with and without an injection only; 2. the learning test is ours.
 
@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtrain.diagnosis.copies import learning_test, tested_copies
+from growtrain.diagnosis.copies import compare_copies_of, copies_of_checkpoint
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
 from growtrain.environments.games import reference_scores
+from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
+from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
@@ -51,15 +53,15 @@ def default_frames(checkpoint: Checkpoint) -> int:
 
 def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
     """All arms, less `reset-encoder` where no encoder learns: it was frozen, or all of the network is the head."""
-    frozen = checkpoint.state["learner"]["encoder_frozen"]
-    return tuple(arm for arm in ARMS if not (frozen and arm == "reset-encoder"))
+    frozen = read_saved(checkpoint.state["learner"]).encoder_frozen
+    return tuple(arm for arm in ARMS if arm == "untouched" or not (frozen and "encoder" in KINDS[arm].born))
 
 
 def cost_lines(run: Path, checkpoint: Checkpoint, settings: Settings) -> list[str]:
     """What the diagnosis will take, before it begins: updates, frames, hours at the run's own speed, and disk."""
     test, forks = settings.test, len(settings.arms) * settings.seeds
     lines = [
-        f"learning test: {test.seeds} seeds x {len(tested_copies(checkpoint))} networks x {test.warm_up + test.updates} updates"
+        f"learning test: {test.seeds} seeds x {len(copies_of_checkpoint(checkpoint))} networks x {test.warm_up + test.updates} updates"
     ]
     if forks:
         speeds = [record["frames_per_second"] for record in read_jsonl(run / "metrics.jsonl")[-100:]]
@@ -192,7 +194,7 @@ def diagnose(
         try:
             draw(diagnosis, output / "diagnosis.svg")
         except ImportError as error:
-            say(f"no figure, {error}: python -m pip install matplotlib, and repeat this command")
+            say(f"no figure, {error}: python -m pip install 'growtrain[report]', and repeat this command")
     return diagnosis
 
 
@@ -243,7 +245,7 @@ def _learning_test_once(
         if done["asked"] == asked:
             errors: dict[Copy, list[list[float]]] = done["errors"]
             return errors
-    errors = learning_test(checkpoint, settings.test, resolve_device(checkpoint.config.device), stop)
+    errors = compare_copies_of(checkpoint, settings.test, resolve_device(checkpoint.config.device), stop)
     write_json(path, {"asked": asked, "errors": errors})
     for copy, means in mean_errors(errors).items():
         say(f"learning test {copy}: mean error {np.mean(means):.3f}")

@@ -12,19 +12,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from growtrain.plasticity.learning_test import Copy, LearningTest, mean_errors
-from growtrain.plasticity.verdicts import MIN_LEARNED, Gain, Kind, Place, Verdict, learned_most
+from growtrain.analysis.plots import to_svg
+from growtrain.growth.kinds import KINDS
+from growtrain.plasticity.learning_test import COPIES, Copy, LearningTest, mean_errors
+from growtrain.plasticity.verdicts import MIN_LEARNED, Basis, Gain, Verdict, learned_most
 from growtrain.settings.text import episodes_text, format_count
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-# Interventions that mend a place, and the evidence for each; the first that has shown a gain is the one to use.
-_MENDS: dict[Place, dict[str, str]] = {
-    "head": {"inject": "inject", "reset-head": "reset-head"},
-    "encoder": {"reset-encoder": "reset-encoder"},
-    "optimizer": {"fresh-optimizer": "fresh-optimizer"},
-    "network": {"reset-all": "fresh-network"},
-}
 _SAYS = {"gain": "a clear gain", "no gain": "clearly no gain", "unclear": "unclear"}
 
 
@@ -109,11 +104,10 @@ def next_command(diagnosis: Diagnosis) -> str:
 
 def _mend(found: Verdict) -> tuple[str, str]:
     """What mends the place with the largest gain, and the name of the evidence that it does."""
-    mends = _MENDS[found.places[0]]
-    for mend, evidence in mends.items():
-        if any(gains[evidence].sign == "gain" for gains in found.gains.values() if evidence in gains):
-            return mend, evidence
-    return next(iter(mends.items()))
+    place, names = found.places[0], COPIES.items()
+    mends = [(mend, evidence) for evidence, mend in names if mend and KINDS[mend].place == place]
+    shown = {name for gains in found.gains.values() for name, gain in gains.items() if gain.sign == "gain"}
+    return next((each for each in mends if each[1] in shown), mends[0])
 
 
 def _ask_again(diagnosis: Diagnosis, arms: str, seeds: int, test: LearningTest) -> str:
@@ -203,15 +197,14 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     forked = bool(diagnosis.returns)
     figure = Figure(figsize=(13 if forked else 5.5, 3.6), layout="constrained")
     panels = figure.subplots(1, 3 if forked else 1, squeeze=False)[0]
-    titles: dict[Kind, str] = {"learning": "learning test", "returns": "forks: mean training return"}
-    for axes, kind in zip(panels, titles, strict=False):
-        gains = list(reversed(diagnosis.verdict.gains[kind].values()))
+    titles: dict[Basis, str] = {"learning": "learning test", "returns": "forks: mean training return"}
+    for axes, basis in zip(panels, titles, strict=False):
+        gains = list(reversed(diagnosis.verdict.gains[basis].values()))
         for row, gain in enumerate(gains):
             axes.plot(gain.values, [row] * len(gain.values), "o", color="0.6", markersize=4)
             if gain.mean is not None:
@@ -223,7 +216,7 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
         axes.set_yticks(range(len(gains)), [gain.name for gain in gains])
         axes.set_ylim(-0.6, len(gains) - 0.4)
         axes.xaxis.set_major_formatter("{x:.0%}")
-        axes.set(title=titles[kind], xlabel="gain over the network as it is (dashed: threshold)")
+        axes.set(title=titles[basis], xlabel="gain over the network as it is (dashed: threshold)")
     if forked:
         for number, (arm, curves) in enumerate(diagnosis.curves.items()):
             for curve in curves:
@@ -237,5 +230,4 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
         if panels[2].get_legend_handles_labels()[0]:
             panels[2].legend(fontsize="small")
     figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
-    with matplotlib.rc_context({"svg.hashsalt": "diagnosis", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None})
+    path.write_text(to_svg(figure), encoding="utf-8")

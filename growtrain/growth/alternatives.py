@@ -16,7 +16,7 @@ Nothing here changes a module, a tensor or an optimizer: `transaction` puts what
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -27,76 +27,68 @@ from growtrain.diagnostics import dormancy
 from growtrain.networks.heads import SpectralLinear
 from growtrain.networks.injected import InjectedHead, fresh_copy, trains
 from growtrain.settings.config import Config
-from growtrain.settings.schedules import Intervention
 
 Slots = dict[str, dict[str, Tensor]]  # optimizer slots by the parameter's name in the network, by the slot's name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replacement:
-    """What takes the place of parts of a learner.
+class Subject:
+    """What something is done to, and with.
 
     Attributes:
-        online, target: new modules by the part they replace, `encoder` or `head`; the other parts stay.
-        slots: of the online parameters afterwards; a parameter without an entry starts fresh.
+        networks: the one that learns, then its lagging copies if it has any, each with an `encoder` and an `InjectedHead` as `head`.
+        slots: of the first network's parameters.
+        observations: probe batch, (B, ...) as the networks take them; `redo` finds dormant units on it.
+        config: settings of the intervention, and `width`, the units that widening adds.
+        generator: source of fresh weights (CPU).
+    """
+
+    networks: Sequence[nn.Module]
+    slots: Slots
+    observations: Tensor
+    config: Config
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """What takes the place of parts of the networks.
+
+    Attributes:
+        modules: for each network the new modules by the part they replace, `encoder` or `head`; other parts, and networks that are
+            not listed, stay.
+        slots: of the first network's parameters afterwards; a parameter without an entry starts fresh.
         added_parameters: how many more parameters train.
         recycled_units: dormant units that were recycled; None for what does not look for them.
     """
 
-    online: dict[str, nn.Module] = field(default_factory=dict)
-    target: dict[str, nn.Module] = field(default_factory=dict)
+    modules: Sequence[dict[str, nn.Module]] = ()
     slots: Slots = field(default_factory=dict)
     added_parameters: int = 0
     recycled_units: int | None = None
 
 
-def prepare(
-    intervention: Intervention,
-    online: nn.Module,
-    target: nn.Module,
-    slots: Slots,
-    observations: Tensor,
-    config: Config,
-    generator: torch.Generator,
-) -> Replacement:
-    """What an intervention other than `inject` makes of networks with an `encoder` and an `InjectedHead` as `head`.
-
-    Args:
-        intervention: its name.
-        online: the network that learns.
-        target: its lagging copy.
-        slots: of the online network's parameters.
-        observations: probe batch, (B, ...) as the networks take them; `redo` finds dormant units on it.
-        config: the intervention's settings, and `width`, the units that widening adds.
-        generator: source of fresh weights (CPU).
-
-    Raises:
-        ValueError: the intervention does not fit these networks; the message names the remedy.
-    """
-    match intervention:
-        case "reset-head":
-            return reset(online, slots, ("head",), generator)
-        case "reset-encoder":
-            return reset(online, slots, ("encoder",), generator)
-        case "reset-all":
-            return reset(online, slots, ("encoder", "head"), generator)
-        case "shrink-perturb":
-            return shrink_perturb(online, target, slots, config.shrink_alpha, generator)
-        case "widen" | "net2wider":
-            return widen(online, target, slots, config.width, generator, preserve=intervention == "net2wider")
-        case "redo":
-            return redo(online, slots, observations, config.redo_tau, generator)
-        case "fresh-optimizer":
-            return Replacement()
-        case "inject":
-            raise ValueError("an injection is made by `interventions.inject`")
+def head_of(network: nn.Module) -> InjectedHead:
+    """The head of a network that can be grown."""
+    head = network.get_submodule("head")
+    assert isinstance(head, InjectedHead)
+    return head
 
 
-def reset(online: nn.Module, slots: Slots, parts: tuple[str, ...], generator: torch.Generator) -> Replacement:
+def forget_moments(subject: Subject) -> Replacement:
+    """Every slot starts fresh, and nothing else changes."""
+    return Replacement()
+
+
+def reset(subject: Subject, *, parts: tuple[str, ...]) -> Replacement:
     """Fresh weights and fresh slots for these parts; the target gets the same weights. Predictions are forgotten.
 
     A head that has been injected becomes a single one again.
+
+    Raises:
+        ValueError: a part does not learn any more.
     """
+    online, *lagging = subject.networks
     fresh: dict[str, nn.Module] = {}
     added = 0
     for part in parts:
@@ -105,13 +97,12 @@ def reset(online: nn.Module, slots: Slots, parts: tuple[str, ...], generator: to
             continue
         if not trains(old):
             raise ValueError(f"the {part} does not learn any more: fresh weights would stay as they are drawn")
-        new = fresh_copy(old.live if isinstance(old, InjectedHead) else old, generator)
+        new = fresh_copy(old.live if isinstance(old, InjectedHead) else old, subject.generator)
         fresh[part] = InjectedHead(new) if isinstance(old, InjectedHead) else new
         added += _num_trainable(fresh[part]) - _num_trainable(old)
     return Replacement(
-        online=fresh,
-        target=copy.deepcopy(fresh),
-        slots={name: values for name, values in slots.items() if name.split(".")[0] not in parts},
+        modules=[fresh, *(copy.deepcopy(fresh) for _ in lagging)],
+        slots={name: values for name, values in subject.slots.items() if name.split(".")[0] not in parts},
         added_parameters=added,
     )
 
@@ -120,23 +111,23 @@ def _num_trainable(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def shrink_perturb(
-    online: nn.Module, target: nn.Module, slots: Slots, alpha: float, generator: torch.Generator
-) -> Replacement:
+def shrink_perturb(subject: Subject) -> Replacement:
     """Weights become alpha w + (1 - alpha) fresh in the encoder, if it learns, and the live head; slots are kept, as in SR-SPR.
 
     The target moves with the same fresh weights, so that its lag is shrunk to alpha times itself like everything that was learned: a target
     left behind would keep predictions that the online network has partly forgotten, and a copied one would lose the lag.
     """
-    new: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
-    for part, inside in (("encoder", ""), ("head", "live")):
-        if not trains(online.get_submodule(part)):
+    new: list[dict[str, nn.Module]] = [{} for _ in subject.networks]
+    for part in ("encoder", "head"):
+        old = subject.networks[0].get_submodule(part)
+        if not trains(old):
             continue
-        fresh = fresh_copy(online.get_submodule(part).get_submodule(inside), generator)
-        for network, modules in zip((online, target), new, strict=True):
+        inside = "live" if part == "head" else ""
+        fresh = fresh_copy(old.get_submodule(inside), subject.generator)
+        for network, modules in zip(subject.networks, new, strict=True):
             modules[part] = copy.deepcopy(network.get_submodule(part))
-            _interpolate(modules[part].get_submodule(inside), fresh, alpha)
-    return Replacement(online=new[0], target=new[1], slots=slots)
+            _interpolate(modules[part].get_submodule(inside), fresh, subject.config.shrink_alpha)
+    return Replacement(modules=new, slots=subject.slots)
 
 
 @torch.no_grad()
@@ -155,10 +146,8 @@ def _settle(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def widen(
-    online: nn.Module, target: nn.Module, slots: Slots, units: int, generator: torch.Generator, *, preserve: bool
-) -> Replacement:
-    """A head with `units` more hidden units.
+def widen(subject: Subject, *, preserve: bool) -> Replacement:
+    """A head with `config.width` more hidden units.
 
     Without `preserve` they are fresh in every weight and slot, with the same weights in the target. With it they are twins of units drawn
     without replacement: equal incoming weights and slots, outgoing weights that add up to what they were. The target's twins are of the
@@ -167,8 +156,8 @@ def widen(
     Raises:
         ValueError: the head has been injected, or has fewer units than are to get a twin.
     """
-    head = online.get_submodule("head")
-    assert isinstance(head, InjectedHead)
+    units, generator, slots = subject.config.width, subject.generator, subject.slots
+    head = head_of(subject.networks[0])
     if head.num_injections:
         raise ValueError("a head that has been injected cannot be widened: use another intervention")
     if preserve and units > head.width:
@@ -178,8 +167,8 @@ def widen(
     device = wider.get_parameter(outgoing).device
     twins = torch.randperm(head.width, generator=generator)[:units].to(device)
     shares = (0.25 + torch.rand(wider.get_parameter(outgoing).shape[0], units, generator=generator) / 2).to(device)
-    heads: list[nn.Module] = []
-    for network in (online, target):
+    heads: list[dict[str, nn.Module]] = []
+    for network in subject.networks:
         live, new = network.get_submodule("head.live"), copy.deepcopy(wider)
         for name, parameter in new.named_parameters():
             value: Tensor = live.get_parameter(name)
@@ -193,7 +182,7 @@ def widen(
             weight[:, head.width :] *= shares.to(weight.dtype)
             weight[:, twins] -= weight[:, head.width :]
         _settle(new)
-        heads.append(InjectedHead(new))
+        heads.append({"head": InjectedHead(new)})
     wider_slots = dict(slots)
     for name, axis in axes.items():
         blank = torch.zeros_like(wider.get_parameter(name)).narrow(axis, head.width, units)
@@ -205,9 +194,7 @@ def widen(
                 for slot, value in slots[full_name].items()
             }
     per_unit = sum(parameter.numel() for name, parameter in head.live.named_parameters() if name in axes) // head.width
-    return Replacement(
-        online={"head": heads[0]}, target={"head": heads[1]}, slots=wider_slots, added_parameters=units * per_unit
-    )
+    return Replacement(modules=heads, slots=wider_slots, added_parameters=units * per_unit)
 
 
 def _wider(live: nn.Module, units: int, generator: torch.Generator) -> tuple[nn.Module, dict[str, int]]:
@@ -228,25 +215,26 @@ def _wider(live: nn.Module, units: int, generator: torch.Generator) -> tuple[nn.
 
 
 @torch.no_grad()
-def redo(online: nn.Module, slots: Slots, observations: Tensor, tau: float, generator: torch.Generator) -> Replacement:
-    """Recycles the hidden units whose score is at most `tau`: fresh incoming weights, zero outgoing ones, zero moments of both.
+def redo(subject: Subject) -> Replacement:
+    """Recycles the hidden units whose score is at most `config.redo_tau`: fresh incoming weights, zero outgoing ones, zero moments of both.
 
-    With `tau` 0 only units that are zero on the whole probe batch are recycled, and on it no prediction changes by a bit, unless the layer
+    At 0 only units that are zero on the whole probe batch are recycled, and on it no prediction changes by a bit, unless the layer
     is normalised. The target is left alone, as in the authors' code; it takes part at its next copy. An encoder that is frozen stays.
 
     Raises:
         ValueError: the head has been injected: its frozen heads read units that would no longer be what they were frozen on.
     """
-    head = online.get_submodule("head")
-    assert isinstance(head, InjectedHead)
-    if head.num_injections:
+    online, slots = subject.networks[0], subject.slots
+    if head_of(online).num_injections:
         raise ValueError(
             "redo would change what frozen heads read: use another intervention on a head that was injected"
         )
-    scores = dormancy_scores(online, observations)
+    scores = dormancy_scores(online, subject.observations)
     old = nn.ModuleDict({part: online.get_submodule(part) for part in ("encoder", "head")})
-    fresh, new = fresh_copy(old, generator), copy.deepcopy(old)
-    dormant = {name: score <= tau for name, score in scores.items() if trains(old.get_submodule(name))}
+    fresh, new = fresh_copy(old, subject.generator), copy.deepcopy(old)
+    dormant = {
+        name: score <= subject.config.redo_tau for name, score in scores.items() if trains(old.get_submodule(name))
+    }
     recycled = int(sum(mask.sum() for mask in dormant.values()))
     if not recycled:
         return Replacement(slots=slots, recycled_units=0)
@@ -265,7 +253,7 @@ def redo(online: nn.Module, slots: Slots, observations: Tensor, tau: float, gene
         outgoing = f"{following[name]}.weight"
         for value in (new.get_parameter(outgoing), *_moments(moments, outgoing)):
             _by_input(value, len(mask))[:, mask] = 0
-    return Replacement(online=dict(new.items()), slots=moments, recycled_units=recycled)
+    return Replacement(modules=[dict(new.items())], slots=moments, recycled_units=recycled)
 
 
 @torch.no_grad()

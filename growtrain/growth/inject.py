@@ -1,4 +1,4 @@
-"""Interventions on anyone's network: `inject`, the drop-in plasticity injection (Nikishin et al. 2023, section 4).
+"""Plasticity injection (Nikishin et al. 2023, section 4): `inject`, the drop-in for anyone's network, and what a run does to its own.
 
 The encoder keeps learning through all heads; its optimizer slots are kept; the live head starts with fresh ones; the target network gets
 the same fresh weights, so that neither its output nor its lag moves (the paper's "same intervention").
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.location import Head, find_head
 from growtrain.growth.membership import Membership
 from growtrain.networks.attachments import Attachments
@@ -73,7 +74,7 @@ def inject(
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
-    seed = int(torch.randint(2**62, (), generator=generator))
+    fresh = own_stream(generator)
     online = find_head(network, head)
     network = online.network
     if observations is None and len(online.parts) > 1 and not isinstance(head, str):
@@ -92,7 +93,7 @@ def inject(
         trained, [p for p in online.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
     )
     before = count_parameters(network, trainable=True)
-    prepared = [_prepare(online, members, seed, anchor, trainable_heads, initializer, probe)]
+    prepared = [_prepare(online, members, fresh, anchor, trainable_heads, initializer, probe)]
     if target is not None:
         with _about_the_target():
             lagging = find_head(target, head)
@@ -100,10 +101,8 @@ def inject(
             lagging.check_untied()
             theirs = [p for p in lagging.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
             members.check({}, theirs)
-            prepared.append(_prepare(lagging, members, seed, anchor, trainable_heads, initializer, probe))
-    fused = all(each.new.spec()["fused"] for each in prepared)  # each was fused only if that keeps its own bits
-    for each in prepared:
-        each.new.rebuild_bank(fused=fused)
+            prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
+    _fuse_alike([each.new for each in prepared])
     changes = [each.verify(probe) for each in prepared]
     successors, leaving = dict[int, nn.Parameter](), set[int]()
     for each in prepared:
@@ -130,6 +129,39 @@ def inject(
         max_abs_q_change_target=changes[1] if target is not None else None,
         pause_seconds=time.perf_counter() - start,
     )
+
+
+def injection(subject: Subject, *, initializer: Initializer = initialize) -> Replacement:
+    """Heads with one more injection, the same fresh weights in every network; no network changes.
+
+    All slots are kept but those of the old live head, which keeps its own where it goes on training (`config.trainable_heads` "all").
+    """
+    config = subject.config
+    old = [head_of(network) for network in subject.networks]
+    new = [
+        head.grown(subject.generator.clone_state(), config.anchor, config.trainable_heads, initializer) for head in old
+    ]
+    _fuse_alike(new)
+    names = {id(p): f"head.{name}" for name, p in old[0].named_parameters()}
+    slots = {name: values for name, values in subject.slots.items() if not name.startswith("head.")}
+    for name, parameter in new[0].named_parameters():
+        if (before := names.get(id(parameter))) in subject.slots:
+            slots[f"head.{name}"] = subject.slots[before]
+    frozen = count_parameters(old[0], trainable=True) if config.trainable_heads == "newest" else 0
+    added = count_parameters(new[0].live) - frozen
+    return Replacement(modules=[{"head": head} for head in new], slots=slots, added_parameters=added)
+
+
+def own_stream(generator: torch.Generator | None) -> torch.Generator:
+    """A generator that one draw of another seeds, of torch's global one if that is None."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+def _fuse_alike(heads: Sequence[InjectedHead]) -> None:
+    """Fuses all frozen banks or none: each was fused only if that keeps its own bits."""
+    fused = all(head.spec()["fused"] for head in heads)
+    for head in heads:
+        head.rebuild_bank(fused=fused)
 
 
 def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
@@ -180,13 +212,13 @@ class _Prepared:
 def _prepare(
     head: Head,
     members: Membership,
-    seed: int,
+    generator: torch.Generator,
     anchor: Anchor,
     trainable_heads: TrainableHeads,
     initializer: Initializer,
     probe: Tensor | None,
 ) -> _Prepared:
-    """A head with one more injection, beside it; the same seed gives the same fresh weights for online and target."""
+    """A head with one more injection, beside it; the generator is copied: online and target get the same fresh weights."""
     beside = head.module.beside if isinstance(head.module, InjectedHead) else []
     attached = Attachments(head.module, head.live, head.names, beside=beside, mended=members.optimizers)
     attached.check_observing(probe_features(head.module) if probe is None else probe)
@@ -195,7 +227,7 @@ def _prepare(
         if not isinstance(old, InjectedHead):
             check_injectable(old, probe)
             old = InjectedHead(old)
-        new = old.grown(torch.Generator().manual_seed(seed), anchor, trainable_heads, initializer)
+        new = old.grown(generator.clone_state(), anchor, trainable_heads, initializer)
     return _Prepared(head, new, attached)
 
 

@@ -1,21 +1,21 @@
 """Growth as one transaction on a live learner: applied whole and verified, or rolled back.
 
-Injection (Nikishin et al. 2023, section 4) is done by `interventions.inject`, by parameter name; what it is compared with is prepared by
-`alternatives`. Here are the proofs that the learner is what it should be afterwards, on real observations, and the way back. The
-interventions build new modules and leave the old ones as they were, so going back is putting the old objects in place again.
+What an intervention makes of the networks, and what it must keep, is its row in `kinds`. Here it is put in place, by parameter name, with
+the proofs on real observations that the learner is then what it should be, and the way back. What is made are new modules, and the old
+ones stay as they were, so going back is putting the old objects in place again.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from growtrain.growth.alternatives import Replacement, Slots, prepare
-from growtrain.growth.inject import NotPreserved, count_parameters, inject, nearly_equal, same_function
-from growtrain.networks.injected import InjectedHead
+from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
+from growtrain.growth.inject import NotPreserved, count_parameters
+from growtrain.growth.kinds import KINDS, Kind
+from growtrain.learners.base import AbstractLearner
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.schedules import Intervention
@@ -25,25 +25,8 @@ class GrowthFailed(RuntimeError):
     """An intervention failed and the learner is as it was before; the cause is chained."""
 
 
-class Learner(Protocol):
-    """What a learner must offer to be grown: networks with `encoder` and `head`, an optimizer, and a way to rebuild what captured them."""
-
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def online(self) -> nn.Module:
-        """The network that learns."""
-
-    @property
-    def target(self) -> nn.Module:
-        """Its lagging copy."""
-
-    def rebuild(self) -> None:
-        """Rebuilds losses, compiled functions and graphs; keeps networks, optimizer slots and the target's lag."""
-
-
 def grow(
-    learner: Learner,
+    learner: AbstractLearner,
     observations: Tensor,
     *,
     anchor: Anchor,
@@ -66,7 +49,7 @@ def grow(
 
 
 def apply(
-    learner: Learner,
+    learner: AbstractLearner,
     intervention: Intervention,
     observations: Tensor,
     *,
@@ -95,113 +78,100 @@ def apply(
         GrowthFailed: anything went wrong; the learner is bit for bit what it was.
     """
     start = time.perf_counter()
-    online, target = learner.online, learner.target
+    kind, networks, optimizer = KINDS[intervention], _networks(learner), learner.optimizer
+    online = networks[0]
     with _rolled_back_on_failure(learner):
-        before_online, before_target = _q(online, observations), _q(target, observations)
+        before = [_q(network, observations) for network in networks]
         trainable_before = count_parameters(online, trainable=True)
-        head_before = count_parameters(online.get_submodule("head"), trainable=True)
-        slots = _slots(learner)
-        kept = _identities(slots, _KEPT_SLOTS[intervention])
-        recycled_units = None
-        if intervention == "inject":
-            inject(
-                online,
-                optimizer=learner.optimizer,
-                target=target,
-                generator=generator,
-                anchor=config.anchor,
-                trainable_heads=config.trainable_heads,
-            )
-            added = count_parameters(online.get_submodule("head.live"))
-            if config.trainable_heads == "newest":
-                added -= head_before
-        else:
-            replacement = prepare(intervention, online, target, slots, observations, config, generator)
-            added, recycled_units = replacement.added_parameters, replacement.recycled_units
-            _install(learner, replacement)
+        kept = _identities(slots_of(online, optimizer), kind.kept_slots)
+        replacement = intervene(kind, networks, optimizer, observations, config, kind.stream(generator))
         frozen_now = _freeze_encoder(learner) if freeze_encoder else 0
         learner.rebuild()
-        after_online, after_target = _q(online, observations), _q(target, observations)
-        _check_membership(learner, trainable_before + added - frozen_now)
-        if not freeze_encoder and _identities(_slots(learner), _KEPT_SLOTS[intervention]) != kept:
+        after = [_q(network, observations) for network in networks]
+        _check_membership(learner, trainable_before + replacement.added_parameters - frozen_now)
+        if not freeze_encoder and _identities(slots_of(online, optimizer), kind.kept_slots) != kept:
             raise NotPreserved("optimizer slots that this intervention keeps were not kept")
-        for name, before, after in (("online", before_online, after_online), ("target", before_target, after_target)):
-            if not torch.isfinite(after).all():
+        changes = [_max_change(*values) for values in zip(before, after, strict=True)]
+        for name, agree, old, new in zip(("online", "target"), kind.keeps, before, after, strict=True):
+            if not torch.isfinite(new).all():
                 raise NotPreserved(f"the {name} network's Q is not finite")
-            if not _preserved(intervention, name, before, after):
-                raise NotPreserved(f"the {name} network's Q changed by {_max_change(before, after):g}")
+            if agree and not agree(old, new):
+                raise NotPreserved(f"the {name} network's Q changed by {_max_change(old, new):g}")
     if observations.is_cuda:
         torch.cuda.synchronize()  # the pause is a wall-clock claim
-    head = online.get_submodule("head")
-    assert isinstance(head, InjectedHead)
     return GrowthEvent(
         frames=frames,
-        stage=head.num_injections,
+        stage=head_of(online).num_injections,
         kind=intervention,
         reason=reason,
-        anchor=config.anchor if intervention == "inject" else None,
+        anchor=config.anchor if kind.adds == "heads" else None,
         parameters_total=count_parameters(online),
         parameters_trainable_before=trainable_before,
         parameters_trainable=count_parameters(online, trainable=True),
-        max_abs_q_change_online=_max_change(before_online, after_online),
-        max_abs_q_change_target=_max_change(before_target, after_target),
-        recycled_units=recycled_units,
+        max_abs_q_change_online=changes[0],
+        max_abs_q_change_target=changes[1],
+        recycled_units=replacement.recycled_units,
         pause_seconds=time.perf_counter() - start,
     )
 
 
-# Parameters, by the beginning of their names, whose optimizer slots an intervention must hand on untouched.
-_KEPT_SLOTS: dict[Intervention, str | None] = {
-    "inject": "encoder.",
-    "reset-head": "encoder.",
-    "reset-encoder": "head.",
-    "reset-all": None,
-    "shrink-perturb": "",
-    "widen": "encoder.",
-    "net2wider": "encoder.",
-    "redo": None,
-    "fresh-optimizer": None,
-}
+def intervene(
+    kind: Kind,
+    networks: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    observations: Tensor,
+    config: Config,
+    generator: torch.Generator,
+) -> Replacement:
+    """Does it, without a proof or a way back: the core of `apply`, and all of it for copies that are thrown away.
 
-
-def _preserved(intervention: Intervention, network: str, before: Tensor, after: Tensor) -> bool:
-    """Whether the probe's Q is what this intervention must leave of it in the `online` or the `target` network."""
-    if intervention in ("inject", "fresh-optimizer") or (intervention == "redo" and network == "target"):
-        return same_function(before, after)
-    if intervention == "net2wider":
-        return nearly_equal(before, after)
-    return True
-
-
-def _install(learner: Learner, replacement: Replacement) -> None:
-    """Puts new modules and slots in place; the optimizer holds the parameters that have the names of those it held."""
-    held = {id(p): name for name, p in learner.online.named_parameters()}
-    for part, module in replacement.online.items():
-        learner.online.set_submodule(part, module)
-    for part, module in replacement.target.items():
-        learner.target.set_submodule(part, module.requires_grad_(False))
-    parameters = dict(learner.online.named_parameters())
-    for group in learner.optimizer.param_groups:
-        names = [held[id(p)] for p in group["params"]]
-        group["params"] = [parameters[name] for name in names if name in parameters]
-    learner.optimizer.state.clear()
+    Args:
+        kind: what is done.
+        networks: the one that learns, then its lagging copy if it has one; changed in place.
+        optimizer: of the first; afterwards its groups hold, in the network's order, what trains of what they held, by identity or by name.
+        observations: what it looks at, (B, ...).
+        config: its settings.
+        generator: source of fresh weights (CPU).
+    """
+    names = {id(p): name for name, p in networks[0].named_parameters()}
+    subject = Subject(
+        networks=networks,
+        slots=slots_of(networks[0], optimizer),
+        observations=observations,
+        config=config,
+        generator=generator,
+    )
+    replacement = kind.make(subject)
+    for network, modules in zip(networks, replacement.modules, strict=False):
+        for part, module in modules.items():
+            network.set_submodule(part, module if network is networks[0] else module.requires_grad_(False))
+    parameters = dict(networks[0].named_parameters())
+    for group in optimizer.param_groups:
+        held = {key for p in group["params"] for key in (id(p), names[id(p)])}
+        group["params"] = [p for name, p in parameters.items() if p.requires_grad and (id(p) in held or name in held)]
+    optimizer.state.clear()
     for name, slots in replacement.slots.items():
         if name in parameters:
-            learner.optimizer.state[parameters[name]] = slots
+            optimizer.state[parameters[name]] = slots
+    return replacement
+
+
+def _networks(learner: AbstractLearner) -> tuple[nn.Module, nn.Module]:
+    """The network that is grown and its lagging copy, of a learner that has one such pair."""
+    ((online, target),) = learner.plastic_parts.values()
+    assert target is not None
+    return online, target
 
 
 @contextlib.contextmanager
-def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
+def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
     """Puts modules, optimizer membership, slots, trainability, the target's memory back if the body raises; then raises `GrowthFailed`."""
-    modules = [
-        (network, part, network.get_submodule(part))
-        for network in (learner.online, learner.target)
-        for part in ("encoder", "head")
-    ]
+    networks = _networks(learner)
+    modules = [(network, part, network.get_submodule(part)) for network in networks for part in ("encoder", "head")]
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)
-    trainable = [(p, p.requires_grad) for p in learner.online.parameters()]
-    lagging = [(p, p.data) for p in learner.target.parameters()]  # a rebuild may let them share what was to be frozen
+    trainable = [(p, p.requires_grad) for p in networks[0].parameters()]
+    lagging = [(p, p.data) for p in networks[1].parameters()]  # a rebuild may let them share what was to be frozen
     try:
         yield
     except Exception as error:
@@ -219,9 +189,9 @@ def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
         raise GrowthFailed(f"growth failed and was rolled back: {error}") from error
 
 
-def _freeze_encoder(learner: Learner) -> int:
+def _freeze_encoder(learner: AbstractLearner) -> int:
     """Stops the encoder's learning; returns how many trainable parameters that took away."""
-    encoder = learner.online.get_submodule("encoder")
+    encoder = _networks(learner)[0].get_submodule("encoder")
     count = count_parameters(encoder, trainable=True)
     frozen = {id(p) for p in encoder.parameters()}
     for group in learner.optimizer.param_groups:
@@ -234,25 +204,25 @@ def _freeze_encoder(learner: Learner) -> int:
     return count
 
 
-def _check_membership(learner: Learner, expected_trainable: int) -> None:
-    trainable = {id(p): name for name, p in learner.online.named_parameters() if p.requires_grad}
+def _check_membership(learner: AbstractLearner, expected_trainable: int) -> None:
+    online, target = _networks(learner)
+    trainable = {id(p): name for name, p in online.named_parameters() if p.requires_grad}
     held = [id(p) for group in learner.optimizer.param_groups for p in group["params"]]
     if len(held) != len(set(held)) or set(held) != set(trainable):
         raise NotPreserved("the optimizer does not hold exactly the trainable parameters")
-    count = count_parameters(learner.online, trainable=True)
+    count = count_parameters(online, trainable=True)
     if count != expected_trainable:
         raise NotPreserved(f"{count} parameters train, not {expected_trainable}")
-    online, target = learner.online.state_dict(), learner.target.state_dict()
-    if {k: v.shape for k, v in online.items()} != {k: v.shape for k, v in target.items()}:
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in (online, target)]
+    if shapes[0] != shapes[1]:
         raise NotPreserved("the target network does not have the online network's tensors")
-    if any(p.requires_grad for p in learner.target.parameters()):
+    if any(p.requires_grad for p in target.parameters()):
         raise NotPreserved("a parameter of the target network requires a gradient")
 
 
-def _slots(learner: Learner) -> Slots:
-    """The optimizer's slots by parameter name."""
-    state = learner.optimizer.state
-    return {name: state[p] for name, p in learner.online.named_parameters() if p in state}
+def slots_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> Slots:
+    """The optimizer's slots by the parameter's name in the network."""
+    return {name: optimizer.state[p] for name, p in network.named_parameters() if p in optimizer.state}
 
 
 def _identities(slots: Slots, prefix: str | None) -> dict[str, dict[str, int]]:

@@ -1,30 +1,29 @@
-"""Double DQN (van Hasselt et al. 2016), on TorchRL's `DQNLoss` or on the same arithmetic with less around it.
+"""Double DQN (van Hasselt et al. 2016), by TorchRL's `DQNLoss` or by the same arithmetic with less around it.
 
     y = r + gamma (1 - terminated) Q_target(s', argmax_a Q_online(s', a)),   loss = mean over the batch of Huber_1(Q_online(s, a) - y)
 
 With `double_dqn` off it is DQN (Mnih et al. 2015): the target network chooses the action, too, and the online network never sees s'.
 The Huber loss with delta 1 has the gradient of the squared error with per-sample gradients clipped to +-1, as in DQN Zoo.
 
-`execution="eager"` computes the loss through TorchRL's `DQNLoss(double_dqn=True)`; the default calls the networks directly, which saves
-about 2 ms per update on a CPU, and computes a frozen encoder's features once for both networks. Both give the same numbers (tested).
+`execution="eager"` computes the loss through TorchRL (`learners.torchrl`); the default calls the networks directly, which saves about 2 ms
+per update on a CPU, and computes a frozen encoder's features once for both networks. Both give the same numbers (tested).
 
-`DQNLoss` captures parameters when it is built, and so does an optimizer: after anything that changes the architecture, `rebuild` must run.
-It keeps the target's lag: the loss reads the tensors of `target`, it never copies the online network into them.
+What captures parameters, as an optimizer and a loss of TorchRL's do, is stale after anything that changes the architecture: `rebuild` must
+run. It keeps the target's lag.
 
 Units: a batch is (K x B) transitions, K updates of B; `update` never reads a device value.
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
-from torchrl.modules import QValueActor
-from torchrl.objectives import DQNLoss
 
 from growtrain.environments.base import Spec
+from growtrain.learners.base import AbstractLearner, Diverged, LearnerReport
 from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import can_compile, make_optimizer
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
@@ -32,20 +31,17 @@ from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
+from growtrain.settings.budget import crossed
 from growtrain.settings.config import Config
+
+if TYPE_CHECKING:
+    from torchrl.objectives import DQNLoss
 
 MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
 MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
 
 
-class Diverged(RuntimeError):
-    """Training cannot go on: a weight is not finite, or update after update had a loss or gradient that was not.
-
-    In the second case the weights are finite, and as they were before the first of those updates.
-    """
-
-
-class DoubleDQN:
+class DoubleDQN(AbstractLearner):
     """A Double-DQN learner.
 
     Args:
@@ -59,7 +55,6 @@ class DoubleDQN:
         online: the network that learns and acts.
         target: its lagging copy; nothing in it requires a gradient.
         optimizer: holds exactly the parameters of `online` that require a gradient.
-        loss: TorchRL's loss over both.
         updates: gradient steps so far.
         initial: for `l2-init` and `nap`, the values with which each parameter that trains began to do so.
         version: counts changes after which a captured update is stale.
@@ -118,17 +113,7 @@ class DoubleDQN:
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
         self.version += 1
-        actor = QValueActor(self.online, in_keys=["observation"], action_space="categorical")
-        self.loss = DQNLoss(
-            actor,
-            action_space="categorical",
-            loss_function="smooth_l1",
-            double_dqn=self.config.double_dqn,
-            delay_value=True,
-            use_prioritized_weights=False,
-        )
-        self.loss.make_value_estimator(gamma=self.config.discount)
-        self.loss._has_update_associated["value_network"] = True  # as TorchRL's own updaters say: `copy_target` is ours
+        self._loss: DQNLoss | None = None
         self._share_frozen()
         self._trainable = [p for p in self.online.parameters() if p.requires_grad]
         self._penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
@@ -137,6 +122,22 @@ class DoubleDQN:
         self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
         self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
+
+    @property
+    def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+        """The Q-network and its target."""
+        return {"q_network": (self.online, self.target)}
+
+    @property
+    def loss(self) -> "DQNLoss":
+        """TorchRL's loss over both networks, constructed when it is asked for, and anew when what it has captured is stale."""
+        if self._loss is None:
+            from growtrain.learners.torchrl import make_dqn_loss
+
+            self._loss = make_dqn_loss(
+                self.online, self.target, discount=self.config.discount, double_dqn=self.config.double_dqn
+            )
+        return self._loss
 
     def update(self, batches: TensorDict) -> None:
         """One gradient step on each of K batches.
@@ -171,6 +172,10 @@ class DoubleDQN:
         self.optimizer.step()
         project(self._projected, self._norms, unless=bad)
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def step_tensors(self) -> list[Tensor]:
+        """What `step` moves in place, the optimizer's slots aside."""
+        return [*self.online.parameters(), *self.online.buffers(), self.loss_sum, self.nonfinite]
 
     def _regularized(self, loss: Tensor) -> Tensor:
         """The loss that is differentiated; what is reported, and compared between runs, is without the penalty."""
@@ -218,11 +223,14 @@ class DoubleDQN:
                 f"{remedy}"
             )
 
-    def report_skipped(self) -> int:
-        """How many updates were not applied since the last call, because a loss or gradient was not finite; reads the device."""
-        skipped = int(self.nonfinite[0])
+    def report(self) -> LearnerReport:
+        """The mean loss since the last call, and how many updates were not applied; reads the device."""
+        count = self.updates - self._updates_at_report
+        report = LearnerReport(float(self.loss_sum) / count if count else None, int(self.nonfinite[0]))
+        self.loss_sum.zero_()
         self.nonfinite[0] = 0
-        return skipped
+        self._updates_at_report = self.updates
+        return report
 
     def compute_loss(self, batch: TensorDict) -> Tensor:
         """The loss () of one batch of B transitions, in the layout of `update`."""
@@ -256,6 +264,11 @@ class DoubleDQN:
             q_t_selector = self.online.head(x_t, bank_t) if self.config.double_dqn else q_t_value
         return self.online.head(x_tm1, bank_tm1), q_t_value, q_t_selector
 
+    def end_of_step(self, frames: int) -> None:
+        """Copies the target where its period has gone by."""
+        if self.updates and crossed(self.config, self.config.target_period, frames):
+            self.copy_target()
+
     @torch.no_grad()
     def copy_target(self) -> None:
         """Copies the online network into the target; what is frozen is shared from then on."""
@@ -274,21 +287,17 @@ class DoubleDQN:
             apart = current.data_ptr() != lagging.data_ptr()
             if apart and not current.requires_grad and torch.equal(current, lagging):
                 lagging.data = current.data
-                moved = True  # a captured update would go on reading the memory that this has freed
+                moved = True  # what has captured it would go on reading the memory that this has freed
         self.encoder_is_shared = _same_tensors(self.online.encoder, self.target.encoder)
         self.bank_is_shared = self.head.frozen is not None and _same_tensors(
             self.head.frozen, self.target.get_submodule("head.frozen")
         )
         if moved or (self.encoder_is_shared, self.bank_is_shared) != before:
             self.version += 1
-        # TorchRL's loss made a copy of the online network as its target: it reads the lagging target's tensors instead.
-        captured = self.loss.target_value_network_params.flatten_keys(".")
-        tensors = dict(self.target.named_parameters()) | dict(self.target.named_buffers())
-        for name, tensor in captured.items():
-            tensor.data = tensors[name.removeprefix("module.0.module.")].data
+            self._loss = None
 
     @torch.no_grad()
-    def q_values(self, observation: Tensor) -> Tensor:
+    def act(self, observation: Tensor) -> Tensor:
         """Online action values (B, A) of observations (B, C, H, W) uint8."""
         q: Tensor = self.online(observation)
         return q
@@ -358,14 +367,6 @@ class DoubleDQN:
         _copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])
         self.rebuild()
-
-    def report_loss(self) -> float | None:
-        """Mean loss per update since the last call, None without any; reads the device."""
-        count = self.updates - self._updates_at_report
-        loss = float(self.loss_sum) / count if count else None
-        self.loss_sum.zero_()
-        self._updates_at_report = self.updates
-        return loss
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.base import AbstractLearner
 from growtrain.replay.frames import FrameRing
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -40,7 +40,7 @@ class CapturedUpdate:
         batch_size: B.
     """
 
-    def __init__(self, learner: DoubleDQN, gather: Callable[[Tensor], TensorDict], batch_size: int) -> None:
+    def __init__(self, learner: AbstractLearner, gather: Callable[[Tensor], TensorDict], batch_size: int) -> None:
         self.learner, self._gather, self.batch_size = learner, gather, batch_size
         self._rows = torch.zeros(batch_size, dtype=torch.int64, device=learner.device)
         # No other graph may be captured on it: when a graph goes, PyTorch drops the workspaces of cuBLAS that belong to its stream, and
@@ -67,7 +67,7 @@ class CapturedUpdate:
     def _capture(self) -> None:
         """Warms up and captures one step; the learner's tensors are what they were before, in the same places."""
         learner = self.learner
-        tensors = [*learner.online.parameters(), *learner.online.buffers(), learner.loss_sum, learner.nonfinite]
+        tensors = learner.step_tensors()
         slots_before = {p: _clones(slots) for p, slots in learner.optimizer.state.items()}
         before = [tensor.detach().clone() for tensor in tensors]
         self._graph = torch.cuda.CUDAGraph()  # the old one and its workspaces go before the new one needs any
@@ -89,7 +89,7 @@ class CapturedUpdate:
             learner.step(self._gather(self._rows))
 
 
-def make_captured(learner: DoubleDQN, ring: FrameRing) -> CapturedUpdate:
+def make_captured(learner: AbstractLearner, ring: FrameRing) -> CapturedUpdate:
     """The learner's update in a CUDA graph that gathers its batch from the ring."""
     return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), learner.config.batch_size)
 

@@ -2,6 +2,10 @@
 
 import torch
 
+from growtrain.environments.base import Spec
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import ConfigError
 
 
@@ -10,3 +14,18 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: no GPU is available to PyTorch here; use --device cpu or auto")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def make_learner(
+    config: Config, spec: Spec, *, device: torch.device, generator: torch.Generator | None = None
+) -> DoubleDQN:
+    """The learner of a configuration at its beginning.
+
+    Args:
+        config: of the run.
+        spec: what is observed and can be done.
+        device: where it lives.
+        generator: CPU generator of the initial weights; None where a saved state will replace them.
+    """
+    width = config.width * schedule_of(config).width_multiplier
+    return DoubleDQN(config, spec, width=width, device=device, generator=generator or torch.Generator())

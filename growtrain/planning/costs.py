@@ -18,6 +18,7 @@ from torch import nn
 
 from growtrain.environments.base import Spec
 from growtrain.growth.inject import count_parameters
+from growtrain.growth.kinds import KINDS
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.networks.build import make_parts
 from growtrain.plasticity.measurer import STATES
@@ -250,14 +251,15 @@ def update_flops(
 def make_plan(config: Config, spec: Spec) -> Plan:
     """The costs of a run of `config` on what `spec` says of its game; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
+    kind = KINDS[schedule.intervention]
     at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
     stages, end = [], 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
         start, end = end, end + frames
         first, last = start // config.frame_skip, end // config.frame_skip
-        width = config.width * (schedule.width_multiplier + (stage if schedule.widens else 0))
+        width = config.width * (schedule.width_multiplier + (stage if kind.adds == "units" else 0))
         shape = network_shape(config, spec, width)
-        injections = stage if schedule.intervention == "inject" else 0
+        injections = stage if kind.adds == "heads" else 0
         num_live = 1 + (injections if config.trainable_heads == "all" else 0)
         num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
         encoder_trains = not 0 < config.freeze_encoder_at <= stage
@@ -298,7 +300,7 @@ def make_plan(config: Config, spec: Spec) -> Plan:
 def full_width(config: Config) -> Config:
     """The baseline to compare with: the width that growth ends with, from the start. A run that never grows is its own."""
     schedule = schedule_of(config)
-    if not schedule.injection_frames or not (schedule.widens or schedule.intervention == "inject"):
+    if not schedule.injection_frames or KINDS[schedule.intervention].adds == "nothing":
         return config
     width = config.width * (1 + len(schedule.injection_frames))
     return dataclasses.replace(config, schedule="fixed", intervention="inject", width=width)

@@ -133,7 +133,7 @@ def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: floa
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
             learner.copy_target()  # what is frozen is shared with the target from its first copy on
         blocks, calls = _block_seconds(update, device, 0.8 * seconds)
-        act_blocks, _ = _block_seconds(lambda: learner.q_values(observation).cpu(), device, 0.2 * seconds)
+        act_blocks, _ = _block_seconds(lambda: learner.act(observation).cpu(), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)
         acts.append(float(np.median(act_blocks)))
         timed += calls * num_updates

@@ -29,23 +29,28 @@ by the mean error on the way (`mean_errors`), which says how fast they learn: sm
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growtrain.growth.kinds import KINDS
+from growtrain.growth.transaction import intervene
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import make_optimizer
-from growtrain.networks.build import QNetwork, make_network
-from growtrain.networks.heads import SpectralLinear, initialize
-from growtrain.networks.injected import InjectedHead
+from growtrain.networks.build import QNetwork
+from growtrain.networks.heads import SpectralLinear
+from growtrain.networks.injected import fresh_copy
 from growtrain.replay.frames import FrameRing
 from growtrain.settings.config import Config
+from growtrain.settings.schedules import Intervention
 
-Copy = Literal["current", "inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network"]
-COPIES: tuple[Copy, ...] = get_args(Copy)
+Copy = str
+# What is done to each copy.
+COPIES: dict[Copy, Intervention | None] = {"current": None} | {
+    kind.copy or intervention: intervention for intervention, kind in KINDS.items() if kind.place
+}
 _EPS = 1e-8  # Adam's own
 _CHUNK = 256  # observations in one forward pass without a gradient
 
@@ -96,9 +101,9 @@ def copies_of(config: Config, *, encoder_frozen: bool) -> list[Copy]:
 
     Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam.
     """
-    same = {"reset-encoder", "fresh-network"} if encoder_frozen else set()
-    if config.optimizer != "adam":
-        same.add("fresh-optimizer")
+    kinds = {copy: KINDS[intervention] for copy, intervention in COPIES.items() if intervention}
+    same = {copy for copy, kind in kinds.items() if encoder_frozen and "encoder" in kind.born}
+    same |= {copy for copy, kind in kinds.items() if config.optimizer != "adam" and kind.place == "optimizer"}
     return [copy for copy in COPIES if copy not in same]
 
 
@@ -125,7 +130,9 @@ def compare_copies(
         for copy in copies:
             if stop():
                 raise Interrupted
-            network, optimizer = make_copy(copy, _twin(learner), torch.Generator().manual_seed(weights))
+            network, optimizer = make_copy(
+                copy, _twin(learner), task.observation, torch.Generator().manual_seed(weights)
+            )
             errors[copy].append(
                 _fit(network, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)
             )
@@ -177,29 +184,26 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
     return Task(observation, first.action, change / scale if scale else change, scale)
 
 
-def make_copy(copy: Copy, learner: DoubleDQN, generator: torch.Generator) -> tuple[QNetwork, torch.optim.Optimizer]:
-    """The network with one part made fresh, and an Adam that has kept the run's slots, if it has any, of all other parameters."""
+def make_copy(
+    copy: Copy, learner: DoubleDQN, observations: Tensor, generator: torch.Generator
+) -> tuple[QNetwork, torch.optim.Optimizer]:
+    """The network of a learner that is given up for it, with one part made fresh, and an Adam that has kept the run's slots of the rest.
+
+    What is fresh in several copies is the same in them: a fresh network's parts, or beyond them the head of an injection.
+    """
     config, network = learner.config, learner.online
-    head = network.head
-    assert isinstance(head, InjectedHead)
-    fresh = make_network(config, learner.spec, learner.width)
-    initialize(fresh, generator)
-    fresh.to(learner.device)
-    if copy == "inject":
-        network.head = head.grown(generator, config.anchor, config.trainable_heads)
-    if copy in ("reset-head", "fresh-network"):
-        network.head = fresh.head
-    if copy in ("reset-encoder", "fresh-network"):
-        network.encoder = fresh.encoder
+    if intervention := COPIES[copy]:
+        kind = KINDS[intervention]
+        for part in (network.encoder, learner.head.live)[: 2 if kind.draws_once else "encoder" not in kind.born]:
+            fresh_copy(part, generator)
+        intervene(kind, [network], learner.optimizer, observations, config, generator)
     trainable = [p for p in network.parameters() if p.requires_grad]
     adam = config.optimizer == "adam"
     optimizer = make_optimizer(
         "adam", trainable, lr=config.lr, eps=config.optimizer_eps if adam else _EPS, decay=config.optimizer_decay
     )
-    if adam and copy != "fresh-optimizer":
-        for parameter in trainable:
-            if parameter in learner.optimizer.state:
-                optimizer.state[parameter] = learner.optimizer.state[parameter]
+    if adam:
+        optimizer.state.update(learner.optimizer.state)
     return network, optimizer
 
 

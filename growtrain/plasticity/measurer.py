@@ -1,4 +1,4 @@
-"""Measuring: the plasticity of a live learner, on states drawn from its replay, at a moment of its run.
+"""The diagnostics of a live learner: a record of `growtrain.diagnostics`, on states drawn from its replay, at a moment of its run.
 
 Measuring never intervenes: the states, and all else that is random, are drawn by generators made from the run's seed and the frames
 played; gradients are not written to `.grad`; what is trained is a copy.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain import diagnostics
+from growtrain.growth.kinds import KINDS
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.records import Diagnostics
@@ -29,15 +30,6 @@ STATES = 128  # Sokar et al. 2023 score neurons on 64; a rank cannot exceed it
 # Fitting with Adam, whatever the run's optimizer: a fresh Nature network then leaves 0.2 of Phoenix's noise, the middle of the scale. Its
 # head alone, on features that differ as little as those of Atari, leaves all of it even when fresh, and so is not asked.
 _FIT_UPDATES, _FIT_BATCH, _FIT_LR = 200, 32, 3e-4
-# What an intervention makes anew (or makes wider, which has no distance from what it was).
-_BORN: dict[Intervention | None, tuple[str, ...]] = {
-    "inject": ("live",),
-    "reset-head": ("live",),
-    "reset-encoder": ("encoder",),
-    "reset-all": ("encoder", "live"),
-    "widen": ("live",),
-    "net2wider": ("live",),
-}
 _STREAM = 0x6D656173  # sets these draws apart from the run's own streams, which are numbered from 0
 
 
@@ -76,7 +68,7 @@ class Measurer:
         rows = rng.choice(valid, size=min(STATES, len(valid)), replace=False)
         batch = self.ring.get(torch.from_numpy(rows))
         learner, parts = self.learner, self._parts()
-        for name in _BORN.get(kind, ()):
+        for name in KINDS[kind].born if kind else ():
             self._initial[name] = _copy(parts[name])
         features, q, layers = _forward(learner, batch["observation"])
         hidden = [layer for name, layer in layers.items() if name.startswith("head.live.")][-1]
@@ -117,7 +109,7 @@ class Measurer:
         """Policy churn since the previous record, and the frames between; None of the first."""
         if not self._previous:
             return None, None
-        q_before, q_after = self._previous["q"], self.learner.q_values(self._previous["observations"])
+        q_before, q_after = self._previous["q"], self.learner.act(self._previous["observations"])
         return float(diagnostics.policy_churn(q_before, q_after)), frames - self._previous["frames"]
 
     def _distance(self, name: str, part: nn.Module) -> float | None:

@@ -21,26 +21,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Place = Literal["head", "encoder", "optimizer", "network"]
-Kind = Literal["learning", "returns"]
+from growtrain.growth.kinds import KINDS, Kind, Place
+from growtrain.plasticity.learning_test import COPIES
+
+Basis = Literal["learning", "returns"]
 Sign = Literal["gain", "no gain", "unclear"]
 Outcome = Literal["lost", "not lost", "cannot tell"]
 PLACES: tuple[Place, ...] = get_args(Place)
 MIN_SEEDS = 3
 MIN_LEARNED = 0.05  # of what was asked for, by the copy that learned most: below, the learning test says nothing
 
-# Which copies or arms have this place made fresh. `network` is head and encoder together, which no arm of the forks does.
-_FRESH: dict[Kind, dict[Place, tuple[str, ...]]] = {
-    "learning": {
-        "head": ("inject", "reset-head"),
-        "encoder": ("reset-encoder",),
-        "optimizer": ("fresh-optimizer",),
-        "network": ("fresh-network",),
-    },
-    "returns": {"head": ("inject",), "encoder": ("reset-encoder",), "optimizer": ("fresh-optimizer",)},
+# Which copies or arms have this place made fresh; head and encoder together, the `network`, in a copy only.
+_FRESH: dict[Place, dict[str, Kind]] = {
+    place: {name: KINDS[each] for name, each in COPIES.items() if each and KINDS[each].place == place}
+    for place in PLACES
 }
-# An arm that throws predictions away has to win them back first: that it earns no more says nothing.
-_DESTRUCTIVE = ("reset-encoder",)
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (Fisher & Yates 1963, table III); the last serves beyond.
 _T_975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
@@ -81,7 +76,7 @@ class Finding:
 
     place: Place
     outcome: Outcome
-    basis: tuple[Kind, ...]
+    basis: tuple[Basis, ...]
     reason: str
 
 
@@ -103,7 +98,7 @@ class Verdict:
     located: bool
     sentence: str
     findings: tuple[Finding, ...]
-    gains: dict[Kind, dict[str, Gain]]
+    gains: dict[Basis, dict[str, Gain]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""
@@ -134,7 +129,7 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}: give a share above 0, such as 0.1")
     learned = learned_most(evidence.errors)
-    gains: dict[Kind, dict[str, Gain]] = {
+    gains: dict[Basis, dict[str, Gain]] = {
         "learning": _gains(evidence.errors, "current", -1 / max(learned, MIN_LEARNED), threshold),
         "returns": _gains(evidence.returns, "untouched", 1 / evidence.return_scale, threshold),
     }
@@ -144,7 +139,7 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
         }
     blocked = {place for place in PLACES if learned >= MIN_LEARNED > _learned_when_fresh(place, evidence.errors)}
     signs = {
-        place: {kind: _signs(place, kind, gains[kind], threshold, place in blocked) for kind in gains}
+        place: {basis: _signs(place, basis, gains[basis], threshold, place in blocked) for basis in gains}
         for place in PLACES
     }
     findings = tuple(_finding(place, signs[place], learned, place in blocked) for place in PLACES)
@@ -173,8 +168,11 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
         reasons = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in places_of.items())
         outcome, sentence = "cannot tell", f"Cannot tell whether plasticity was lost ({reasons})."
     else:
-        bases = sorted({kind for finding in findings for kind in finding.basis})
-        outcome, sentence = "not lost", f"Plasticity was not lost, by {' and '.join(_KINDS[kind] for kind in bases)}."
+        bases = sorted({basis for finding in findings for basis in finding.basis})
+        outcome, sentence = (
+            "not lost",
+            f"Plasticity was not lost, by {' and '.join(_SHOWN_BY[basis] for basis in bases)}.",
+        )
     return Verdict(
         outcome=outcome,  # type: ignore[arg-type]  # one of the two literals above
         places=(),
@@ -192,7 +190,7 @@ _WHERE: dict[Place, str] = {
     "network": "in head and encoder together, in neither alone",
 }
 _SOMEWHERE = "in head or encoder, and which of them, or whether only in both together, is not clear yet"
-_KINDS: dict[Kind, str] = {"learning": "the learning test", "returns": "the forks' returns"}
+_SHOWN_BY: dict[Basis, str] = {"learning": "the learning test", "returns": "the forks' returns"}
 
 
 def learned_most(errors: Mapping[Any, Sequence[float]]) -> float:
@@ -202,7 +200,7 @@ def learned_most(errors: Mapping[Any, Sequence[float]]) -> float:
 
 def _learned_when_fresh(place: Place, errors: Mapping[Any, Sequence[float]]) -> float:
     """What the best copy with this place fresh has learned; infinite without one."""
-    fresh = {name: errors[name] for name in _FRESH["learning"][place] if name in errors}
+    fresh = {name: errors[name] for name in _FRESH[place] if name in errors}
     return learned_most(fresh) if fresh else math.inf
 
 
@@ -245,7 +243,7 @@ def _gains(
 
 
 def _signs(
-    place: Place, kind: Kind, gains: Mapping[str, Gain], threshold: float, blocked: bool
+    place: Place, basis: Basis, gains: Mapping[str, Gain], threshold: float, blocked: bool
 ) -> list[tuple[Gain, Sign]]:
     """What each copy or arm with this place fresh says about it; if it is blocked by another, nothing but a gain counts.
 
@@ -253,7 +251,7 @@ def _signs(
     """
     signs: list[tuple[Gain, Sign]] = []
     slots = gains.get("fresh-optimizer")
-    for name in _FRESH[kind].get(place, ()):
+    for name, kind in _FRESH[place].items():
         if name not in gains:
             continue
         gain, sign = gains[name], gains[name].sign
@@ -261,23 +259,26 @@ def _signs(
             beyond = [one - other for one, other in zip(gain.values, slots.values, strict=True)]
             gain = judge(f"{name} beyond fresh-optimizer", beyond, threshold)
             sign = gain.sign
-        if sign == "no gain" and (blocked or (kind == "returns" and name in _DESTRUCTIVE)):
+        # An arm that throws predictions away has to win them back first: that it earns no more says nothing.
+        if sign == "no gain" and (blocked or (basis == "returns" and not kind.keeps[0])):
             sign = "unclear"
         signs.append((gain, sign))
     return signs
 
 
-def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learned: float, blocked: bool) -> Finding:
+def _finding(place: Place, signs: Mapping[Basis, list[tuple[Gain, Sign]]], learned: float, blocked: bool) -> Finding:
     """Puts the kinds together: a gain in any copy counts for its kind, and kinds must not contradict each other."""
-    said: dict[Kind, Sign] = {}
-    for kind, each in signs.items():
+    said: dict[Basis, Sign] = {}
+    for basis, each in signs.items():
         found = {sign for _, sign in each}
         if found:
-            said[kind] = "gain" if "gain" in found else "unclear" if "unclear" in found else "no gain"
-    gaining = tuple(kind for kind, sign in said.items() if sign == "gain")
-    lacking = tuple(kind for kind, sign in said.items() if sign == "no gain")
+            said[basis] = "gain" if "gain" in found else "unclear" if "unclear" in found else "no gain"
+    gaining = tuple(basis for basis, sign in said.items() if sign == "gain")
+    lacking = tuple(basis for basis, sign in said.items() if sign == "no gain")
     if gaining and lacking:
-        reason = f"{_KINDS[gaining[0]]} shows a gain and {_KINDS[lacking[0]]} shows none: they contradict each other"
+        reason = (
+            f"{_SHOWN_BY[gaining[0]]} shows a gain and {_SHOWN_BY[lacking[0]]} shows none: they contradict each other"
+        )
         return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
     if gaining:
         reason = _numbers(signs, gaining, "gain")
@@ -301,18 +302,16 @@ def _finding(place: Place, signs: Mapping[Kind, list[tuple[Gain, Sign]]], learne
     return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
 
 
-def _numbers(signs: Mapping[Kind, list[tuple[Gain, Sign]]], kinds: Sequence[Kind], wanted: Sign) -> str:
+def _numbers(signs: Mapping[Basis, list[tuple[Gain, Sign]]], bases: Sequence[Basis], wanted: Sign) -> str:
     texts = [
-        f"{gain.name} {gain.mean:+.0%} [{gain.low:+.0%}, {gain.high:+.0%}] in {_KINDS[kind]}"
-        for kind in kinds
-        for gain, sign in signs[kind]
+        f"{gain.name} {gain.mean:+.0%} [{gain.low:+.0%}, {gain.high:+.0%}] in {_SHOWN_BY[basis]}"
+        for basis in bases
+        for gain, sign in signs[basis]
         if sign == wanted
     ]
     return "; ".join(texts)
 
 
-def _largest(place: Place, gains: Mapping[Kind, Mapping[str, Gain]]) -> float:
-    means = [
-        gains[kind][name].mean or 0.0 for kind in gains for name in _FRESH[kind].get(place, ()) if name in gains[kind]
-    ]
+def _largest(place: Place, gains: Mapping[Basis, Mapping[str, Gain]]) -> float:
+    means = [each[name].mean or 0.0 for each in gains.values() for name in _FRESH[place] if name in each]
     return max(means, default=0.0)

@@ -1,27 +1,31 @@
 """What learns and what is done to it: networks, their updates, and the interventions that the arms of a probe make."""
 
-import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain.diagnostics import dormant_fraction, effective_rank, weight_norm
-from growtrain.growth.inject import inject
+from growtrain.growth.alternatives import head_of
+from growtrain.growth.inject import inject, injection
+from growtrain.growth.kinds import KINDS, Kind
+from growtrain.growth.transaction import intervene
 from growtrain.learners.optimizers import CenteredRMSProp
 from growtrain.networks.build import QNetwork
 from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import Initializer, InjectedHead
 from growtrain.probe.settings import ProbeConfig, Setting
-from growtrain.settings.config import Anchor
+from growtrain.settings.config import Anchor, Config
+from growtrain.settings.schedules import Intervention
 
 WARM, FRESH = "warm", "reset-all-every"  # the trunk, and the arm whose network is fresh in every task
-SHRINK = 0.8  # share of the old weights after shrink-perturb (SR-SPR, D'Oro et al. 2023)
 INIT_SCALES = (0.25, 1.0, 4.0)
 DISTRIBUTIONS = ("uniform", "normal", "orthogonal")
 BIASES = ("default", "zero")
@@ -35,17 +39,15 @@ class Learner:
     optimizer: torch.optim.Optimizer
 
 
-Intervention = Callable[
-    [Learner, torch.Generator, Tensor], None
-]  # fresh weights from the generator; frames to verify on
+Act = Callable[[Learner, torch.Generator, Tensor], None]  # fresh weights from the generator; frames to verify on
 
 
 @dataclass(frozen=True)
 class Arm:
-    """An intervention and the tasks before which it is made."""
+    """What is done to a learner, and the tasks before which it is."""
 
     times: tuple[int, ...]
-    intervene: Intervention
+    act: Act
 
 
 def make_learner(config: ProbeConfig, setting: Setting, generator: torch.Generator) -> Learner:
@@ -64,7 +66,7 @@ def make_learner(config: ProbeConfig, setting: Setting, generator: torch.Generat
 def _nature_network() -> QNetwork:
     """The trainer's: (B, 4, 84, 84) -> (B, 1), a head of one hidden layer."""
     encoder = ConvolutionalEncoder((4, 84, 84))
-    return QNetwork(encoder, make_head(encoder.num_features, 512, 1))
+    return QNetwork(encoder, InjectedHead(make_head(encoder.num_features, 512, 1)))
 
 
 def _small_network() -> QNetwork:
@@ -75,7 +77,8 @@ def _small_network() -> QNetwork:
         layers += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU(inplace=True)]
         channels, side = out_channels, (side - kernel) // stride + 1
     head = make_head(channels * side**2, 256, 256)
-    return QNetwork(nn.Sequential(*layers, nn.Flatten()), nn.Sequential(*head, nn.ReLU(), nn.Linear(256, 1)))
+    head = nn.Sequential(*head, nn.ReLU(), nn.Linear(256, 1))
+    return QNetwork(nn.Sequential(*layers, nn.Flatten()), InjectedHead(head))
 
 
 def learn(learner: Learner, frames: Tensor, target: Tensor, batches: Tensor) -> None:
@@ -101,7 +104,7 @@ def error(network: nn.Module, frames: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def diagnose(network: nn.Sequential, frames: Tensor) -> dict[str, float]:
+def measure(network: nn.Sequential, frames: Tensor) -> dict[str, float]:
     """Proxies of plasticity of the encoder's features (N, F) and the live head."""
     encoder, head = live_parts(network)
     features = encoder(frames)
@@ -120,8 +123,7 @@ def live_parts(network: nn.Sequential) -> tuple[nn.Module, nn.Sequential]:
     """The encoder and the head that learn; those of the live network where the whole was injected."""
     whole = network[0]
     body = whole.live if isinstance(whole, InjectedHead) else whole
-    head = body.get_submodule("head")
-    live = head.live if isinstance(head, InjectedHead) else head
+    live = head_of(body).live
     assert isinstance(live, nn.Sequential)
     return body.get_submodule("encoder"), live
 
@@ -136,83 +138,53 @@ def arms(config: ProbeConfig) -> dict[str, Arm]:
     """
     half, every = (config.num_tasks // 2,), tuple(range(1, config.num_tasks))
     thrice = tuple(config.num_tasks // part for part in (8, 4, 2))
-    trunk = {WARM: Arm((), _nothing), FRESH: Arm(every, partial(_reset, parts=("encoder", "head")))}
+    trunk = {WARM: Arm((), _nothing), FRESH: Arm(every, _doing("reset-all"))}
     if config.sweep == "init":
         return trunk | {
             f"scale={scale:g} {distribution} {bias}-bias": Arm(
-                half,
-                partial(_inject, initializer=partial(initialize_as, scale=scale, distribution=distribution, bias=bias)),
+                half, _initializing(partial(initialize_as, scale=scale, distribution=distribution, bias=bias))
             )
             for scale, distribution, bias in product(INIT_SCALES, DISTRIBUTIONS, BIASES)
         }
-    anchors: tuple[Anchor, ...] = ("frozen", "zero", "mirrored")
+    injections = {f"inject-{anchor}": _doing("inject", Config(anchor=anchor)) for anchor in get_args(Anchor)}
     return (
         trunk
-        | {
-            "reset-head-every": Arm(every, partial(_reset, parts=("head",))),
-            "shrink-perturb-every": Arm(every, _shrink_perturb),
-            "reset-encoder": Arm(half, partial(_reset, parts=("encoder",))),
-            "reset-head": Arm(half, partial(_reset, parts=("head",))),
-            "fresh-optimizer": Arm(half, _fresh_optimizer),
-            "shrink-perturb": Arm(half, _shrink_perturb),
-        }
-        | {f"inject-{anchor}": Arm(half, partial(_inject, anchor=anchor)) for anchor in anchors}
-        | {f"inject-{anchor}-3x": Arm(thrice, partial(_inject, anchor=anchor)) for anchor in anchors}
-        | {
-            "inject-whole": Arm(half, _inject_whole),
-            "inject-freeze-encoder": Arm(half, partial(_inject, freeze_encoder=True)),
-        }
+        | {f"{name}-every": Arm(every, _doing(name)) for name in _EVERY}
+        | {name: Arm(half, _doing(name)) for name in _ONCE}
+        | {name: Arm(half, act) for name, act in injections.items()}
+        | {f"{name}-3x": Arm(thrice, act) for name, act in injections.items()}
+        | {"inject-whole": Arm(half, _inject_whole), "inject-freeze-encoder": Arm(half, _inject_and_freeze)}
     )
+
+
+_EVERY: tuple[Intervention, ...] = ("reset-head", "shrink-perturb")
+_ONCE: tuple[Intervention, ...] = ("reset-encoder", "reset-head", "fresh-optimizer", "shrink-perturb")
 
 
 def _nothing(learner: Learner, generator: torch.Generator, frames: Tensor) -> None:
     """The warm start."""
 
 
-def _reset(learner: Learner, generator: torch.Generator, frames: Tensor, *, parts: tuple[str, ...]) -> None:
-    """Fresh weights and slots for parts of the network (Nikishin et al. 2022)."""
-    for part in parts:
-        module = learner.network.get_submodule(f"0.{part}")
-        initialize(module, generator)
-        for parameter in module.parameters():
-            learner.optimizer.state.pop(parameter, None)
+def _doing(intervention: Intervention | Kind, config: Config | None = None) -> Act:
+    """An intervention of the trainer's."""
+    kind = KINDS[intervention] if isinstance(intervention, str) else intervention
+
+    def act(learner: Learner, generator: torch.Generator, frames: Tensor) -> None:
+        intervene(kind, [learner.network[0]], learner.optimizer, frames, config or Config(), kind.stream(generator))
+
+    return act
 
 
-@torch.no_grad()
-def _shrink_perturb(learner: Learner, generator: torch.Generator, frames: Tensor) -> None:
-    """All weights w <- SHRINK w + (1 - SHRINK) fresh (Ash & Adams 2020)."""
-    fresh = copy.deepcopy(learner.network)
-    initialize(fresh, generator)
-    for parameter, other in zip(learner.network.parameters(), fresh.parameters(), strict=True):
-        parameter.lerp_(other, 1 - SHRINK)
+def _initializing(initializer: Initializer) -> Act:
+    """An injection of a head that is initialized in its own way."""
+    return _doing(dataclasses.replace(KINDS["inject"], make=partial(injection, initializer=initializer)))
 
 
-def _fresh_optimizer(learner: Learner, generator: torch.Generator, frames: Tensor) -> None:
-    """The optimizer forgets its moments."""
-    learner.optimizer.state.clear()
-
-
-def _inject(
-    learner: Learner,
-    generator: torch.Generator,
-    frames: Tensor,
-    *,
-    anchor: Anchor = "frozen",
-    freeze_encoder: bool = False,
-    initializer: Initializer = initialize,
-) -> None:
-    """Injects plasticity into the head; the encoder stops learning if asked."""
-    inject(
-        learner.network,
-        head="0.head",
-        optimizer=learner.optimizer,
-        generator=generator,
-        anchor=anchor,
-        initializer=initializer,
-    )
-    if freeze_encoder:
-        learner.network.get_submodule("0.encoder").requires_grad_(False)
-        learner.optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left alone
+def _inject_and_freeze(learner: Learner, generator: torch.Generator, frames: Tensor) -> None:
+    """An injection with which the encoder stops learning."""
+    _doing("inject")(learner, generator, frames)
+    learner.network.get_submodule("0.encoder").requires_grad_(False)
+    learner.optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left alone
 
 
 def _inject_whole(learner: Learner, generator: torch.Generator, frames: Tensor) -> None:

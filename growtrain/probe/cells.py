@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from growtrain.networks.encoders import scale_frames
-from growtrain.probe.arms import WARM, Learner, arms, diagnose, error, learn, make_learner
+from growtrain.probe.arms import WARM, Learner, arms, error, learn, make_learner, measure
 from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, require_known, setting_of
 from growtrain.probe.tasks import generator_of, make_targets, play
 from growtrain.runfiles import run_lock, write_json
@@ -96,7 +96,7 @@ def _learn_tasks(
         start = time.thread_time()
         target = torch.from_numpy(data[1][task])
         if task in arm.times:
-            arm.intervene(learner, generator_of(cell.seed, "fresh", task), frames)
+            arm.act(learner, generator_of(cell.seed, "fresh", task), frames)
         first_error = error(learner.network, frames, target)
         shape = (config.num_updates, config.batch_size)
         batches = torch.randint(config.num_frames, shape, generator=generator_of(cell.seed, "batches", task))
@@ -112,7 +112,7 @@ def _learn_tasks(
                 "first_error": first_error,
                 "error": error(learner.network, frames, target),
                 "seconds": time.thread_time() - start,
-                **diagnose(learner.network, frames),
+                **measure(learner.network, frames),
             }
         )
     return records

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growtrain.analysis.plots import PALETTE, to_svg
 from growtrain.plasticity.verdicts import MIN_SEEDS, interval
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record, complete, read_config
@@ -144,7 +145,7 @@ def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, A
         lines += [f"## Setting `{comparison.setting}`, targets `{comparison.targets}`", ""]
         optimizer = about["settings"].get(comparison.setting) or dataclasses.asdict(setting_of(comparison.setting))
         lines += [f"{', '.join(f'{name} {value}' for name, value in optimizer.items())}.", ""]
-        lines += [f"- {sentence}" for sentence in verdicts(comparison)] + ["", *table(comparison), ""]
+        lines += [f"- {sentence}" for sentence in conclusions(comparison)] + ["", *table(comparison), ""]
         if config.sweep == "init":
             lines += [*_effects_table(comparison), ""]
     return "\n".join(lines)
@@ -208,7 +209,7 @@ def _effects_table(comparison: Comparison) -> list[str]:
     return ["| property | value | minus the default, mean over the other properties |", "|---|---|---|", *rows]
 
 
-def verdicts(comparison: Comparison) -> list[str]:
+def conclusions(comparison: Comparison) -> list[str]:
     """What the differences say, in sentences; nothing is said that an interval does not."""
     sentences = [
         text
@@ -265,7 +266,6 @@ def _anchor(comparison: Comparison, arm: str, reference: str) -> str:
 
 # The figure
 
-_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _CURVES = {
     "resets": (WARM, FRESH, "reset-head-every", "reset-encoder", "reset-head", "fresh-optimizer", "shrink-perturb"),
     "injections": (WARM, "inject-frozen", "inject-zero", "inject-mirrored", "inject-whole", "inject-freeze-encoder"),
@@ -295,7 +295,7 @@ def _draw_curves(axes: "Axes", comparison: Comparison, names: Sequence[str]) -> 
     for index, name in enumerate(present):
         curves = [[r["error"] for r in rs] for rs in comparison.records[name].values()]
         tasks = range(len(curves[0]))
-        color = _COLORS[index % len(_COLORS)]
+        color = PALETTE[index % len(PALETTE)]
         low, high, mean = (
             [pick(column) for column in zip(*curves, strict=True)] for pick in (min, max, statistics.fmean)
         )
@@ -320,7 +320,7 @@ def _draw_curves(axes: "Axes", comparison: Comparison, names: Sequence[str]) -> 
 def _draw_differences(axes: "Axes", comparison: Comparison) -> None:
     pairs = [(arm, d) for arm in comparison.records if arm != WARM and (d := comparison.versus(arm, WARM))]
     for place, (_, d) in enumerate(pairs):
-        color = {-1: _COLORS[3], 0: "0.5", 1: _COLORS[2]}[d.sign]
+        color = {-1: PALETTE[3], 0: "0.5", 1: PALETTE[2]}[d.sign]
         axes.plot(d.mean, place, {-1: "o", 0: "s", 1: "^"}[d.sign], color=color)
         if d.low is not None and d.high is not None:
             axes.hlines(place, d.low, d.high, color=color)
@@ -347,8 +347,5 @@ def write_report(directory: Path) -> str:
     text = report(config, records, json.loads((directory / "config.json").read_text(encoding="utf-8")))
     (directory / "probe.md").write_text(text, encoding="utf-8")
     if comparisons(config, records) and importlib.util.find_spec("matplotlib") is not None:
-        import matplotlib
-
-        with matplotlib.rc_context({"svg.hashsalt": "probe", "svg.fonttype": "none"}):
-            draw(config, records).savefig(directory / "probe.svg", metadata={"Date": None})
+        (directory / "probe.svg").write_text(to_svg(draw(config, records)), encoding="utf-8")
     return text

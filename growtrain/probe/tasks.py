@@ -78,7 +78,7 @@ def play(config: ProbeConfig, seed: int) -> Play:
         learner, run, _, _ = load_learner(Path(config.policy), torch.device("cpu"))
         if run.game != config.game:
             raise ConfigError(f"--policy {config.policy} plays {run.game}: add --game {run.game}")
-        policy, epsilon = learner.q_values, run.eval_epsilon
+        policy, epsilon = learner.act, run.eval_epsilon
     rng = rng_of(seed, "play")
     environment = make_environment(Config(game=config.game, num_envs=NUM_LANES), seed=seed_of(seed, "environment"))
     if environment.spec.observation_shape != _OBSERVATION_SHAPE:

@@ -31,8 +31,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from growtrain.environments.base import Spec
-from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.networks.build import make_parts
+from growtrain.learners.base import AbstractLearner
+from growtrain.learners.make import make_learner
+from growtrain.learners.saved import check_saved
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment
@@ -243,8 +244,10 @@ def set_aside_newer(run_dir: Path, frames: int) -> list[str]:
     return names
 
 
-def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) -> tuple[DoubleDQN, Config, int, int]:
-    """The networks of a run's checkpoint in a learner, its configuration, its frames, and its stage.
+def load_learner(
+    run_dir: Path, device: torch.device, *, at: int | None = None
+) -> tuple[AbstractLearner, Config, int, int]:
+    """The learner of a run's checkpoint, its configuration, its frames, and its stage.
 
     Args:
         run_dir: the run's.
@@ -258,8 +261,7 @@ def load_learner(run_dir: Path, device: torch.device, *, at: int | None = None) 
     checkpoint = open_newest(run_dir) if at is None else open_at(run_dir, at)
     state, config = checkpoint.state, checkpoint.config
     try:
-        spec = Spec.from_dict(state["spec"])
-        learner = DoubleDQN(config, spec, width=config.width, device=device, generator=torch.Generator())
+        learner = make_learner(config, Spec.from_dict(state["spec"]), device=device)
         learner.load_state_dict(state["learner"])
         stage = schedule_of(config).stage_after(int(state["interventions"]))
     except (ValueError, KeyError, TypeError) as error:
@@ -332,26 +334,16 @@ def _open(path: Path) -> Checkpoint:
 
 def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
     """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor, or a counter is not one."""
-    learner, ring, stage, totals = state["learner"], state["ring"], state["stage"], state["totals"]
+    ring, stage, totals = state["ring"], state["stage"], state["totals"]
     schedule = schedule_of(config)
-    interventions, injections = len(schedule.injection_frames), len(learner["head"]["injections"])
-    if not (isinstance(stage, int) and injections <= stage <= interventions and len(totals) == schedule.num_stages):
+    interventions = len(schedule.injection_frames)
+    if not (isinstance(stage, int) and 0 <= stage <= interventions and len(totals) == schedule.num_stages):
         raise ValueError(
-            f"stage {stage}, its {injections} injections and {len(totals)} totals are not those of a schedule with "
-            f"{interventions} interventions in {schedule.num_stages} stages"
+            f"stage {stage} and {len(totals)} totals are not those of a schedule with {interventions} interventions in "
+            f"{schedule.num_stages} stages"
         )
-    width, first = learner["width"], config.width * schedule.width_multiplier
-    if not (isinstance(width, int) and first <= width <= first + stage * config.width):
-        raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
-    with torch.device("meta"):  # the shapes of a network, without its memory
-        parts = dict(
-            zip(("encoder", "head.live"), make_parts(config, Spec.from_dict(state["spec"]), width), strict=True)
-        )
+    check_saved(state["learner"], config, Spec.from_dict(state["spec"]), stage)
     sizes = {
-        f"{part}.{name}": (tuple(tensor.shape), tuple(learner["online"][f"{part}.{name}"].shape))
-        for part, module in parts.items()
-        for name, tensor in module.state_dict().items()
-    } | {
         "num_envs": ((config.num_envs,), tuple(ring["written"].shape)),
         "filled rows": (ring["filled"], ring["transitions"].shape[1]),
     }

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from growtrain.growth.kinds import KINDS
+from growtrain.learners.saved import read_saved
 from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences
@@ -138,12 +140,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: use --schedule {keep} to go on "
             f"without another injection, or add later times, as in --schedule {later}"
         )
-    learner, what = checkpoint.state["learner"], f"--intervention {new.intervention}"
-    if learner["head"]["injections"] and (new.widens or new.intervention == "redo"):
+    kind = KINDS[new.intervention]
+    learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
+    if learner.injections and kind.needs_single_head:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
         )
-    if learner["encoder_frozen"] and config.split != "conv1" and new.intervention in ("reset-encoder", "reset-all"):
+    if learner.encoder_frozen and config.split != "conv1" and "encoder" in kind.born:
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
 
 
@@ -206,8 +209,7 @@ def render(run_dir: Path) -> tuple[list[str], bool]:
 
 def _render_one(checkpoint: Checkpoint) -> list[str]:
     state, config = checkpoint.state, checkpoint.config
-    learner, ring = state["learner"], state["ring"]
-    online = sum(tensor.numel() for tensor in learner["online"].values())
+    learner, ring = read_saved(state["learner"]), state["ring"]
     replay = sum(segment.num_bytes for segment in checkpoint.segments)
     frames = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks)
     raw = frames * math.prod(state["spec"]["frame_shape"])
@@ -221,12 +223,12 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
         f"config      {config.game}, {config.schedule}, seed {config.seed}, fingerprint {config.fingerprint()}",
         (
             f"counters    {checkpoint.frames} of {config.total_frames} frames, {state['collector']['agent_steps']} agent steps, "
-            f"{learner['updates']} updates, {state['wall_seconds']:.1f} s"
+            f"{learner.updates} updates, {state['wall_seconds']:.1f} s"
         ),
         (
-            f"network     {len(learner['head']['injections'])} injections ({', '.join(learner['head']['injections']) or 'none'}), width "
-            f"{learner['width']}, {format_count(online)} parameters, encoder {'frozen' if learner['encoder_frozen'] else 'learning'}, "
-            f"optimizer slots of {len(learner['optimizer'])} tensors"
+            f"network     {len(learner.injections)} injections ({', '.join(learner.injections) or 'none'}), width {learner.width}, "
+            f"{format_count(learner.num_parameters)} parameters, encoder {'frozen' if learner.encoder_frozen else 'learning'}, "
+            f"optimizer slots of {learner.num_slots} tensors"
         ),
         f"stages      {stages}",
         (

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from growtrain.environments.base import Frames
 from growtrain.environments.make import make_environment, replay_screens
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.base import AbstractLearner
 from growtrain.runfiles import PARTIAL
 from growtrain.runs.acting import Policy
 from growtrain.runs.acting import play as play_on
@@ -105,7 +105,7 @@ def film(run: Path, output: Path | None, *, at: int | None, seed: int | None, fr
 
 
 def _film(
-    learner: DoubleDQN, config: Config, trained: int, stage: int, output: Path, frames: int | None
+    learner: AbstractLearner, config: Config, trained: int, stage: int, output: Path, frames: int | None
 ) -> Iterator[str]:
     """The two parts of `film`, once it is known what to play and where the video goes."""
     suffix, partial = output.suffix.lower(), output.with_name(output.name + PARTIAL)
@@ -115,7 +115,7 @@ def _film(
         raise ConfigError(f"--output {output} cannot be written ({error.strerror}): choose another place") from error
     try:
         limit = MAX_GIF_FRAMES if suffix == ".gif" else config.max_episode_frames
-        episode = play(learner.q_values, config, trained, limit if frames is None else frames)
+        episode = play(learner.act, config, trained, limit if frames is None else frames)
         played = len(episode.actions)
         yield (
             f"score {episode.rewards.sum():.0f} in {played} decisions, {played * config.frame_skip} frames: {episode.ending}; drawing it"

@@ -68,3 +68,8 @@ def updates_due(config: Config, agent_steps: int) -> int:
     begun = (0, *(frames // skip - config.num_envs for frames in emptied))
     steps = agent_steps - sum(min(max(0, agent_steps - start), warm_up) for start in begun)
     return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
+
+
+def crossed(config: Config, period: int, frames: int) -> bool:
+    """Whether the step of all environments after which `frames` were played went past a multiple of `period` frames (0: never)."""
+    return period > 0 and frames // period > (frames - config.frame_skip * config.num_envs) // period

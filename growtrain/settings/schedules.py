@@ -19,6 +19,7 @@ from growtrain.settings.text import ConfigError, format_count, parse_count
 if TYPE_CHECKING:
     from growtrain.settings.config import Config
 
+# What each is and does stands in `growth.kinds`.
 Intervention = Literal[
     "inject",
     "reset-head",
@@ -107,11 +108,6 @@ class Schedule:
     def intervenes(self) -> bool:
         """Whether it ever does anything to the network."""
         return self.periodic or self.num_stages > 1
-
-    @property
-    def widens(self) -> bool:
-        """Whether the live head gets wider at every intervention."""
-        return self.intervention in ("widen", "net2wider")
 
 
 _EIGHTHS = (1 / 8, 1 / 4, 1 / 2)

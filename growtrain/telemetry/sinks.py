@@ -12,11 +12,10 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
+from growtrain.records import Stem
 from growtrain.telemetry.trackers import TrackerSink
-
-Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics", "decisions"]
 
 _log = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ def group_of(growth_cost, width: int, freeze_at: int, seconds: dict[str, list[fl
         {
             "name": s.name,
             "head_width": s.width,
-            "flops_counted": 10 * seconds[s.name][0],
             "flops_planned": 10 * seconds[s.name][0],
             "seconds": seconds[s.name],
         }
@@ -71,32 +70,16 @@ def test_ratios_of_a_group_by_hand(growth_cost):
     assert ("grow3x", "mirrored") in late
 
 
-def test_goals_are_for_cheap_anchors_at_the_default_width(growth_cost):
-    assert growth_cost._goal(512, 0, "zero", [0.7, 0.8, 0.9]) == "<= 0.80: met"
-    assert growth_cost._goal(512, 2, "mirrored", [0.66]) == "<= 0.65: missed"
-    assert {growth_cost._goal(2048, 0, "zero", [0.1]), growth_cost._goal(512, 0, "frozen", [0.1])} == {"none set"}
-
-
-def test_a_mismatch_of_flops_is_named(growth_cost):
-    group = group_of(growth_cost, 512, 0, {s.name: [1e9] for s in growth_cost.make_subjects(512, 0)})
-    record = {"groups": [group], "settings": {"execution": "auto"}}
-    assert growth_cost.flops_check(record) == "FLOPs: the count equals the planning formula for 12 of 12 learners."
-    group["learners"][0]["flops_planned"] += 2_000_000
-    text = growth_cost.flops_check(record)
-    assert "for 11 of 12" in text
-    assert "MISMATCH, formula less count in GFLOP: small (head 512, learning encoder) +0.0020." in text
-
-
 @pytest.mark.filterwarnings("ignore:No target network updater")
 def test_a_tiny_measurement_and_its_figures_again(growth_cost, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     output = tmp_path / "new" / "growth"
-    sizes = ["--widths", "6", "--freeze-encoder-at", "0", "2", "--batch-size", "2", "--encoder-width", "0.1"]
-    assert growth_cost.main([*sizes, "--seconds", "0.1", "--output", str(output)]) == 0
+    sizes = ["--widths", "6", "--freeze-encoder-at", "2", "--batch-size", "2", "--encoder-width", "0.1"]
+    assert growth_cost.main([*sizes, "--updates-per-turn", "1", "--seconds", "0.1", "--output", str(output)]) == 0
     record = json.loads(output.with_suffix(".json").read_text())
     learners = [learner for group in record["groups"] for learner in group["learners"]]
-    assert len(learners) == 24
-    assert all(learner["flops_counted"] == learner["flops_planned"] for learner in learners)
+    assert len(learners) == 12
+    assert all(learner["flops_planned"] > 0 for learner in learners)
     assert all(len(learner["seconds"]) >= growth_cost.LEAST_ROUNDS for learner in learners)
     assert min(seconds for learner in learners for seconds in learner["seconds"]) > 0
     written = [output.with_suffix(suffix).read_bytes() for suffix in (".json", ".md", ".svg")]

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from growtrain.diagnosis.page.copies import learning_test
 from safetensors.torch import save_file
 from torch import nn
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.copies import compare_copies_of
 from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.diagnosis.rescue import rescue_weights
@@ -40,7 +40,8 @@ from growtrain.plasticity.learning_test import (
 )
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runs.checkpoint import load_learner, open_at, open_newest
-from growtrain.runs.loop import Run, train
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
@@ -116,7 +117,7 @@ def test_damage_is_found_where_it_was_done(
     initialize(run.learner.online, torch.Generator().manual_seed(7))  # healthy, because it is fresh
     damage(run.learner)
     before = [p.detach().clone() for p in run.learner.online.parameters()]
-    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), COPIES)
+    found = compare_copies(run.learner, run.ring, TEST, np.random.SeedSequence(1), tuple(COPIES))
     assert all(map(torch.equal, before, run.learner.online.parameters()))
     errors = mean_errors(found)
     assert verdict(Evidence(errors=errors, returns={})).places == places, errors
@@ -149,7 +150,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
     for copy in COPIES:
         learner, *_ = load_learner(original, CPU)
         slots = dict(learner.optimizer.state)
-        network, optimizer = make_copy(copy, learner, torch.Generator().manual_seed(1))
+        network, optimizer = make_copy(copy, learner, observation, torch.Generator().manual_seed(1))
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
         same_encoder = torch.equal(before.online.encoder(observation), network.encoder(observation))
@@ -162,7 +163,7 @@ def test_every_copy_keeps_all_but_its_part(original: Path) -> None:
 
 
 def test_all_copies_start_from_the_same_error(original: Path) -> None:
-    found = learning_test(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
+    found = compare_copies_of(open_newest(original), dataclasses.replace(TEST, seeds=1, updates=4, lr=1e-20), CPU)
     assert all(curve == pytest.approx([1.0] * 4, abs=1e-4) for curves in found.values() for curve in curves)
 
 
@@ -448,7 +449,7 @@ def test_a_network_that_is_all_head_is_diagnosed_and_reset(tmp_path: Path) -> No
     list(train(config(split="conv1", total_frames=1_000), whole))
     checkpoint = open_newest(whole)
     assert default_arms(checkpoint) == ("untouched", "inject", "fresh-optimizer")
-    assert set(learning_test(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
+    assert set(compare_copies_of(checkpoint, TEST, CPU)) == {"current", "inject", "reset-head", "fresh-optimizer"}
     for arm in default_arms(checkpoint):
         fork_config(checkpoint, arm, 0, Settings(frames=80))
     rescued = tmp_path / "rescued"

@@ -1,6 +1,7 @@
 """`inject` on anyone's network, and growth as a transaction on a live learner."""
 
 import copy
+import dataclasses
 from collections import OrderedDict
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 import growtrain
 from growtrain import InjectedHead, inject
 from growtrain.environments.atari import make_spec
-from growtrain.growth import transaction
-from growtrain.growth.inject import NotPreserved, nearly_equal
+from growtrain.growth.alternatives import Replacement, Subject
+from growtrain.growth.inject import NotPreserved, injection, nearly_equal
+from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import CenteredRMSProp
@@ -200,10 +202,10 @@ def test_growth_keeps_predictions_lag_moments_and_count(anchor: Any) -> None:
     subject = learner()
     for stage in (1, 2, 3):
         learn(subject)
-        online, target = subject.q_values(observations(64)), subject.target(observations(64))
+        online, target = subject.act(observations(64)), subject.target(observations(64))
         assert not torch.equal(online, target)  # there is a lag to keep
         event = grow(subject, observations(), anchor=anchor, generator=torch.Generator().manual_seed(stage), frames=7)
-        assert torch.equal(subject.q_values(observations(64)), online)
+        assert torch.equal(subject.act(observations(64)), online)
         assert torch.equal(subject.target(observations(64)), target)
         assert (event.stage, event.frames, event.anchor) == (stage, 7, anchor)
         assert event.parameters_trainable == event.parameters_trainable_before
@@ -212,7 +214,7 @@ def test_growth_keeps_predictions_lag_moments_and_count(anchor: Any) -> None:
         assert loss_tensors == {t.data_ptr() for t in subject.target.state_dict().values()}
     learn(subject)
     subject.copy_target()
-    assert torch.equal(subject.q_values(observations()), subject.target(observations()))
+    assert torch.equal(subject.act(observations()), subject.target(observations()))
 
 
 def test_freezing_the_encoder_takes_it_out_of_the_optimizer() -> None:
@@ -265,24 +267,22 @@ def test_a_failed_growth_is_rolled_back_whole(broken: str, monkeypatch: pytest.M
 
         monkeypatch.setattr(subject, "rebuild", rebuild)
     elif broken == "verification":
-        real = transaction.inject
 
-        def changes_the_function(network: nn.Module, **kwargs: Any) -> Any:
-            event = real(network, **kwargs)
+        def changes_the_function(subject: Subject) -> Replacement:
+            replacement = injection(subject)
             with torch.no_grad():
-                network.get_submodule("head.live.2").weight.add_(1)
-            return event
+                replacement.modules[0]["head"].get_parameter("live.2.weight").add_(1)
+            return replacement
 
-        monkeypatch.setattr(transaction, "inject", changes_the_function)
+        monkeypatch.setitem(KINDS, "inject", dataclasses.replace(KINDS["inject"], make=changes_the_function))
     elif broken == "optimizer":
-        real = transaction.inject
 
-        def forgets_the_live_head(network: nn.Module, **kwargs: Any) -> Any:
-            event = real(network, **kwargs)
-            kwargs["optimizer"].param_groups[0]["params"].pop()
-            return event
+        def trains_the_old_head(subject: Subject) -> Replacement:
+            replacement = injection(subject)
+            replacement.modules[0]["head"].requires_grad_(True)
+            return replacement
 
-        monkeypatch.setattr(transaction, "inject", forgets_the_live_head)
+        monkeypatch.setitem(KINDS, "inject", dataclasses.replace(KINDS["inject"], make=trains_the_old_head))
     else:
 
         def out_of_memory(self: InjectedHead, *_: Any) -> None:
@@ -301,7 +301,8 @@ def test_a_failed_growth_is_rolled_back_whole(broken: str, monkeypatch: pytest.M
 
 def test_an_encoder_whose_freezing_is_rolled_back_goes_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = learner()  # its target equals it, and would share a frozen encoder at once
-    monkeypatch.setattr(transaction, "_preserved", lambda *_: False)
+    strict = dataclasses.replace(KINDS["inject"], keeps=(lambda before, after: False, None))
+    monkeypatch.setitem(KINDS, "inject", strict)
     with pytest.raises(GrowthFailed):
         grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(0), freeze_encoder=True)
     assert not subject.encoder_is_shared

@@ -103,7 +103,7 @@ def test_an_update_stays_on_its_device_and_reads_no_value(
             learner.step(ring.gather(rows).to_tensordict())
     held = [p for group in learner.optimizer.param_groups for p in group["params"]]
     assert all(p.grad is not None and p.grad.device == ELSEWHERE for p in held)
-    assert learner.q_values(ring.newest()).shape == (2, ACTIONS)
+    assert learner.act(ring.newest()).shape == (2, ACTIONS)
 
 
 def test_what_would_go_wrong_on_a_gpu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_constant_gradients_of_any_size_keep_the_weights_finite(compiled: bool, name: str) -> None:
+def test_constant_gradients_of_any_size_keep_the_weights_finite(compiled: bool, name: str, compiling: None) -> None:
     """V - m^2 then is nothing but rounding, and of either sign."""
     device = torch.device(name)
     if compiled and not can_compile(device):
@@ -200,7 +200,7 @@ def test_a_copied_optimizer_goes_on_as_the_original() -> None:
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, compiling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = torch.device(name)
     if not can_compile(device):
@@ -236,7 +236,9 @@ def test_a_compiled_step_is_the_same_step_and_a_failing_compiler_is_survived(
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_gradients_that_are_not_finite_move_nothing_if_the_optimizer_is_told(compiled: bool, name: str) -> None:
+def test_gradients_that_are_not_finite_move_nothing_if_the_optimizer_is_told(
+    compiled: bool, name: str, compiling: None
+) -> None:
     device = torch.device(name)
     if compiled and not can_compile(device):
         pytest.skip("no compiler")
@@ -255,7 +257,9 @@ def test_gradients_that_are_not_finite_move_nothing_if_the_optimizer_is_told(com
     assert parameter.isnan().all()
 
 
-def test_the_step_is_compiled_for_more_shapes_than_pytorch_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_is_compiled_for_more_shapes_than_pytorch_would(
+    compiling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # traced, but not compiled
     stats, num_shapes = torch._dynamo.utils.counters["stats"], torch._dynamo.config.recompile_limit + 2
     before = stats["unique_graphs"]
@@ -275,6 +279,25 @@ def test_target_moves_only_when_it_is_copied_and_bit_for_bit() -> None:
     online = learner.online.state_dict()
     assert all(torch.equal(online[k], v) for k, v in learner.target.state_dict().items())
     assert not all(torch.equal(before[k], online[k]) for k in before)
+
+
+def test_the_end_of_a_step_copies_the_target_once_a_period_and_never_before_the_first_update() -> None:
+    learner = make(small(target_period=100, num_envs=2))  # 8 frames a step
+    ((online, target),) = learner.plastic_parts.values()
+    assert target is not None
+
+    def copied(frames: int) -> bool:
+        before = [p.clone() for p in target.parameters()]
+        learner.end_of_step(frames)
+        return not all(map(torch.equal, before, target.parameters()))
+
+    with torch.no_grad():
+        next(online.parameters()).add_(1)
+    assert not copied(104)
+    learner.update(batches(1))
+    assert [frames for frames in range(8, 320, 8) if copied(frames)] == [104]
+    learner.update(batches(1))
+    assert [frames for frames in range(112, 320, 8) if copied(frames)] == [200]
 
 
 def test_same_seed_same_parameters_and_k_updates_in_one_call_equal_k_calls() -> None:
@@ -353,7 +376,7 @@ def test_captured_updates_train_the_same_network_as_uncaptured_ones(
             generator = torch.Generator().manual_seed(stage)
             frozen = freeze_encoder and stage == 0
             grow(learner, pool["observation"], anchor=config.anchor, generator=generator, freeze_encoder=frozen)
-    assert graphed.report_loss() == pytest.approx(plain.report_loss(), rel=1e-3)
+    assert graphed.report().loss == pytest.approx(plain.report().loss, rel=1e-3)
     for name, tensor in plain.online.state_dict().items():
         scale = float(tensor.abs().max())
         assert torch.allclose(graphed.online.state_dict()[name], tensor, rtol=0, atol=1e-3 * scale + 1e-6), name

@@ -1,14 +1,13 @@
 """Updates in a graph against updates without one, by a graph that is played on the CPU (`recorded_graph`)."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import recorded_graph
 import torch
 
-import growtrain.runs.loop
 from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
@@ -19,12 +18,6 @@ from growtrain.runs.loop import train
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 from growtrain.telemetry.sinks import read_jsonl
-
-_spec = importlib.util.spec_from_file_location("recorded_graph", Path(__file__).with_name("recorded_graph.py"))
-assert _spec is not None
-assert _spec.loader is not None
-recorded_graph = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(recorded_graph)
 
 ACTIONS, BATCH = 5, 8
 SMALL: dict[str, Any] = {"game": "pong", "width": 32, "encoder_width": 0.25, "batch_size": BATCH}
@@ -85,7 +78,7 @@ def assert_equal(learner: DoubleDQN, in_graph: DoubleDQN) -> None:
         expected, tensors = (getattr(each, network).state_dict() for each in (learner, in_graph))
         assert expected.keys() == tensors.keys()
         assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items()), network
-    assert learner.report_loss() == in_graph.report_loss()
+    assert learner.report().loss == in_graph.report().loss
 
 
 WAYS: list[tuple[Intervention, dict[str, Any]]] = [
@@ -195,8 +188,8 @@ def test_a_whole_run_in_a_graph_is_the_run_without_one(
     config = Config(**(SMALL | short | periods | options))
     list(train(config, tmp_path / "plain"))
     assert not graphs
-    monkeypatch.setattr(growtrain.runs.loop, "uses_graph", lambda config, device: True)
-    monkeypatch.setattr(growtrain.runs.loop, "make_captured", captured)
+    monkeypatch.setattr("growtrain.runs.run.uses_graph", lambda config, device: True)
+    monkeypatch.setattr("growtrain.runs.run.make_captured", captured)
     list(train(config, tmp_path / "graph"))
     assert sum(graph.replays for graph in graphs) == (1_600 - 160) // 4 // 4
     assert_equal(*(load_learner(tmp_path / name, torch.device("cpu"))[0] for name in ("plain", "graph")))

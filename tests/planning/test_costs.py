@@ -74,7 +74,7 @@ def test_flops_and_parameters_are_the_real_learners(anchor, settings):
         with counted() as update:
             learner.update(batches)
         with counted() as action:
-            learner.q_values(batches["observation"][0, :1])
+            learner.act(batches["observation"][0, :1])
         assert update.get_total_flops() == 2 * cost.flops_per_update
         assert action.get_total_flops() == cost.flops_per_action
         assert count_parameters(learner.online) == cost.parameters_total
@@ -112,7 +112,7 @@ def test_flops_and_parameters_of_other_interventions_and_splits(settings):
         with counted() as update:
             learner.update(batches)
         with counted() as action:
-            learner.q_values(batches["observation"][0, :1])
+            learner.act(batches["observation"][0, :1])
         assert update.get_total_flops() == cost.flops_per_update
         assert action.get_total_flops() == cost.flops_per_action
         assert count_parameters(learner.online) == cost.parameters_total
@@ -127,7 +127,7 @@ def test_what_never_grows_is_its_own_baseline_and_the_plan_says_what_happens():
     assert (wide.width, wide.schedule, wide.intervention) == (1024, "fixed", "inject")
     assert full_width(paper(schedule="widen3x")).width == 2048
     assert "does     net2wider at 25M, 50M, 100M" in render(make_plan(paper(schedule="widen3x"), make_spec(6)))
-    assert "does     redo 199 times from 1M to 199M" in render(make_plan(paper(schedule="redo"), make_spec(6)))
+    assert "does     redo 12487 times from 208k to 200M" in render(make_plan(paper(schedule="redo"), make_spec(6)))
     assert "does" not in render(make_plan(paper(), make_spec(6)))
 
 
@@ -292,6 +292,21 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
     overlapped = dataclasses.replace(speed, overlapped=True)
     assert overlapped.projected_hours(plan, timing) == pytest.approx([4 + 2])
     assert speed.evaluation_hours(plan) == 0
+
+
+def test_what_evaluation_takes_is_planned_and_bounded():
+    config = paper(schedule="fixed", num_envs=64)
+    plan = make_plan(config, make_spec(6))
+    assert plan.stages[0].evaluations == 200
+    line = "evaluate 200 times 30 whole episodes: 500k frames each time as planned, 3.24M at most"
+    assert line in render(plan)
+    assert "evaluate" not in render(make_plan(paper(eval_period=0), make_spec(6)))
+    timing = Timing(update_seconds=(0.0,), act_seconds=(1.0,), timed=1, spread=0.0)
+    speed = Speed(machine="", run=timing, baseline=timing, environment_seconds=2.0, overlapped=False)
+    assert speed.evaluation_hours(plan) == pytest.approx(200 * 500_000 / 4 / 30 * 3 / 3600)  # in 30 lanes of the 64
+    assert speed.evaluation_hours(plan, at_most=True) == pytest.approx(200 * 108_000 / 4 * 3 / 3600)
+    eight = make_plan(paper(schedule="fixed"), make_spec(6))  # which take four turns
+    assert speed.evaluation_hours(eight, at_most=True) == pytest.approx(4 * 200 * 108_000 / 4 * 3 / 3600)
 
 
 def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny
 
 from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest
@@ -99,47 +100,39 @@ def test_a_falling_score_is_a_plateau_too() -> None:
     assert after({"returns": RISING}, {}, {}).inject
 
 
-def tiny(**changes: Any) -> Config:
-    values: dict[str, Any] = {
-        "game": "breakout",
-        "schedule": "adaptive",
-        "total_frames": 1_600,
-        "num_envs": 2,
-        "max_episode_frames": 160,  # so that there are scores
-        "width": 32,
-        "encoder_width": 0.25,
-        "batch_size": 8,
-        "learning_starts": 200,
-        "epsilon_decay_frames": 300,
-        "target_period": 400,
-        "replay_capacity": 300,
-        "eval_period": 0,
-        "log_period": 160,
-        "checkpoint_period": 0,
-        "adaptive_period": 200,
-        "adaptive_min_gap": 300,
-        "adaptive_max": 2,
-        "adaptive_patience": 1,
-    }
-    return Config(**(values | changes))
+SETTINGS: dict[str, Any] = {
+    "game": "breakout",
+    "schedule": "adaptive",
+    "max_episode_frames": 160,  # so that there are scores
+    "epsilon_decay_frames": 300,
+    "log_period": 160,
+    "adaptive_period": 200,
+    "adaptive_min_gap": 300,
+    "adaptive_max": 2,
+    "adaptive_patience": 1,
+}
+
+
+def config_of(**changes: Any) -> Config:
+    return tiny(**SETTINGS | changes)
 
 
 def test_the_schedule_is_planned_at_the_earliest_and_impossible_ones_are_refused() -> None:
-    schedule = schedule_of(tiny())
+    schedule = schedule_of(config_of())
     assert schedule.injection_frames == (400, 700)
     assert not schedule.due(1_000, 0)
     assert "at most 2 injections" in schedule.describe()
     with pytest.raises(ConfigError, match="--adaptive-min-gap"):
-        schedule_of(tiny(adaptive_min_gap=1_600))
+        schedule_of(config_of(adaptive_min_gap=1_600))
     with pytest.raises(ConfigError, match="--adaptive-max"):
-        tiny(adaptive_max=0)
+        config_of(adaptive_max=0)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     brief = LearningTest(seeds=1, transitions=16, updates=4, warm_up=1, marks=1)
-    monkeypatch.setattr("growtrain.runs.loop._DECIDING", brief)
-    monkeypatch.setattr("growtrain.runs.loop.compare_copies", compare)
+    monkeypatch.setattr("growtrain.runs.growing.DECIDING", brief)
+    monkeypatch.setattr("growtrain.runs.growing.compare_copies", compare)
 
 
 def compare(*arguments: Any) -> dict[str, list[list[float]]]:
@@ -161,7 +154,9 @@ def test_a_run_decides_grows_and_resumes_as_if_it_had_never_stopped(quick: None,
         start = None
         for stop_at in [400, 1_000, 10**9] if run_dir == parts else [10**9]:
             seen = [0]
-            for record in train(tiny(), run_dir, should_stop=functools.partial(reached, seen, stop_at), start=start):
+            for record in train(
+                config_of(), run_dir, should_stop=functools.partial(reached, seen, stop_at), start=start
+            ):
                 seen.append(record.frames)
             start = open_newest(run_dir)
     decisions = [
@@ -183,7 +178,7 @@ def test_when_it_injects_does_not_depend_on_how_often_is_logged(quick: None, tmp
     decisions = []
     for log_period in (160, 5_000):
         run_dir = tmp_path / str(log_period)
-        list(train(tiny(log_period=log_period), run_dir))
+        list(train(config_of(log_period=log_period), run_dir))
         lines = read_jsonl(run_dir / "decisions.jsonl")
         decisions.append([{name: value for name, value in line.items() if name != "seconds"} for line in lines])
     assert decisions[0] == decisions[1]
@@ -193,8 +188,8 @@ def test_when_it_injects_does_not_depend_on_how_often_is_logged(quick: None, tmp
 
 def test_measuring_changes_nothing_in_the_run(quick: None, tmp_path: Path) -> None:
     never = {"adaptive_patience": 99}
-    list(train(tiny(**never), tmp_path / "adaptive"))
-    list(train(dataclasses.replace(tiny(), schedule="fixed"), tmp_path / "fixed"))
+    list(train(config_of(**never), tmp_path / "adaptive"))
+    list(train(dataclasses.replace(config_of(), schedule="fixed"), tmp_path / "fixed"))
     first, second = (open_newest(tmp_path / name).state["learner"]["online"] for name in ("adaptive", "fixed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not any(line["inject"] for line in read_jsonl(tmp_path / "adaptive" / "decisions.jsonl"))

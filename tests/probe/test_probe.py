@@ -118,7 +118,7 @@ def test_error_is_one_for_the_mean_and_zero_for_the_target() -> None:
 
 def test_arms_share_the_trunk_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """An arm that does nothing where it leaves the trunk goes on as the trunk does; and so does a second trunk."""
-    table = arms(CONFIG) | {"nothing": Arm((3,), probe_arms._nothing)}
+    table = arms(CONFIG) | {"nothing": Arm((3,), lambda *_: None)}
     monkeypatch.setattr(probe_cells, "arms", lambda config: table)
     trunk, forks = learn_trunk(CONFIG, CELL, data(), ["nothing", "reset-head"])
     assert set(forks) == {3, 4}
@@ -160,8 +160,9 @@ def test_what_each_intervention_touches() -> None:
     for name in ("reset-encoder", "reset-head", FRESH, "fresh-optimizer", "shrink-perturb", "inject-freeze-encoder"):
         learner = probe_arms.make_learner(CONFIG, SETTINGS["encoder"], torch.Generator().manual_seed(0))
         probe_arms.learn(learner, frames, torch.randn(4), torch.zeros(2, 4, dtype=torch.int64))
-        before = {part: learner.network.get_submodule(f"0.{part}.0").weight.clone() for part in ("encoder", "head")}
-        arms(CONFIG)[name].intervene(learner, torch.Generator().manual_seed(1), frames)
+        encoder, head = probe_arms.live_parts(learner.network)
+        before = {"encoder": encoder.get_submodule("0").weight.clone(), "head": head[0].weight.clone()}
+        arms(CONFIG)[name].act(learner, torch.Generator().manual_seed(1), frames)
         encoder, head = probe_arms.live_parts(learner.network)
         parts = {"encoder": encoder.get_submodule("0").weight, "head": head[0].weight}
         weights[name] = parts

@@ -12,7 +12,7 @@ from growtrain.plasticity.verdicts import _T_975
 from growtrain.probe import report as probe_report
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record
-from growtrain.probe.report import DEFAULT_INIT, Difference, comparisons, effects, paired, report, verdicts
+from growtrain.probe.report import DEFAULT_INIT, Difference, comparisons, conclusions, effects, paired, report
 from growtrain.probe.settings import ProbeConfig
 
 CONFIG = ProbeConfig(num_tasks=8)
@@ -96,13 +96,13 @@ def test_late_errors_and_incomplete_arms() -> None:
 )
 def test_sentences_follow_the_numbers(levels: dict[str, float], says: str) -> None:
     (found,) = comparisons(CONFIG, records(levels))
-    assert any(says in sentence for sentence in verdicts(found)), verdicts(found)
+    assert any(says in sentence for sentence in conclusions(found)), conclusions(found)
 
 
 def test_nothing_is_claimed_below_three_seeds() -> None:
     levels = {WARM: 0.9, FRESH: 0.5, "inject-frozen": 0.7, "inject-zero": 0.8}
     (found,) = comparisons(CONFIG, records(levels, seeds=2))
-    text = " ".join(verdicts(found))
+    text = " ".join(conclusions(found))
     assert "is not told apart from a fresh network" in text
     assert "Better than a warm start: none." in text
     assert "nothing follows from fewer than 3 seeds" in text

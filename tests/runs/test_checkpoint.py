@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import tiny
 
 from growtrain.learners.optimizers import can_compile
 from growtrain.replay import segments as replay_segments
@@ -34,25 +35,22 @@ TIMES = {
 }
 
 
-def tiny(**overrides: Any) -> Config:
-    values: dict[str, Any] = {
-        "game": "breakout",
-        "schedule": "at:800,1600",
-        "total_frames": 3_200,
-        "num_envs": 4,
-        "width": 32,
-        "encoder_width": 0.25,
-        "batch_size": 8,
-        "learning_starts": 400,
-        "epsilon_decay_frames": 1_000,
-        "target_period": 640,
-        "replay_capacity": 400,  # wraps within the run
-        "eval_period": 0,
-        "eval_frames": 160,
-        "log_period": 500,
-        "checkpoint_period": 0,
-    }
-    return Config(**(values | overrides))
+SETTINGS: dict[str, Any] = {
+    "game": "breakout",
+    "schedule": "at:800,1600",
+    "total_frames": 3_200,
+    "num_envs": 4,
+    "learning_starts": 400,
+    "epsilon_decay_frames": 1_000,
+    "target_period": 640,
+    "replay_capacity": 400,  # wraps within the run
+    "eval_frames": 160,
+    "log_period": 500,
+}
+
+
+def config_of(**changes: Any) -> Config:
+    return tiny(**SETTINGS | changes)
 
 
 def stop_after(*frames: int) -> Iterator[Callable[[], bool]]:
@@ -139,7 +137,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_path: Path) -> None:
     changes, parts = VARIANTS[variant]
-    config = tiny(**changes)
+    config = config_of(**changes)
     whole = run_in_parts(config, tmp_path / "whole")
     # Checkpoints in one of them only, so that taking one is shown to change nothing.
     resumed = run_in_parts(dataclasses.replace(config, checkpoint_period=320), tmp_path / "parts", *parts)
@@ -153,13 +151,12 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compiling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr("growtrain.learners.double_dqn.can_compile", can_compile)
     monkeypatch.setattr("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE", 0)
-    config = tiny()
+    config = config_of()
     run_in_parts(config, tmp_path / "whole")
     run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
@@ -177,7 +174,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_whose_network_or_stages_are_others_are_resumed_bit_for_bit(kind: str, tmp_path: Path) -> None:
     """Stopped between two interventions and after them."""
-    config = tiny(**({"total_frames": 1_280, "learning_starts": 160, "log_period": 320} | KINDS[kind]))
+    config = config_of(**({"total_frames": 1_280, "learning_starts": 160, "log_period": 320} | KINDS[kind]))
     run_in_parts(config, tmp_path / "whole")
     run_in_parts(config, tmp_path / "parts", 704, 256)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -251,7 +248,7 @@ def test_the_replay_is_saved_once_and_read_back_whatever_has_been_overwritten(tm
 def save(writer: CheckpointWriter, ring: FrameRing, frames: int) -> Path:
     state = ring.state_dict()
     del state["frames"]
-    return writer.save({"ring": state}, ring, tiny(), frames=frames, device=torch.device("cpu"))
+    return writer.save({"ring": state}, ring, config_of(), frames=frames, device=torch.device("cpu"))
 
 
 def test_what_is_kept_and_what_is_dropped(tmp_path: Path) -> None:

@@ -24,42 +24,31 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import TINY, tiny
 
 import growtrain
 from growtrain.__main__ import main
 from growtrain.environments.atari import AtariEnvironment, make_spec
 from growtrain.environments.base import EnvironmentHung
-from growtrain.learners.double_dqn import MAX_NONFINITE, Diverged, DoubleDQN
+from growtrain.learners.base import Diverged
+from growtrain.learners.double_dqn import MAX_NONFINITE, DoubleDQN
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runfiles import RunLocked, Unreadable, cut_back, require_unlocked, run_lock
 from growtrain.runs.checkpoint import NoCheckpoint, load_learner, open_at, open_newest
-from growtrain.runs.loop import Run, train
+from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config
+from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
-FLAGS = {
-    "game": "breakout",
-    "schedule": "at:800",
-    "total_frames": 1_600,
-    "num_envs": 2,
-    "width": 32,
-    "encoder_width": 0.25,
-    "batch_size": 8,
-    "learning_starts": 200,
-    "epsilon_decay_frames": 500,
-    "target_period": 400,
-    "replay_capacity": 300,
-    "eval_period": 0,
-    "log_period": 200,
-    "checkpoint_period": 960,
-}
+SETTINGS: dict[str, Any] = {"game": "breakout", "checkpoint_period": 960}
+FLAGS = TINY | SETTINGS
 CPU = torch.device("cpu")
 
 
-def tiny(**overrides: Any) -> Config:
-    return Config(**(FLAGS | overrides))
+def config_of(**changes: Any) -> Config:
+    return tiny(**SETTINGS | changes)
 
 
 def command(*words: object, **flags: Any) -> list[str]:
@@ -71,7 +60,7 @@ def command(*words: object, **flags: Any) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to, with two checkpoints: at 960 and at 1600 frames."""
     run_dir = tmp_path_factory.mktemp("faults") / "whole"
-    list(train(tiny(), run_dir))
+    list(train(config_of(), run_dir))
     return run_dir
 
 
@@ -173,7 +162,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary_only_the_summary_is_
 
 
 def test_a_finished_run_that_lacks_its_summary_is_not_evaluated_again(tmp_path: Path) -> None:
-    config = tiny(total_frames=400, schedule="fixed", eval_period=300, eval_frames=400, max_episode_frames=80)
+    config = config_of(total_frames=400, schedule="fixed", eval_period=300, eval_frames=400, max_episode_frames=80)
     list(train(config, tmp_path))
     (tmp_path / "summary.json").unlink()
     assert list(train(config, tmp_path, start=open_newest(tmp_path))) == []
@@ -283,7 +272,7 @@ def test_the_second_signal_stops_at_once_and_harms_nothing(run: Path) -> None:
 import sys, time
 from growtrain.runs import checkpoint
 from growtrain.__main__ import main
-from growtrain.runs.loop import Run
+from growtrain.runs.run import Run
 def hang(*arguments, **options):
     print("writing", flush=True)
     time.sleep(60)
@@ -349,7 +338,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     run_dir, ballast = small_disk / "run", None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for record in train(tiny(checkpoint_period=480), run_dir):
+        for record in train(config_of(checkpoint_period=480), run_dir):
             if record.frames == 600 and ballast is None:
                 ballast = fill(small_disk, leave=60_000)
                 before = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
@@ -371,7 +360,7 @@ def test_records_written_while_the_disk_is_full_are_not_lost(
     # TensorBoard's writer thread dies of the full disk, and would report that to pytest.
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     run_dir = small_disk / "run"
-    config, ballast = tiny(checkpoint_period=480), None
+    config, ballast = config_of(checkpoint_period=480), None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for record in train(config, run_dir):
@@ -459,7 +448,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(file: str, damage: st
 def test_after_damage_the_run_goes_on_from_the_checkpoint_before_and_says_so(whole: Path, run: Path) -> None:
     flip(newest(run) / "state.safetensors")
     with pytest.warns(UserWarning, match=r"set aside: \.damaged-000000001600 \(.*state\.safetensors is damaged"):
-        list(train(tiny(), run, start=open_newest(run)))
+        list(train(config_of(), run, start=open_newest(run)))
     assert_same_end(whole, run)
 
 
@@ -606,7 +595,7 @@ def test_a_segment_that_unpacks_to_more_than_it_says_is_cut_off(run: Path) -> No
     rewrite(last, swap)
     allocated = psutil.Process().memory_info().rss
     with pytest.raises(Unreadable, match="bytes of frames where"):
-        list(train(tiny(total_frames=2_000), run / "fork", start=open_newest(run)))
+        list(train(config_of(total_frames=2_000), run / "fork", start=open_newest(run)))
     assert psutil.Process().memory_info().rss - allocated < 300e6
 
 
@@ -644,7 +633,7 @@ def test_other_versions_and_devices_are_warned_of_and_recorded(whole: Path, run:
     shutil.rmtree(newest(run))
     rewrite(newest(run), older)
     with pytest.warns(UserWarning, match=r"torch 1\.0 -> .*device Tesla K80 -> cpu"):
-        list(train(tiny(), run, start=open_newest(run)))
+        list(train(config_of(), run, start=open_newest(run)))
     (resume,) = json.loads((run / "summary.json").read_text())["resumes"]
     assert len(resume["skew"]) == 2
     assert_same_end(whole, run)
@@ -707,7 +696,9 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
 
 
 def test_a_fork_counts_the_episodes_that_it_has_played_from_their_beginning(tmp_path: Path) -> None:
-    config = tiny(max_episode_frames=320, total_frames=1_920, schedule="fixed", log_period=80)  # saved at 960 and 1920
+    config = config_of(
+        max_episode_frames=320, total_frames=1_920, schedule="fixed", log_period=80
+    )  # saved at 960 and 1920
     run_dir, fork = tmp_path / "run", tmp_path / "fork"
     list(train(config, run_dir))
     start = open_at(run_dir, 960)
@@ -750,7 +741,7 @@ with run_lock(Path(sys.argv[1])):
         assert main(["resume", str(run)]) == 2
         assert f"in use by process {holder.pid} on {socket.gethostname()}" in capsys.readouterr().err
         with pytest.raises(RunLocked):
-            next(train(tiny(), run))
+            next(train(config_of(), run))
     finally:
         holder.kill()
         holder.communicate()
@@ -767,7 +758,7 @@ with run_lock(Path(sys.argv[1])):
 @pytest.mark.parametrize("optimizer", ["centered_rmsprop", "adam"])
 @pytest.mark.parametrize("what", ["reward", "parameter gradient"])
 def test_an_update_that_is_not_finite_leaves_the_network_as_it_is(optimizer: str, what: str) -> None:
-    config = tiny(optimizer=optimizer)
+    config = config_of(optimizer=optimizer)
     learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=torch.Generator().manual_seed(0))
     good = synthetic_batches(config, make_spec(4), 2, torch.Generator().manual_seed(0))
     learner.update(good)
@@ -783,12 +774,12 @@ def test_an_update_that_is_not_finite_leaves_the_network_as_it_is(optimizer: str
     for _ in range(MAX_NONFINITE - 1):
         learner.update(bad)
     assert all(map(torch.equal, before, everything(learner)))
-    assert learner.report_skipped() == MAX_NONFINITE - 1
+    assert learner.report().skipped == MAX_NONFINITE - 1
     if hook is not None:
         hook.remove()
     learner.update(good)  # learning goes on
     assert not all(map(torch.equal, before, everything(learner)))
-    assert np.isfinite(learner.report_loss() or 0.0)
+    assert np.isfinite(learner.report().loss or 0.0)
     if what == "reward":
         for _ in range(MAX_NONFINITE - 1):
             learner.update(bad)
@@ -808,7 +799,7 @@ NORMALIZED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", NORMALIZED, ids=["spectral", "nap", "clipped"])
 def test_what_else_an_update_moves_stays_too(optimizer: str, asynchronous: bool, settings: dict[str, Any]) -> None:
     """A spectral norm's vectors and a projection's rounding, with the optimizer skipping the step as on a GPU and without."""
-    config = tiny(optimizer=optimizer, **settings)
+    config = config_of(optimizer=optimizer, **settings)
     learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=torch.Generator().manual_seed(0))
     learner.asynchronous = asynchronous
     good = synthetic_batches(config, make_spec(4), 2, torch.Generator().manual_seed(0))
@@ -819,12 +810,12 @@ def test_what_else_an_update_moves_stays_too(optimizer: str, asynchronous: bool,
     learner.update(bad)
     moved = [name for name, tensor in learner.online.state_dict().items() if not torch.equal(before[name], tensor)]
     assert not moved
-    assert learner.report_skipped() == 1
+    assert learner.report().skipped == 1
 
 
 def test_weights_that_are_not_finite_are_found_where_the_network_is_vouched_for(tmp_path: Path) -> None:
     """Finite gradients can make them, too, and then no update has been skipped yet."""
-    run = Run(tiny(), tmp_path)
+    run = Run(config_of(), tmp_path)
     with run.recording():
         run.learner.require_finite()
         with torch.no_grad():
@@ -899,7 +890,7 @@ def test_wall_clocks_may_jump_and_the_time_between_two_parts_is_not_counted(
 ) -> None:
     clock = iter(range(10**9, 0, -86_400))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))  # a day back at every look
-    config, steps = tiny(total_frames=800, schedule="fixed"), iter(range(10**6))
+    config, steps = config_of(total_frames=800, schedule="fixed"), iter(range(10**6))
     run_dir, began = tmp_path / "run", time.perf_counter()
     list(train(config, run_dir, should_stop=lambda: next(steps) >= 60))
     stopped = time.perf_counter()
@@ -928,7 +919,7 @@ def test_threads_come_from_the_affinity_mask(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        run = Run(tiny(), tmp_path)
+        run = Run(config_of(), tmp_path)
         assert torch.get_num_threads() == 1
         run.collector.environment.close()
     finally:
@@ -940,7 +931,7 @@ def test_threads_come_from_the_affinity_mask(tmp_path: Path) -> None:
 
 def test_memory_and_files_do_not_grow_with_the_run(tmp_path: Path) -> None:
     """After the replay has filled, thousands of frames, records and checkpoints leave resident memory where it was."""
-    config = tiny(
+    config = config_of(
         total_frames=10**6, log_period=80, checkpoint_period=400, schedule="fixed", learning_starts=16, batch_size=1
     )
     steps, resident, sizes = iter(range(10**6)), [], []

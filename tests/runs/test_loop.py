@@ -10,43 +10,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import tiny
 from torch import nn
 
 from growtrain.__main__ import main
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.make import make_environment
-from growtrain.growth import transaction
+from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.records import Evaluation, GrowthEvent, Metrics
+from growtrain.records import Evaluation, GrowthEvent, Metrics, Record
 from growtrain.runs.acting import epsilon_greedy
 from growtrain.runs.checkpoint import load_learner, open_newest
-from growtrain.runs.loop import Record, Run, train
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.budget import epsilon_at, updates_due
 from growtrain.settings.config import Config
 from growtrain.telemetry.gpu import AbsentMonitor
 from growtrain.telemetry.sinks import read_jsonl
 
+SETTINGS: dict[str, Any] = {
+    "schedule": "grow3x",
+    "total_frames": 6_400,
+    "num_envs": 4,
+    "learning_starts": 400,
+    "epsilon_decay_frames": 2_000,
+    "target_period": 800,
+    "replay_capacity": 2_000,
+    "eval_period": 3_200,
+    "eval_frames": 320,
+    "log_period": 1_600,
+    "checkpoint_period": 3_200,
+}
 
-def tiny(**overrides: Any) -> Config:
-    values: dict[str, Any] = {
-        "game": "pong",
-        "schedule": "grow3x",
-        "total_frames": 6_400,
-        "num_envs": 4,
-        "width": 32,
-        "encoder_width": 0.25,
-        "batch_size": 8,
-        "learning_starts": 400,
-        "epsilon_decay_frames": 2_000,
-        "target_period": 800,
-        "replay_capacity": 2_000,
-        "eval_period": 3_200,
-        "eval_frames": 320,
-        "log_period": 1_600,
-        "checkpoint_period": 3_200,
-    }
-    return Config(**(values | overrides))
+
+def config_of(**changes: Any) -> Config:
+    return tiny(**SETTINGS | changes)
 
 
 def final_weights(config: Config, run_dir: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +57,7 @@ def final_weights(config: Config, run_dir: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     run_dir = tmp_path_factory.mktemp("grown") / "run"
-    return run_dir, list(train(tiny(), run_dir))
+    return run_dir, list(train(config_of(), run_dir))
 
 
 def test_a_grown_run_leaves_what_the_design_says(grown: tuple[Path, list[Record]]) -> None:
@@ -104,7 +103,7 @@ def test_a_grown_run_leaves_what_the_design_says(grown: tuple[Path, list[Record]
 def test_a_run_of_every_schedule_to_compare_with(
     schedule: str, kind: str, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(
+    config = config_of(
         schedule=schedule, total_frames=2_400, learning_starts=200, redo_period=600, redo_tau=0.2, eval_period=0
     )
     list(train(config, tmp_path))
@@ -128,16 +127,31 @@ def test_a_run_of_every_schedule_to_compare_with(
     assert json.loads(capsys.readouterr().out)["stage"] == events[-1]["stage"]  # though nothing was injected
 
 
+def test_what_recurs_often_is_measured_around_once_in_a_period(tmp_path: Path) -> None:
+    config = tiny(
+        schedule="redo", total_frames=2_400, learning_starts=200, redo_period=320, diagnostics_period=960, eval_period=0
+    )
+    list(train(config, tmp_path))
+    around = [d for d in read_jsonl(tmp_path / "diagnostics.jsonl") if d["when"] == "before growth"]
+    grown = [e["frames"] for e in read_jsonl(tmp_path / "growth_events.jsonl")]
+    assert grown == [320, 640, 960, 1280, 1600, 1920, 2240]
+    assert [d["frames"] for d in around] == [320, 960, 1920]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    ended = sum(m["episodes"] for m in read_jsonl(tmp_path / "metrics.jsonl"))
+    assert summary["final_return_episodes"] == ended
+    assert summary["final_return_source"] == f"last {ended} training episodes"
+
+
 def test_the_saved_network_is_rebuilt_with_its_heads(grown: tuple[Path, list[Record]]) -> None:
     learner, config, frames, _ = load_learner(grown[0], torch.device("cpu"))
-    assert (config, frames) == (tiny(), 6400)
+    assert (config, frames) == (config_of(), 6400)
     assert learner.head.spec()["injections"] == ["frozen"] * 3
     assert learner.updates == 375
 
 
 def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path) -> None:
     """Bit for bit the parameters of a plain network, stepped by hand with nothing of growth in it."""
-    config = tiny(schedule="fixed", eval_period=0, checkpoint_period=0)
+    config = config_of(schedule="fixed", eval_period=0, checkpoint_period=0)
     trained = final_weights(config, tmp_path / "run")
 
     streams = np.random.SeedSequence(config.entropy).spawn(5)
@@ -191,7 +205,7 @@ def test_same_seed_same_parameters_and_measuring_changes_nothing(
     grown: tuple[Path, list[Record]], tmp_path: Path
 ) -> None:
     first = load_learner(grown[0], torch.device("cpu"))[0].online.state_dict()
-    unmeasured = tiny(eval_period=0, log_period=6_400, checkpoint_period=0)
+    unmeasured = config_of(eval_period=0, log_period=6_400, checkpoint_period=0)
     second = final_weights(unmeasured, tmp_path / "second")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -202,7 +216,7 @@ def test_same_seed_same_parameters_and_measuring_changes_nothing(
 @pytest.mark.parametrize("num_envs", [1, 8, 64])
 @pytest.mark.parametrize("replay_ratio", [0.25, 1.0, 1 / 3, 0.1, 2.0])
 def test_updates_owed_are_exact(num_envs: int, replay_ratio: float) -> None:
-    config = tiny(num_envs=num_envs, replay_ratio=replay_ratio, learning_starts=FRAME_SKIP * 64)
+    config = config_of(num_envs=num_envs, replay_ratio=replay_ratio, learning_starts=FRAME_SKIP * 64)
     total, done = 0, 0
     for _ in range(1_000):
         total += num_envs
@@ -228,7 +242,7 @@ def test_epsilon_greedy_has_its_distribution() -> None:
 
 def test_stopping_early_leaves_a_checkpoint_and_says_so(tmp_path: Path) -> None:
     calls = iter(range(10**6))
-    list(train(tiny(), tmp_path / "run", should_stop=lambda: next(calls) >= 150))
+    list(train(config_of(), tmp_path / "run", should_stop=lambda: next(calls) >= 150))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["reason"], summary["frames"]) == ("stopped", None, 150 * 16)
     assert load_learner(tmp_path / "run", torch.device("cpu"))[2] == 150 * 16
@@ -238,15 +252,15 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     def fails(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no memory for heads")
 
-    monkeypatch.setattr(transaction, "inject", fails)
+    monkeypatch.setitem(KINDS, "inject", dataclasses.replace(KINDS["inject"], make=fails))
     with pytest.raises(GrowthFailed, match="no memory"):
-        list(train(tiny(), tmp_path / "stop"))
+        list(train(config_of(), tmp_path / "stop"))
     summary = json.loads((tmp_path / "stop" / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert summary["reason"].startswith("GrowthFailed: ")
     assert "no memory for heads" in summary["reason"]
     with pytest.warns(UserWarning, match="goes on ungrown"):
-        list(train(tiny(on_growth_failure="continue", total_frames=2_400, schedule="grow1x"), tmp_path / "go"))
+        list(train(config_of(on_growth_failure="continue", total_frames=2_400, schedule="grow1x"), tmp_path / "go"))
     summary = json.loads((tmp_path / "go" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []
@@ -268,8 +282,8 @@ class FakeMonitor(AbsentMonitor):
 def test_energy_is_that_of_the_whole_run_however_often_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("growtrain.runs.loop.open_monitor", lambda device: FakeMonitor("fake"))
-    config, start = tiny(schedule="fixed", total_frames=1_600, eval_period=0, log_period=200), None
+    monkeypatch.setattr("growtrain.runs.run.open_monitor", lambda device: FakeMonitor("fake"))
+    config, start = config_of(schedule="fixed", total_frames=1_600, eval_period=0, log_period=200), None
     for stop_at in (400, 800, 10_000):
         seen = [0]
         for record in train(config, tmp_path, should_stop=lambda: seen[-1] >= stop_at, start=start):  # noqa: B023
@@ -283,11 +297,11 @@ def test_energy_is_that_of_the_whole_run_however_often_it_was_interrupted(
 def test_a_run_gives_its_memory_back_before_the_next_takes_any(tmp_path: Path) -> None:
     gc.disable()
     try:
-        first = Run(tiny(), tmp_path / "first")
+        first = Run(config_of(), tmp_path / "first")
         first.collector.environment.close()
         replay = weakref.ref(first.ring)
         del first
-        Run(tiny(), tmp_path / "second").collector.environment.close()
+        Run(config_of(), tmp_path / "second").collector.environment.close()
         assert replay() is None
     finally:
         gc.enable()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny, words
 
 from growtrain import train
 from growtrain.__main__ import main
@@ -26,12 +27,12 @@ from growtrain.runs.checkpoint import open_at, open_newest
 from growtrain.settings.config import Config
 from growtrain.telemetry.sinks import read_jsonl
 
-FLAGS: dict[str, Any] = {
-    "game": "pong", "schedule": "at:800", "total_frames": 1_600, "num_envs": 2, "width": 16, "encoder_width": 0.125,
-    "batch_size": 8, "learning_starts": 200, "epsilon_decay_frames": 500, "target_period": 400, "replay_capacity": 300,
-    "eval_period": 0, "num_threads": 1, "log_period": 200, "checkpoint_period": 960,
-}  # fmt: skip
-WORDS = [str(word) for name, value in FLAGS.items() for word in (f"--{name.replace('_', '-')}", value)]
+SETTINGS: dict[str, Any] = {
+    "width": 16,
+    "encoder_width": 0.125,
+    "num_threads": 1,
+    "checkpoint_period": 960,
+}
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def leave(home: Path) -> None:
 
 @pytest.mark.parametrize("when", ["before the first record", "between two"])
 def test_a_relative_run_directory_is_that_of_the_call(when: str, wanderer: Path) -> None:
-    records = train(Config(**FLAGS), Path("runs/a"))
+    records = train(tiny(**SETTINGS), Path("runs/a"))
     if when == "between two":
         next(records)
     leave(wanderer)
@@ -63,11 +64,11 @@ def test_a_relative_run_directory_is_that_of_the_call(when: str, wanderer: Path)
 
 
 def test_a_relative_start_is_that_of_its_opening(wanderer: Path) -> None:
-    list(train(Config(**FLAGS), Path("a")))
+    list(train(tiny(**SETTINGS), Path("a")))
     shutil.rmtree("a/checkpoints/000000001600")
     (wanderer / "a" / "summary.json").unlink()
-    resumed = train(Config(**FLAGS), Path("a"), start=open_newest(Path("a")))
-    forked = train(Config(**FLAGS | {"total_frames": 2_000}), Path("b"), start=open_at(Path("a"), 960))
+    resumed = train(tiny(**SETTINGS), Path("a"), start=open_newest(Path("a")))
+    forked = train(tiny(**SETTINGS | {"total_frames": 2_000}), Path("b"), start=open_at(Path("a"), 960))
     leave(wanderer)
     list(forked)
     list(resumed)
@@ -76,7 +77,7 @@ def test_a_relative_start_is_that_of_its_opening(wanderer: Path) -> None:
 
 
 def test_a_diagnosis_and_a_probe_whose_listener_wanders(wanderer: Path) -> None:
-    list(train(Config(**FLAGS | {"schedule": "fixed"}), Path("a")))
+    list(train(tiny(**SETTINGS | {"schedule": "fixed"}), Path("a")))
     test = LearningTest(seeds=1, transitions=12, updates=4, warm_up=2, marks=2)
     settings = Settings(frames=80, seeds=1, arms=("untouched",), test=test, threshold=0.1)
     said: list[str] = []
@@ -98,7 +99,7 @@ def test_a_diagnosis_and_a_probe_whose_listener_wanders(wanderer: Path) -> None:
 
 def test_a_relative_video_is_that_of_the_call(wanderer: Path) -> None:
     film = pytest.importorskip("growtrain.runs.video").film
-    list(train(Config(**FLAGS), Path("a")))
+    list(train(tiny(**SETTINGS), Path("a")))
     lines = film(Path("a"), Path("clip.gif"), at=None, seed=None, frames=40)
     leave(wanderer)
     assert len(list(lines)) == 2
@@ -129,7 +130,7 @@ def on_broken(what: str, tmp_path: Path, *words: str) -> subprocess.CompletedPro
 )
 def test_what_a_file_system_lacks_is_said_once_and_the_run_is_whole(what: str, says: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = on_broken(what, tmp_path, "train", *WORDS, "--run-dir", str(run_dir))
+    done = on_broken(what, tmp_path, "train", *words(**SETTINGS), "--run-dir", str(run_dir))
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert says in line
@@ -147,7 +148,7 @@ def test_what_a_file_system_lacks_is_said_once_and_the_run_is_whole(what: str, s
 )
 def test_what_no_run_can_do_without_is_one_line_before_any_work(what: str, says: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = on_broken(what, tmp_path, "train", *WORDS, "--run-dir", str(run_dir))
+    done = on_broken(what, tmp_path, "train", *words(**SETTINGS), "--run-dir", str(run_dir))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert says in line
@@ -157,7 +158,7 @@ def test_what_no_run_can_do_without_is_one_line_before_any_work(what: str, says:
 def test_a_resume_on_a_file_system_without_locks_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with warnings.catch_warnings():
-        list(train(Config(**FLAGS | {"total_frames": 960}), run_dir))
+        list(train(tiny(**SETTINGS | {"total_frames": 960}), run_dir))
     done = on_broken(
         "flock_enosys", tmp_path, "resume", str(run_dir), "--fork", str(tmp_path / "fork"), *["--total-frames", "1600"]
     )

@@ -169,7 +169,7 @@ def test_a_video_as_a_user_makes_it(
     from growtrain.runs.checkpoint import load_learner
 
     learner, config, trained, _ = load_learner(run, torch.device("cpu"))
-    episode = play(learner.q_values, dataclasses.replace(config, seed=7), trained, 40)
+    episode = play(learner.act, dataclasses.replace(config, seed=7), trained, 40)
     drawn = list(pictures(episode, f"{config.schedule}, stage 1, after 400 frames", scale))
     for one, other in ((0, 0), (5, 5), (-1, -1)):
         difference = np.abs(np.asarray(shown[one], dtype=float) - np.asarray(drawn[other], dtype=float))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny
 
 from growtrain.__main__ import main
 from growtrain.runs.checkpoint import load_learner, open_newest
@@ -218,24 +219,8 @@ def test_what_waits_for_a_tracker_is_bounded(
 # A whole run
 
 
-def tiny(**overrides: Any) -> Config:
-    settings: dict[str, Any] = {
-        "game": "pong",
-        "schedule": "at:800",
-        "total_frames": 1_600,
-        "num_envs": 2,
-        "width": 32,
-        "encoder_width": 0.25,
-        "batch_size": 8,
-        "learning_starts": 200,
-        "epsilon_decay_frames": 500,
-        "target_period": 400,
-        "replay_capacity": 300,
-        "eval_frames": 80,
-        "log_period": 200,
-        "diagnostics_period": 0,
-    }
-    return Config(**(settings | overrides))
+def config_of(**changes: Any) -> Config:
+    return tiny(**{"eval_period": 1_600, "eval_frames": 80} | changes)
 
 
 def test_tracking_changes_nothing_in_a_run_and_its_faults_do_not_either(
@@ -243,7 +228,7 @@ def test_tracking_changes_nothing_in_a_run_and_its_faults_do_not_either(
 ) -> None:
     monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.1)
     plain, tracked = tmp_path / "plain", tmp_path / "tracked"
-    list(train(tiny(), plain))
+    list(train(config_of(), plain))
     seen: list[tuple[int, dict[str, float]]] = []
 
     def take(values: Any) -> None:
@@ -254,7 +239,7 @@ def test_tracking_changes_nothing_in_a_run_and_its_faults_do_not_either(
 
     trackio.faults["log"] = take
     wandb.faults["init"] = lambda options: never.wait()
-    list(train(tiny(track="wandb,trackio"), tracked))
+    list(train(config_of(track="wandb,trackio"), tracked))
     networks = [load_learner(run_dir, torch.device("cpu"))[0].online.state_dict() for run_dir in (plain, tracked)]
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
     losses = [[values["loss"] for values in read_jsonl(run_dir / "metrics.jsonl")] for run_dir in (plain, tracked)]
@@ -262,7 +247,7 @@ def test_tracking_changes_nothing_in_a_run_and_its_faults_do_not_either(
     assert losses[0] == losses[1]
     assert json.loads((tracked / "summary.json").read_text())["status"] == "done"
     assert [frames for frames, _ in seen] == [200, 400, 600, 800]
-    assert open_newest(tracked).config.fingerprint() == tiny().fingerprint()
+    assert open_newest(tracked).config.fingerprint() == config_of().fingerprint()
 
 
 def test_what_is_not_installed_or_not_logged_in_is_said_before_any_work(

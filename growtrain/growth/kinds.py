@@ -1,0 +1,104 @@
+"""The interventions, one row each: all that the rest of the code must know of them.
+
+To add one, add a row here, its function in `alternatives`, and its name to `settings.schedules.Intervention`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from growtrain.growth.alternatives import (
+    Replacement,
+    Subject,
+    forget_moments,
+    redo,
+    reset,
+    shrink_perturb,
+    widen,
+)
+from growtrain.growth.inject import injection, nearly_equal, own_stream, same_function
+from growtrain.settings.schedules import Intervention
+
+Place = Literal["head", "encoder", "optimizer", "network"]
+Part = Literal["encoder", "live"]
+Agree = Callable[[Tensor, Tensor], bool]  # whether action values (B, A) before and after are as they must be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """An intervention.
+
+    Attributes:
+        make: what takes the place of parts of the networks; changes none of them.
+        keeps: how the values of the network that learns, and of its target, must agree with those before; None: they are forgotten.
+        kept_slots: beginning of the names of parameters whose optimizer slots are handed on untouched; None: of no parameter.
+        born: parts that begin anew, from which a distance from initialization is measured.
+        adds: what every stage adds: the frozen heads of an injection, or as many hidden units as the head had at first.
+        place: where plasticity had been lost if a network learns better afterwards; None: it is no evidence of that.
+        copy: its name in the learning test, if not its own.
+        needs_single_head: it cannot be done to a head that has been injected.
+        draws_once: its fresh weights come from a generator that one draw seeds.
+        num_observations: on which it is verified, and finds what is dormant.
+    """
+
+    make: Callable[[Subject], Replacement]
+    keeps: tuple[Agree | None, Agree | None] = (None, None)
+    kept_slots: str | None = None
+    born: tuple[Part, ...] = ()
+    adds: Literal["nothing", "heads", "units"] = "nothing"
+    place: Place | None = None
+    copy: str | None = None
+    needs_single_head: bool = False
+    draws_once: bool = False
+    num_observations: int = 32
+
+    def stream(self, generator: torch.Generator) -> torch.Generator:
+        """Where its fresh weights are drawn from, given a run's generator."""
+        return own_stream(generator) if self.draws_once else generator
+
+
+KINDS: dict[Intervention, Kind] = {
+    "inject": Kind(
+        make=injection,
+        keeps=(same_function, same_function),
+        kept_slots="encoder.",
+        born=("live",),
+        adds="heads",
+        place="head",
+        draws_once=True,
+    ),
+    "reset-head": Kind(make=partial(reset, parts=("head",)), kept_slots="encoder.", born=("live",), place="head"),
+    "reset-encoder": Kind(
+        make=partial(reset, parts=("encoder",)), kept_slots="head.", born=("encoder",), place="encoder"
+    ),
+    "fresh-optimizer": Kind(make=forget_moments, keeps=(same_function, same_function), place="optimizer"),
+    "reset-all": Kind(
+        make=partial(reset, parts=("encoder", "head")),
+        born=("encoder", "live"),
+        place="network",
+        copy="fresh-network",
+    ),
+    "shrink-perturb": Kind(make=shrink_perturb, kept_slots=""),
+    "widen": Kind(
+        make=partial(widen, preserve=False),
+        kept_slots="encoder.",
+        born=("live",),
+        adds="units",
+        needs_single_head=True,
+    ),
+    "net2wider": Kind(
+        make=partial(widen, preserve=True),
+        keeps=(nearly_equal, nearly_equal),
+        kept_slots="encoder.",
+        born=("live",),
+        adds="units",
+        needs_single_head=True,
+    ),
+    "redo": Kind(  # the target takes part at its next copy; as many observations as in the authors' code
+        make=redo, keeps=(None, same_function), needs_single_head=True, num_observations=256
+    ),
+}

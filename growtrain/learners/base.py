@@ -1,0 +1,106 @@
+"""What a learner is to the rest of the code: it acts, updates, ends a step, and says which networks of it can be grown.
+
+Nothing outside `learners/` knows which algorithm it is, but what measures Q-networks. What it draws while learning comes from generators of
+its own, which `state_dict` holds; what acting draws comes from acting's.
+
+Units: frames; a batch is (K x B) transitions, K updates of B.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from growtrain.settings.config import Config
+
+
+class Diverged(RuntimeError):
+    """Training cannot go on: a weight is not finite, or update after update had a loss or gradient that was not.
+
+    In the second case the weights are finite, and as they were before the first of those updates.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerReport:
+    """What a learner did since the last report.
+
+    Attributes:
+        loss: mean per update; None without any.
+        skipped: updates that were not applied, because a loss or gradient was not finite.
+    """
+
+    loss: float | None
+    skipped: int
+
+
+class AbstractLearner(ABC):
+    """A learner.
+
+    Attributes:
+        config: of the run.
+        device: where its networks live.
+        optimizer: holds exactly the parameters that train.
+        updates: gradient steps so far.
+        version: counts changes after which a captured update is stale.
+    """
+
+    config: Config
+    device: torch.device
+    optimizer: torch.optim.Optimizer
+    updates: int
+    version: int
+
+    @property
+    @abstractmethod
+    def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+        """The networks that can be grown, each with `encoder` and `head`, by name: online, and its lagging target or None."""
+
+    @abstractmethod
+    def act(self, observation: Tensor) -> Tensor:
+        """What acting chooses from, (N, A) of observations (N, ...): the value of each discrete action; of continuous ones the
+        distribution's parameters. It draws nothing, and an evaluation asks the same question.
+        """
+
+    @abstractmethod
+    def update(self, batches: TensorDict) -> None:
+        """One gradient step on each of K batches (K, B); what follows an update, as a Polyak average does, is part of it.
+
+        Raises:
+            Diverged: where that can be known without waiting for the device.
+        """
+
+    @abstractmethod
+    def step(self, batch: TensorDict) -> None:
+        """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
+
+    @abstractmethod
+    def step_tensors(self) -> list[Tensor]:
+        """What `step` moves in place, the optimizer's slots aside."""
+
+    @abstractmethod
+    def end_of_step(self, frames: int) -> None:
+        """What is due after a step of all environments, `frames` being played, whether or not it came with updates: a target's copy."""
+
+    @abstractmethod
+    def rebuild(self) -> None:
+        """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
+
+    @abstractmethod
+    def require_finite(self) -> None:
+        """Raises `Diverged` if what it has learned is not worth keeping; reads all weights."""
+
+    @abstractmethod
+    def report(self) -> LearnerReport:
+        """What it did since the last call; reads the device."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later updates depend on: tensors by name (views) and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, in a fresh learner of the same configuration; raises `ValueError` where it does not fit."""

@@ -1,0 +1,68 @@
+"""A learner's saved state, read without building the learner: what it is, and whether its sizes are those of its configuration."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from growtrain.environments.base import Spec
+from growtrain.networks.build import make_parts
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import schedule_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedLearner:
+    """What a saved learner is.
+
+    Attributes:
+        updates: gradient steps.
+        injections: the anchor of each, in order.
+        width: hidden units of the live head.
+        num_parameters: of the online network, buffers included.
+        num_slots: parameters of which the optimizer has slots.
+        encoder_frozen: whether the encoder has stopped learning.
+    """
+
+    updates: int
+    injections: tuple[str, ...]
+    width: int
+    num_parameters: int
+    num_slots: int
+    encoder_frozen: bool
+
+
+def read_saved(state: dict[str, Any]) -> SavedLearner:
+    """What a learner is whose `state_dict` was saved; raises `KeyError` or `TypeError` where it is not one."""
+    return SavedLearner(
+        updates=state["updates"],
+        injections=tuple(state["head"]["injections"]),
+        width=state["width"],
+        num_parameters=sum(tensor.numel() for tensor in state["online"].values()),
+        num_slots=len(state["optimizer"]),
+        encoder_frozen=state["encoder_frozen"],
+    )
+
+
+def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int) -> None:
+    """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor.
+
+    Args:
+        state: what the learner's `state_dict` gave.
+        config: of its run.
+        spec: what is observed and can be done.
+        entries: of the schedule that were carried out.
+    """
+    injections, width = len(state["head"]["injections"]), state["width"]
+    if injections > entries:
+        raise ValueError(f"{injections} injections in {entries} interventions")
+    first = config.width * schedule_of(config).width_multiplier
+    if not (isinstance(width, int) and first <= width <= first + entries * config.width):
+        raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
+    with torch.device("meta"):  # the shapes of a network, without its memory
+        parts = dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
+    for part, module in parts.items():
+        for name, tensor in module.state_dict().items():
+            said, found = tuple(tensor.shape), tuple(state["online"][f"{part}.{name}"].shape)
+            if said != found:
+                raise ValueError(f"{part}.{name}: {said} by the configuration, {found} by the tensors")

@@ -1,0 +1,174 @@
+"""Growing: when the schedule, or a measurement, says so, and what goes around it.
+
+Units: frames; seconds on a monotonic clock.
+"""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from growtrain.growth.kinds import KINDS
+from growtrain.growth.transaction import GrowthFailed, apply
+from growtrain.plasticity.adaptive import decide
+from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
+from growtrain.plasticity.measurer import Measurer
+from growtrain.records import Decision, Record
+from growtrain.runs.acting import Collector
+from growtrain.settings.budget import crossed
+from growtrain.settings.config import Config
+from growtrain.settings.schedules import Schedule
+from growtrain.telemetry.accounts import Accounts
+
+DECIDING = LearningTest(seeds=2)  # four fits of 450 updates
+_DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
+
+
+class Growing:
+    """Decides whether to grow, and grows, the learner that `measurer` measures.
+
+    Args:
+        config: of the run.
+        schedule: its schedule.
+        measurer: of the learner, on the replay.
+        collector: whose frames and scores count.
+        accounts: charged.
+        generator: of fresh weights, and of the observations on which a growth is verified.
+
+    Attributes:
+        entries: those of the schedule that were carried out, a growth that failed and was skipped included.
+        interventions: those that did not fail.
+        grown_at: frames at which entries were carried out.
+        decision: the last one of an adaptive schedule.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        schedule: Schedule,
+        *,
+        measurer: Measurer,
+        collector: Collector,
+        accounts: Accounts,
+        generator: torch.Generator,
+    ) -> None:
+        self.config, self.schedule, self.measurer = config, schedule, measurer
+        self.collector, self.accounts, self.generator = collector, accounts, generator
+        self.entries = self.interventions = 0
+        self.grown_at: list[int] = []
+        self.decision: Decision | None = None
+
+    @property
+    def stage(self) -> int:
+        """The stage of the schedule that the network is in."""
+        return self.schedule.stage_after(self.interventions)
+
+    def charge(self) -> None:
+        """Charges what has happened since the last call to the stage of the schedule that was to be reached."""
+        self.accounts.charge(
+            self.schedule.stage_after(self.entries), self.collector.frames, self.measurer.learner.updates
+        )
+
+    def to_decide(self) -> bool:
+        """Whether an adaptive schedule has to be decided on after this step."""
+        rule = self.schedule.adaptive
+        return rule is not None and crossed(self.config, rule.period, self.collector.frames)
+
+    def decide(self) -> Iterator[Record]:
+        """Measures whether plasticity is lost, on copies, which changes nothing in the run; grows if so."""
+        learner, frames, rule = self.measurer.learner, self.collector.frames, self.schedule.adaptive
+        if rule is None or not learner.updates:
+            return
+        with self.accounts.phases("decision"):
+            start = time.perf_counter()
+            seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
+            curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, ("current", "inject"))
+            errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
+            self.decision = decide(
+                rule,
+                frames=frames,
+                stage=self.entries,
+                last_injection=self.grown_at[-1] if self.grown_at else 0,
+                errors=(errors["current"], errors["inject"]),
+                returns=list(self.collector.recent_returns),
+                episodes=self.collector.num_episodes,
+                before=self.decision,
+                seconds=time.perf_counter() - start,
+            )
+        yield self.decision
+        if self.decision.inject:
+            yield from self.grow(self.decision.reason)
+
+    def due(self) -> bool:
+        """Whether an entry of the schedule is due."""
+        return self.schedule.due(self.collector.frames, self.entries)
+
+    def grow(self, reason: str = "schedule") -> Iterator[Record]:
+        """Carries out the next entry of the schedule.
+
+        Raises:
+            GrowthFailed: it was rolled back, and that is to end the run.
+        """
+        frames, intervention, ring = self.collector.frames, self.schedule.intervention, self.measurer.ring
+        measured = self._measured()
+        if measured:
+            with self.accounts.phases("diagnostics"):
+                before = self.measurer.measure(frames, "before growth")
+            yield before
+        self.charge()
+        self.entries += 1
+        self.grown_at.append(frames)
+        with self.accounts.phases("growth"):
+            valid = torch.from_numpy(np.flatnonzero(ring.valid))
+            size = KINDS[intervention].num_observations
+            chosen = valid[torch.randint(len(valid), (size,), generator=self.generator)]
+            try:
+                event = apply(
+                    self.measurer.learner,
+                    intervention,
+                    ring.get(chosen)["observation"],
+                    config=self.config,
+                    generator=self.generator,
+                    freeze_encoder=self.entries == self.config.freeze_encoder_at,
+                    frames=frames,
+                    reason=reason,
+                )
+            except GrowthFailed as error:
+                if self.config.on_growth_failure == "stop":
+                    raise
+                warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
+                return
+        self.interventions += 1
+        yield dataclasses.replace(event, stage=self.stage)
+        if measured:
+            with self.accounts.phases("diagnostics"):
+                after = self.measurer.measure(frames, "after growth", intervention)
+            yield after
+
+    def _measured(self) -> bool:
+        """Whether diagnostics go around the next growth: of a periodic intervention around the first in each of their periods."""
+        period = self.config.diagnostics_period
+        if not (self.schedule.periodic and period and self.grown_at):
+            return period > 0
+        return self.collector.frames // period > self.grown_at[-1] // period
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later growth depends on, the learner aside."""
+        return {
+            "growth_generator": self.generator.get_state(),
+            "stage": self.entries,
+            "interventions": self.interventions,
+            "grown_at": self.grown_at,
+            "decision": dataclasses.asdict(self.decision) if self.decision else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.generator.set_state(state["growth_generator"])
+        self.entries, self.interventions = int(state["stage"]), int(state["interventions"])
+        self.grown_at = [int(frames) for frames in state["grown_at"]]
+        self.decision = Decision(**state["decision"]) if state["decision"] else None
