@@ -21,7 +21,7 @@ _NETWORK = "module.0.module."  # where a `QValueActor` has the network that it w
 
 
 def make_dqn_loss(online: nn.Module, target: nn.Module, *, discount: float, double_dqn: bool = True) -> DQNLoss:
-    """TorchRL's loss of Double DQN, or of DQN, over two networks, `observation` -> (B, A) action values, whose tensors it reads where they are."""
+    """TorchRL's loss of Double DQN, or of DQN, over two networks, `observation` -> (B, A) action values; it reads their own tensors."""
     loss = DQNLoss(
         QValueActor(online, in_keys=["observation"], action_space="categorical"),
         action_space="categorical",
