@@ -89,7 +89,7 @@ def test_a_tiny_measurement_and_its_figures_again(growth_cost, tmp_path, capsys)
     assert growth_cost.main([*sizes, "--updates-per-turn", "1", "--seconds", "0.1", "--output", str(output)]) == 0
     record = json.loads(output.with_suffix(".json").read_text())
     learners = [learner for group in record["groups"] for learner in group["learners"]]
-    assert len(learners) == 12
+    assert len(learners) == 15
     assert all(learner["flops_planned"] > 0 for learner in learners)
     assert all(len(learner["seconds"]) >= growth_cost.LEAST_ROUNDS for learner in learners)
     assert min(seconds for learner in learners for seconds in learner["seconds"]) > 0
