@@ -2,6 +2,7 @@
 
     y = r + gamma (1 - terminated) Q_target(s', argmax_a Q_online(s', a)),   loss = mean over the batch of Huber_1(Q_online(s, a) - y)
 
+With `double_dqn` off it is DQN (Mnih et al. 2015): the target network chooses the action, too, and the online network never sees s'.
 The Huber loss with delta 1 has the gradient of the squared error with per-sample gradients clipped to +-1, as in DQN Zoo.
 
 `execution="eager"` computes the loss through TorchRL (`learners.torchrl`); the default calls the networks directly, which saves about 2 ms
@@ -134,7 +135,9 @@ class DoubleDQN(AbstractLearner):
         if self._loss is None:
             from growtrain.learners.torchrl import make_dqn_loss
 
-            self._loss = make_dqn_loss(self.online, self.target, discount=self.config.discount)
+            self._loss = make_dqn_loss(
+                self.online, self.target, discount=self.config.discount, double_dqn=self.config.double_dqn
+            )
         return self._loss
 
     def update(self, batches: TensorDict) -> None:
@@ -256,7 +259,8 @@ class DoubleDQN(AbstractLearner):
             q_tm1 = self.online(s_tm1, frozen_tm1)
             s_t = scale_frames(s_t, self.spec.scale)  # once for both networks
             with torch.no_grad():
-                q_t_value, q_t_selector = self.target(s_t, frozen_t), self.online(s_t, frozen_t)
+                q_t_value = self.target(s_t, frozen_t)
+                q_t_selector = self.online(s_t, frozen_t) if self.config.double_dqn else q_t_value
         discount_t = self.config.discount * (~following["terminated"]).to(q_tm1.dtype)
         return double_dqn_loss(q_tm1, batch["action"], following["reward"], discount_t, q_t_value, q_t_selector)
 
@@ -278,7 +282,8 @@ class DoubleDQN(AbstractLearner):
                 total, anchor = self.head.frozen(features)
                 anchors = (None, None) if anchor is None else anchor.chunk(2)
                 bank_tm1, bank_t = zip(total.chunk(2), anchors, strict=True)
-            q_t_value, q_t_selector = self.target.head(x_t, bank_t), self.online.head(x_t, bank_t)
+            q_t_value = self.target.head(x_t, bank_t)
+            q_t_selector = self.online.head(x_t, bank_t) if self.config.double_dqn else q_t_value
         return self.online.head(x_tm1, bank_tm1), q_t_value, q_t_selector
 
     def end_of_step(self, frames: int) -> None:

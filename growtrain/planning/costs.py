@@ -28,7 +28,7 @@ from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
-PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
+PASSES = 3  # forward passes of an update: online on s, online on s' (which plain DQN does without), target on s'
 SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
 FROZEN_HEADS_PER_INJECTION = {
     "frozen": 2,
@@ -219,7 +219,12 @@ def network_shape(config: Config, spec: Spec, width: int) -> NetworkShape:
 
 
 def update_flops(
-    shape: NetworkShape, batch_size: int, num_frozen: int, encoder_trains: bool, num_live: int = 1
+    shape: NetworkShape,
+    batch_size: int,
+    num_frozen: int,
+    encoder_trains: bool,
+    num_live: int = 1,
+    double_dqn: bool = True,
 ) -> UpdateFlops:
     """The FLOPs of one Double-DQN update with `num_frozen` heads that do not train beside the `num_live` that do.
 
@@ -229,13 +234,14 @@ def update_flops(
     flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.head
     encoder_trains = encoder_trains and encoder > 0
     first = (*shape.head_convolutions, shape.hidden)[0]  # of a head's layers, what lies below it is the encoder
-    encoder_passes = PASSES if encoder_trains else SHARED_PASSES
-    frozen_passes = PASSES if encoder_trains or num_live > 1 else SHARED_PASSES
+    passes = PASSES if double_dqn else PASSES - 1
+    encoder_passes = passes if encoder_trains else SHARED_PASSES
+    frozen_passes = passes if encoder_trains or num_live > 1 else SHARED_PASSES
     return UpdateFlops(
         encoder_forward=flops * encoder_passes * encoder,
         encoder_weight_gradients=flops * encoder_trains * encoder,
         encoder_input_gradients=flops * encoder_trains * sum(shape.convolutions[1:]),
-        live_forward=flops * PASSES * num_live * head,
+        live_forward=flops * passes * num_live * head,
         live_weight_gradients=flops * num_live * head,
         live_input_gradients=flops * num_live * (head - first + encoder_trains * first),
         frozen_forward=flops * frozen_passes * num_frozen * head,
@@ -261,7 +267,9 @@ def make_plan(config: Config, spec: Spec) -> Plan:
         num_live = 1 + (injections if config.trainable_heads == "all" else 0)
         num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
         encoder_trains = not 0 < config.freeze_encoder_at <= stage
-        flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live)
+        flops = update_flops(
+            shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn
+        )
         cost = StageCost(
             stage=stage,
             start_frame=start,

@@ -172,7 +172,8 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
         discount = np.where(running, np.where(terminated, 0.0, discount * learner.config.discount), discount)
         running &= ~terminated
     last, first = (ring.gather(torch.from_numpy(rows).to(ring.device)) for rows in (flat, start))
-    best = _values(learner.online, last.next_observation).argmax(1, keepdim=True)
+    chooser = learner.online if learner.config.double_dqn else learner.target
+    best = _values(chooser, last.next_observation).argmax(1, keepdim=True)
     bootstrap = _values(learner.target, last.next_observation).gather(1, best)[:, 0]
     goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
     observation = first.observation

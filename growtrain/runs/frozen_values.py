@@ -31,6 +31,7 @@ class FrozenValues:
 
     def __init__(self, learner: AbstractLearner, ring: FrameRing) -> None:
         self.learner, self.ring = learner, ring
+        self._written = ring.written.copy()  # the rows that are taken account of
 
     @property
     def kept(self) -> bool:
@@ -53,6 +54,7 @@ class FrozenValues:
         self.release()
         if not self.kept:
             return
+        self.restored()
         start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), _CHUNK)
         for done, rows in enumerate(chunks, start=1):
             self._write(rows)
@@ -72,12 +74,24 @@ class FrozenValues:
             return
         arrived, newest = self.ring.following(left), self.ring.newest_rows()
         self._write(newest)
+        self.restored()
         if len(last := arrived[arrived != newest]):  # of episodes that ended, which nobody acts on
             self._write(last)
 
     def newest(self) -> Tensor | None:
         """F of the lanes' newest rows (num_lanes, A), None where nothing is frozen whole."""
-        return self.ring.read(COLUMN, self.ring.newest_rows()) if self.kept else None
+        if not self.kept:
+            return None
+        if (
+            self._written != self.ring.written
+        ).any():  # episodes began on all lanes, as where a chain of games switches
+            self._write(self.ring.newest_rows())
+            self.restored()
+        return self.ring.read(COLUMN, self.ring.newest_rows())
+
+    def restored(self) -> None:
+        """Takes the column to hold what belongs to every row of the ring, as after a ring was loaded."""
+        self._written[:] = self.ring.written
 
     def _write(self, rows: Tensor) -> None:
         values = self.learner.frozen_value(self.ring.observations(rows))
