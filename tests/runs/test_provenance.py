@@ -37,7 +37,7 @@ def test_a_resume_on_another_instruction_set_says_so(monkeypatch: pytest.MonkeyP
 
 # The commit
 
-SOURCE = Path(provenance.__file__).parent
+SOURCE = Path(provenance.__file__).parents[1]
 
 
 def repository(directory: Path) -> str:
