@@ -1,4 +1,4 @@
-"""Measuring: the plasticity of a live learner, on states drawn from its replay, at a moment of its run.
+"""The diagnostics of a live learner: a record of `growtrain.diagnostics`, on states drawn from its replay, at a moment of its run.
 
 Measuring never intervenes: the states, and all else that is random, are drawn by generators made from the run's seed and the frames
 played; gradients are not written to `.grad`; what is trained is a copy.

@@ -19,6 +19,7 @@ from growtrain.settings.text import ConfigError, format_count, parse_count
 if TYPE_CHECKING:
     from growtrain.settings.config import Config
 
+# What each is and does stands in `growth.kinds`.
 Intervention = Literal[
     "inject",
     "reset-head",
