@@ -177,7 +177,9 @@ def compare(one: Any, other: Any, path: str) -> list[str]:
 def replay(checkpoint: Checkpoint) -> torch.Tensor:
     """The frames in a checkpoint's replay."""
     config = checkpoint.config
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0))
+    ring = FrameRing(
+        config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4
+    )
     ring.load_state_dict(checkpoint.state["ring"])
     checkpoint.load_frames(ring)
     return ring.frames

@@ -34,7 +34,8 @@ import torch
 from recording import describe_machine, machine_lines, say, summarize, synchronize, table, with_spread, write_outputs
 from tensordict import TensorDict
 
-from growtrain.environments.make import num_actions_of
+from growtrain.environments.base import Spec
+from growtrain.environments.make import spec_of
 from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, uses_graph
@@ -101,9 +102,9 @@ def make_subjects(width: int, freeze_encoder_at: int) -> list[Subject]:
     ]
 
 
-def planned_flops(subject: Subject, config: Config, num_actions: int) -> int:
+def planned_flops(subject: Subject, config: Config, spec: Spec) -> int:
     """FLOPs of an update by the formula of `growtrain plan`."""
-    shape = network_shape(config, num_actions, subject.width)
+    shape = network_shape(config, spec, subject.width)
     num_frozen = subject.stage * FROZEN_HEADS_PER_INJECTION[subject.anchor] if subject.anchor else 0
     return update_flops(shape, config.batch_size, num_frozen, subject.encoder_trains).total
 
@@ -129,11 +130,11 @@ def schedule_ratios(
     return [cost / base for cost, base in zip(costs, reference, strict=True)]
 
 
-def build(subject: Subject, config: Config, num_actions: int, device: torch.device) -> tuple[DoubleDQN, TensorDict]:
+def build(subject: Subject, config: Config, spec: Spec, device: torch.device) -> tuple[DoubleDQN, TensorDict]:
     """A learner grown to the subject's stage as a run grows it, with its own batch (1, B) on the device."""
     generator = torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, num_actions, width=subject.width, device=device, generator=generator)
-    batches = synthetic_batches(config, num_actions, 1, generator).to(device)
+    learner = DoubleDQN(config, spec, width=subject.width, device=device, generator=generator)
+    batches = synthetic_batches(config, spec, 1, generator).to(device)
     learner.update(batches)  # optimizer slots exist, and the target lags, as at a growth in a run
     for stage in range(1, subject.stage + 1):
         assert subject.anchor is not None
@@ -191,7 +192,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
     machine = describe_machine(device.type)
-    num_actions = num_actions_of(paper(game=arguments.game))
+    spec = spec_of(paper(game=arguments.game))
     config = paper(
         game=arguments.game,
         batch_size=arguments.batch_size,
@@ -201,16 +202,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     groups = [(width, freeze_at) for width in arguments.widths for freeze_at in arguments.freeze_encoder_at]
     # Time in proportion to what a round costs gives every group the same number of rounds.
-    work = {
-        group: sum(planned_flops(subject, config, num_actions) for subject in make_subjects(*group)) for group in groups
-    }
+    work = {group: sum(planned_flops(subject, config, spec) for subject in make_subjects(*group)) for group in groups}
     record = []
     for width, freeze_at in groups:
         subjects = make_subjects(width, freeze_at)
         rows: list[dict[str, Any]] = []
         updates: list[Callable[[], object]] = []
         for subject in subjects:
-            learner, batches = build(subject, config, num_actions, device)
+            learner, batches = build(subject, config, spec, device)
             rows.append(
                 {
                     "name": subject.name,
@@ -218,7 +217,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "stage": subject.stage,
                     "head_width": subject.width,
                     "encoder_trains": subject.encoder_trains,
-                    "flops_planned": planned_flops(subject, config, num_actions),
+                    "flops_planned": planned_flops(subject, config, spec),
                 }
             )
             updates.append(make_update(learner, batches))
@@ -234,7 +233,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "growth_cost",
         "machine": machine,
-        "settings": settings | {"device": device.type, "num_actions": num_actions, "optimizer": config.optimizer},
+        "settings": settings | {"device": device.type, "num_actions": spec.num_actions, "optimizer": config.optimizer},
         "warm_up_rounds": WARM_UP_ROUNDS,
         "peak_memory_bytes": _peak_bytes(device),
         "groups": record,

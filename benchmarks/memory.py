@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.environments.make import num_actions_of
+from growtrain.environments.make import spec_of
 from growtrain.growth.transaction import grow
 from growtrain.planning.costs import make_plan
 from growtrain.runs.evaluation import evaluate
@@ -49,7 +49,7 @@ def main() -> int:
                 run.captured.update(run.ring.sample_indices(2 * config.batch_size))
     brief = dataclasses.replace(config, eval_episodes=config.num_envs, max_episode_frames=20_000 // config.num_envs)
     evaluate(run.learner.act, brief, frames=0, stage=run.growing.stage, device=run.device)
-    needed = make_plan(config, num_actions_of(config)).memory.needed(run.device.type)
+    needed = make_plan(config, spec_of(config)).memory.needed(run.device.type)
     record = _compare(needed["host"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if run.device.type == "cuda":
         record["gpu"] = _compare(needed["GPU"], _peak_gpu_bytes())

@@ -52,7 +52,8 @@ from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.atari import FRAME_SKIP, make_spec
+from growtrain.environments.base import Spec
 from growtrain.environments.games import canonical_game
 from growtrain.learners.double_dqn import MIN_UPDATES_TO_COMPILE
 from growtrain.learners.make import resolve_device
@@ -234,9 +235,9 @@ def make_arms(
     )
 
 
-def work_of(config: Config, num_actions: int) -> Work:
+def work_of(config: Config, spec: Spec) -> Work:
     """What a run of a configuration does, counted as the training loop does it."""
-    stages = make_plan(config, num_actions).stages
+    stages = make_plan(config, spec).stages
     period, capacity = config.checkpoint_period, config.replay_capacity
     frames = [*range(period, config.total_frames, period), config.total_frames] if period else [config.total_frames]
     new = [min(capacity, (b - a) // FRAME_SKIP) for a, b in zip([0, *frames], frames, strict=False)]
@@ -284,7 +285,7 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
     stack = raw["stacks"][job.stack]
     cells: dict[str, Cell] = {}
     for arm in job.arms:
-        plan = make_plan(arm.config, run.learner.num_actions)
+        plan = make_plan(arm.config, run.learner.spec)
         config = cell_config(arm.config, options.fill, options.cell_capacity)
         for stage, key in enumerate(arm.cells):
             if key not in cells:
@@ -297,7 +298,7 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
                 say(f"{job.stack}: {key} is ready")
     left = job.weight
     gauged = job.kind == "main" and job.stack == "fast" and options.validate
-    gauge = Gauge(job.arms[0].config, run.learner.num_actions, run.device) if gauged else None
+    gauge = Gauge(job.arms[0].config, run.learner.spec, run.device) if gauged else None
     for repeat in range(job.repeats):
         if gauge is not None:
             raw["machine_speed"].append(gauge())
@@ -311,14 +312,14 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
             say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
         if not repeat:
             stack["cells"] |= {key: cell.record for key, cell in cells.items()}
-            raw["arms"] += [_described(arm, run.learner.num_actions) for arm in job.arms]
+            raw["arms"] += [_described(arm, run.learner.spec) for arm in job.arms]
         write(output, raw, figures=False)
     for cell in cells.values():
         measure_busy(run, cell)
     write(output, raw, figures=False)
 
 
-def _described(arm: Arm, num_actions: int) -> dict[str, Any]:
+def _described(arm: Arm, spec: Spec) -> dict[str, Any]:
     return {
         "name": arm.name,
         "stack": arm.stack,
@@ -327,7 +328,7 @@ def _described(arm: Arm, num_actions: int) -> dict[str, Any]:
         "baseline": arm.baseline,
         "anchor": None if arm.baseline else arm.config.anchor,
         "cells": list(arm.cells),
-        "work": dataclasses.asdict(work_of(arm.config, num_actions)),
+        "work": dataclasses.asdict(work_of(arm.config, spec)),
     }
 
 
@@ -352,7 +353,9 @@ def validate(
     arms = _validated_arms(options, jobs) * options.validate_repeats
     if not arms:
         return
-    gauge = Gauge(arms[0].config, raw["stacks"]["fast"]["num_actions"], resolve_device(arms[0].config.device))
+    gauge = Gauge(
+        arms[0].config, make_spec(raw["stacks"]["fast"]["num_actions"]), resolve_device(arms[0].config.device)
+    )
     for arm in arms:
         place = next(i for i, a in enumerate(raw["arms"]) if a["name"] == arm.name and a["stack"] == "fast")
         stack = raw["stacks"]["fast"]
@@ -369,7 +372,7 @@ def validate(
         for _ in train(config, run_dir):
             pass
         wall = time.perf_counter() - start
-        work = work_of(config, stack["num_actions"])
+        work = work_of(config, make_spec(stack["num_actions"]))
         if lengths := [record["eval_frames"] for record in read_jsonl(run_dir / "evaluations.jsonl")]:
             work = dataclasses.replace(
                 work, eval_frames=round(sum(lengths) / len(lengths))
@@ -406,7 +409,7 @@ def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds
 
     config = at(seconds * min(costs.speeds))
     for _ in range(4):
-        projected = project(work_of(config, stack["num_actions"]), costs)
+        projected = project(work_of(config, make_spec(stack["num_actions"])), costs)
         config = at(config.total_frames * seconds / max(1e-9, projected.total - projected.startup))
     return config
 

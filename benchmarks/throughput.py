@@ -113,7 +113,7 @@ def update_arm(loop: Loop) -> Arm:
     run, config = loop.run, loop.run.config
     learner = DoubleDQN(
         config,
-        run.learner.num_actions,
+        run.learner.spec,
         width=config.width,
         device=run.device,
         generator=torch.Generator().manual_seed(0),
@@ -153,7 +153,7 @@ def environments_arm(config: Config) -> Arm:
     environment.start()
 
     def step() -> None:
-        environment.send(generator.integers(environment.num_actions, size=config.num_envs))
+        environment.send(generator.integers(environment.spec.num_actions, size=config.num_envs))
         environment.recv()
 
     def arm(seconds: float) -> Sample:
@@ -294,14 +294,14 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         no_sb3 = add_sb3(arms, names if arguments.sb3 is None else arguments.sb3, config)
     samples = take_turns(arms, arguments.seconds, arguments.repeats)
     profiled = profile(loop, arguments.profile_steps) if arguments.profile_steps else None
-    num_actions = loop.run.learner.num_actions
+    spec = loop.run.learner.spec
     loop.run.collector.environment.close()
-    shape = network_shape(config, num_actions, config.width)
+    shape = network_shape(config, spec, config.width)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     return {
         "benchmark": "throughput",
         "machine": machine,
-        "settings": settings | {"game": canonical_game(config.game), "num_actions": num_actions},
+        "settings": settings | {"game": canonical_game(config.game), "num_actions": spec.num_actions},
         "device": device.type,
         "in_graph": uses_graph(config, device),
         "flops_per_update": update_flops(shape, config.batch_size, 0, True).total,

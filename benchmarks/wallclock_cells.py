@@ -17,6 +17,7 @@ import torch
 from recording import covered, device_events, synchronize
 
 from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.base import Spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.planning.speed import make_update, synthetic_batches
@@ -51,10 +52,10 @@ class Cell:
 class Gauge:
     """How fast the machine is just now, in updates per second of a network and a batch that stay the same."""
 
-    def __init__(self, config: Config, num_actions: int, device: torch.device) -> None:
+    def __init__(self, config: Config, spec: Spec, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._learner = DoubleDQN(config, num_actions, width=config.width, device=device, generator=generator)
-        self._update = make_update(self._learner, synthetic_batches(config, num_actions, 1, generator).to(device))
+        self._learner = DoubleDQN(config, spec, width=config.width, device=device, generator=generator)
+        self._update = make_update(self._learner, synthetic_batches(config, spec, 1, generator).to(device))
 
     def __call__(self, seconds: float = GAUGE_SECONDS) -> float:
         """Measures it, after a few updates of warm-up."""
@@ -92,7 +93,7 @@ def open_stack(config: Config, run_dir: Path, open_runs: ExitStack) -> tuple[Run
     return run, {
         "num_envs": config.num_envs,
         "execution": "CUDA graph" if uses_graph(config, run.device) else config.execution,
-        "num_actions": run.learner.num_actions,
+        "num_actions": run.learner.spec.num_actions,
         "replay_capacity": config.replay_capacity,
         "filled": len(run.ring),
         "config": config.to_dict(),
@@ -162,7 +163,7 @@ def build(run: Run, config: Config, stage: int) -> Cell:
 def make_learner(run: Run, config: Config) -> DoubleDQN:
     """A fresh learner of an arm's first stage."""
     generator = torch.Generator().manual_seed(0)
-    return DoubleDQN(config, run.learner.num_actions, width=config.width, device=run.device, generator=generator)
+    return DoubleDQN(config, run.learner.spec, width=config.width, device=run.device, generator=generator)
 
 
 def timed_compilation(run: Run, config: Config) -> float:

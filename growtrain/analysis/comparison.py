@@ -4,7 +4,7 @@ An arm is a schedule with the settings that decide what is learned; a cell is an
 compared at equal frames, equal wall-clock and equal FLOPs, each at the greatest value that every run of both arms has reached that is
 done or still running. A run that ended earlier has no score there: it is counted as missing.
 
-Units: scores are human-normalised; times are hours.
+Units: scores are normalised, 0 a random player, 1 the game's reference (a human, of Atari games); times are hours.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ from growtrain.analysis.aggregate import (
     value_at,
 )
 from growtrain.analysis.runs import Curve, Run, at_frames, training_curve
-from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.environments.games import reference_scores, references_of
 from growtrain.settings.config import Config
 from growtrain.settings.text import flag, format_count
 
@@ -75,7 +75,7 @@ class Study:
     @property
     def scored_games(self) -> list[str]:
         """The games whose scores can be normalised."""
-        return [game for game in self.games if game in REFERENCE_SCORES]
+        return [game for game in self.games if reference_scores(game)]
 
 
 def make_study(runs: Sequence[Run]) -> Study:
@@ -165,19 +165,26 @@ def episodes_at(entry: Entry, axis: Axis, limit: float) -> float:
 
 
 def normalized(game: str, score: FloatArray) -> FloatArray:
-    """Human-normalised scores: 0 random, 1 human."""
-    random_score, human_score = REFERENCE_SCORES[game]
-    return (score - random_score) / (human_score - random_score)
+    """Normalised scores: 0 random, 1 the reference of the game."""
+    random_score, reference_score = references(game)
+    return (score - random_score) / (reference_score - random_score)
+
+
+def references(game: str) -> tuple[float, float]:
+    """The random player's score and the reference's; raises `ValueError` where there are none."""
+    if (scores := reference_scores(game)) is None:
+        raise ValueError(f"{game} has no reference scores")
+    return scores
 
 
 def cell_scores(study: Study, arm: str, game: str, axis: Axis, limit: float) -> dict[int, float]:
-    """Human-normalised score by seed; NaN where a run did not get to the limit."""
+    """Normalised score by seed; NaN where a run did not get to the limit."""
     scores = {entry.run.seed: score_at(entry, axis, limit) for entry in study.cell(arm, game)}
     return {seed: float(normalized(game, np.array(score))) for seed, score in scores.items()}
 
 
 def arm_scores(study: Study, arm: str, axis: Axis, at: dict[str, float], games: Sequence[str]) -> list[FloatArray]:
-    """Human-normalised scores of an arm, one array a game."""
+    """Normalised scores of an arm, one array a game."""
     return [np.array(list(cell_scores(study, arm, game, axis, at[game]).values())) for game in games]
 
 
@@ -319,7 +326,7 @@ def _taken(study: Study, arm: str, game: str, axis: Axis, frames: float) -> Floa
 def _has_learned(study: Study, arm: str, game: str, frames: float) -> bool:
     """Whether every run of a cell that has a score ends above a random policy and above where it began."""
     scored = [e for e in study.cell(arm, game) if not np.isnan(score_at(e, "frames", frames))]
-    least = [max(REFERENCE_SCORES[game][0], float(entry.curve.score[0])) for entry in scored]
+    least = [max(references(game)[0], float(entry.curve.score[0])) for entry in scored]
     return all(score_at(entry, "frames", frames) > low for entry, low in zip(scored, least, strict=True))
 
 
@@ -334,7 +341,7 @@ def _times(
     ends = {g: float(np.nanmean([score_at(e, "frames", at[g]) for e in study.cell(pair[1], g)])) for g in games}
     found = []
     for level in LEVELS:
-        goals = {g: REFERENCE_SCORES[g][0] + level * (ends[g] - REFERENCE_SCORES[g][0]) for g in games}
+        goals = {g: references(g)[0] + level * (ends[g] - references(g)[0]) for g in games}
         for axis in axes:
             x, y = ([_time_to(study.cell(a, g), axis, goals[g], at[g]) for g in games] for a in pair)
             ratio = estimate(ratio_of_medians, x, y, rng=rng)
@@ -400,14 +407,15 @@ def verdict(comparison: Comparison) -> str:
     point = comparison.points["frames"]
     where = ", ".join(sorted({format_count(frames) for frames in point.at.values()})) + " frames"
     scope = f"{point.difference.runs} runs, {len(comparison.games)} game{'s' if len(comparison.games) > 1 else ''}"
+    how = f"{references_of(comparison.games)}-normalised"
     means = f"IQM {interval_text(point.arm)} against {interval_text(point.reference)}"
     if point.difference.low is None or point.difference.high is None:
         why = "; ".join(comparison.short[:3]) or point.difference.reason
         return (
             f"Cannot tell whether {arm} keeps up with {reference}: {why}, and an interval needs {MIN_RUNS}. "
-            f"So far, at {where}: {means}, human-normalised ({scope})."
+            f"So far, at {where}: {means}, {how} ({scope})."
         )
-    means += f", difference {interval_text(point.difference)}, human-normalised ({scope})"
+    means += f", difference {interval_text(point.difference)}, {how} ({scope})"
     if all(e.low is not None and e.low <= 0 for e in (point.arm, point.reference)):
         return (
             f"Cannot tell whether {arm} keeps up with {reference}: at {where} neither is clearly better than a random policy, "

@@ -22,7 +22,7 @@ from growtrain.analysis.aggregate import (
 from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, limits, normalized, score_at
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
-from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.environments.games import reference_scores, references_of
 from growtrain.settings.text import episodes_text, format_count
 
 TITLES: dict[Axis, str] = {"frames": "frames", "hours": "wall-clock", "flops": "FLOPs"}
@@ -53,7 +53,7 @@ def curves_figure(
         for arm in arms:
             sets = [[(_x(c, axis) * unit, normalized(game, c.score)) for c in cut[arm, game]] for game in games]
             lines += _band(sets, iqm, look[arm], rng)
-        y_label = "human-normalised score" if axis == "frames" else ""
+        y_label = f"{references_of(games)}-normalised score" if axis == "frames" else ""
         message = "" if lines else "unknown until a run has ended"
         panels.append(plots.Panel(f"IQM against {TITLES[axis]}", label, y_label, lines, message=message))
     caption = (
@@ -81,7 +81,7 @@ def profiles_figure(study: Study, arms: Sequence[str], games: Sequence[str], rng
             found = estimate(lambda s, grid=grid: performance_profile(s, grid), scores[arm], rng=rng, draws=_DRAWS)
             if found.value.shape:
                 lines.append(plots.Line(grid, found.value, look[arm], found.low, found.high, marked=False))
-        title, label = f"Performance profiles at equal {TITLES[axis]}", "human-normalised score t"
+        title, label = f"Performance profiles at equal {TITLES[axis]}", f"{references_of(games)}-normalised score t"
         panels.append(plots.Panel(title, label, "share of runs above t" if axis == "frames" else "", lines))
     caption = (
         "The share of runs above each score, at the greatest frames, and wall-clock, that every run of all arms has reached. "
@@ -94,7 +94,7 @@ def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: 
     """Scores on one game: every seed, the means, interventions, and where runs broke off."""
     look = plots.styles(study.arms)
     cells = {arm: study.cell(arm, game) for arm in study.arms if study.cell(arm, game)}
-    levels = list(zip(REFERENCE_SCORES.get(game, ()), ("random", "human"), strict=False))
+    levels = list(zip(reference_scores(game) or (), ("random", references_of([game])), strict=False))
     panels: list[plots.Panel] = []
     for axis in AXES:
         unit, label = _unit(axis, [entry.curve for cell in cells.values() for entry in cell])

@@ -2,7 +2,7 @@
 
 Everything drawn or said is computed from the run directories; running and failed runs are part of it.
 
-Units: frames; scores in game points for one game, human-normalised for several.
+Units: frames; scores in game points for one game, normalised for several.
 """
 
 import time
@@ -42,7 +42,7 @@ from growtrain.analysis.pages import (
     to_markdown,
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
-from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.environments.games import normalization, reference_scores, references_of
 from growtrain.settings.text import episodes_text, format_count
 
 _BOOTSTRAP_SEED = 0  # the same runs give the same report
@@ -101,7 +101,7 @@ def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -
         *tables.holdings(study, ledger_notes),
         *tables.runs(study, at),
         *_commands(study, command),
-        *_method(at),
+        *_method(study, at),
     ]
     return f"{', '.join(study.arms[:6])} on {games}", blocks
 
@@ -131,11 +131,11 @@ def _verdict(study: Study, compared: list[Comparison]) -> list[Block]:
 
 
 def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> list[Block]:
-    games = [game for game in study.games if game in REFERENCE_SCORES and game in at]
+    games = [game for game in study.scored_games if game in at]
     blocks: list[Block] = [Heading("All games together")]
-    unscored = [game for game in study.games if game not in REFERENCE_SCORES]
+    unscored = [game for game in study.games if game not in study.scored_games]
     if unscored:
-        blocks.append(Paragraph(f"Left out, for want of a random and a human score: {', '.join(unscored)}."))
+        blocks.append(Paragraph(f"Left out, for want of reference scores: {', '.join(unscored)}."))
     if not games:
         return [*blocks, Paragraph("No game has a score that can be normalised yet.")]
     rows, found = [], {}
@@ -152,7 +152,8 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
         rows.append([arm, runs, *map(interval_text, estimates), note])
     blocks.append(compact(["arm", "runs", *_AGGREGATES, "note"], rows))
     frames = ", ".join(sorted({format_count(at[game]) for game in games}))
-    scope = f"Human-normalised scores at {frames} frames over {len(games)} game{'s' if len(games) > 1 else ''}"
+    how = references_of(games)
+    scope = f"{how[0].upper()}{how[1:]}-normalised scores at {frames} frames over {len(games)} game{'s' if len(games) > 1 else ''}"
     if found:
         arms = list(found)
         blocks += [
@@ -175,15 +176,15 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
             behind = [n for entry in cell if not np.isnan(n := episodes_at(entry, "frames", at[game]))]
             each = f" ({episodes_text(behind)} each)" if behind else ""
             row.append(f"{interval_text(found)} n={found.runs}{missing}{each}" if cell else "-")
-        known = game in REFERENCE_SCORES
-        rows.append([*row, "{:g} / {:g}".format(*REFERENCE_SCORES[game]) if known else "-"])
+        known = reference_scores(game)
+        rows.append([*row, "{:g} / {:g}".format(*known) if known else "-"])
     text = (
         "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the "
         f"number of seeds, beside it are the episodes behind the score of each; below {MIN_RUNS} seeds there is no interval, because "
         "so few runs resample to almost nothing else."
     )
     drawn = [figures.game_figure(study, index, game, at, rng) for index, game in enumerate(study.games)]
-    table = Table(["game", "at frames", *study.arms, "random / human"], rows)
+    table = Table(["game", "at frames", *study.arms, f"random / {references_of(study.games)}"], rows)
     return [Heading("Each game"), Paragraph(text), table, *drawn]
 
 
@@ -205,7 +206,7 @@ def _commands(study: Study, command: Sequence[str]) -> list[Block]:
     return [Heading("Commands"), Paragraph(text), Listing(lines)]
 
 
-def _method(at: dict[str, float]) -> list[Block]:
+def _method(study: Study, at: dict[str, float]) -> list[Block]:
     frames = ", ".join(sorted({format_count(value) for value in at.values()})) or "no"
     score = (
         "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget "
@@ -219,7 +220,7 @@ def _method(at: dict[str, float]) -> list[Block]:
         "there, and counted as missing."
     )
     normalized = (
-        "Human-normalised: 0 is a random policy, 1 a human tester (scores of DQN Zoo). The mean over games hangs on games "
+        f"{normalization(study.games)} The mean over games hangs on games "
         "with a small span between the two, such as Video Pinball: prefer the interquartile mean (IQM)."
     )
     intervals = (

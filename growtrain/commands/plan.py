@@ -13,15 +13,15 @@ def main(words: Sequence[str]) -> int:
     parser.set_defaults(run_dir=None)
     config, notes, _ = read_configuration(parser, words)
 
-    from growtrain.environments.make import num_actions_of
+    from growtrain.environments.make import spec_of
     from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan
     from growtrain.planning.speed import measure_speed
     from growtrain.planning.table import render
 
-    num_actions, device = num_actions_of(config), resolve_device(config.device)
-    plan = make_plan(config, num_actions)
+    spec, device = spec_of(config), resolve_device(config.device)
+    plan = make_plan(config, spec)
     timed = not parser.parse_known_args(list(words))[0].no_timing
     print(*notes, sep="\n", end="\n\n" if notes else "")
-    print(render(plan, measure_speed(config, num_actions, device) if timed else None))
+    print(render(plan, measure_speed(config, spec, device) if timed else None))
     return 0

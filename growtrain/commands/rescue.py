@@ -37,6 +37,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"{agent} does not exist: name the directory of a run, or a file of weights")
 
     from growtrain.diagnosis.rescue import default_frames, rescue_run, rescue_weights
+    from growtrain.environments.base import Spec
 
     if agent.is_dir():
         from growtrain.runs.checkpoint import open_at, open_newest
@@ -46,10 +47,10 @@ def main(words: Sequence[str]) -> int:
         frames = namespace.frames if namespace.frames is not None else default_frames(checkpoint)
         config, notes = rescue_run(checkpoint, explicit, frames)
         notes = [f"from the checkpoint of {agent} at {checkpoint.frames} frames", *notes]
-        num_actions, start = checkpoint.state["num_actions"], checkpoint
+        spec, start = Spec.from_dict(checkpoint.state["spec"]), checkpoint
         weights = None
     else:
-        from growtrain.environments.make import num_actions_of
+        from growtrain.environments.make import spec_of
         from growtrain.learners.foreign_weights import read_weights
 
         if namespace.at is not None:
@@ -59,6 +60,6 @@ def main(words: Sequence[str]) -> int:
                 "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"
             )
         weights = read_weights(agent)
-        num_actions, start = num_actions_of(Config(game=explicit.get("game", Config.game))), None
-        config, notes = rescue_weights(weights, explicit, namespace.frames, num_actions)
-    return run_training(config, namespace.run_dir, num_actions, stop, notes, start, weights)
+        spec, start = spec_of(Config(game=explicit.get("game", Config.game))), None
+        config, notes = rescue_weights(weights, explicit, namespace.frames, spec)
+    return run_training(config, namespace.run_dir, spec, stop, notes, start, weights)

@@ -29,6 +29,7 @@ def main(words: Sequence[str]) -> int:
     if fork is not None and (fork / "config.json").exists():
         raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
 
+    from growtrain.environments.base import Spec
     from growtrain.runfiles import require_unlocked
     from growtrain.runs.checkpoint import NeverSaved, open_newest
     from growtrain.runs.resuming import changed_config, done_injections, restart
@@ -41,10 +42,10 @@ def main(words: Sequence[str]) -> int:
     except NeverSaved:
         if fork is not None:
             raise
-        from growtrain.environments.make import num_actions_of
+        from growtrain.environments.make import spec_of
 
         config, note = restart(run), "it ended before its first checkpoint: from the start"
-        return run_training(config, run, num_actions_of(config), stop, [note])
+        return run_training(config, run, spec_of(config), stop, [note])
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
     if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         done = ",".join(map(str, done_injections(checkpoint)))
@@ -54,4 +55,5 @@ def main(words: Sequence[str]) -> int:
         )
         return 0
     notes = [f"from the checkpoint at {checkpoint.frames} frames", *notes]
-    return run_training(config, run if fork is None else fork, checkpoint.state["num_actions"], stop, notes, checkpoint)
+    spec = Spec.from_dict(checkpoint.state["spec"])
+    return run_training(config, run if fork is None else fork, spec, stop, notes, checkpoint)

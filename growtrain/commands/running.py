@@ -22,6 +22,7 @@ from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import ConfigError, flag
 
 if TYPE_CHECKING:
+    from growtrain.environments.base import Spec
     from growtrain.learners.foreign_weights import Weights
     from growtrain.runs.checkpoint import Checkpoint
 
@@ -126,7 +127,7 @@ class StopSignals:
 def run_training(
     config: Config,
     run_dir: Path | None,
-    num_actions: int,
+    spec: "Spec",
     stop: StopSignals,
     notes: Sequence[str],
     start: "Checkpoint | None" = None,
@@ -137,7 +138,7 @@ def run_training(
     Args:
         config: what is run.
         run_dir: where; None makes `default_run_dir`, once the run is known to fit.
-        num_actions: of its game.
+        spec: of its game.
         stop: what ends it early.
         notes: lines of text to begin with.
         start: the checkpoint it goes on from.
@@ -158,7 +159,7 @@ def run_training(
     from growtrain.telemetry.display import open_display
     from growtrain.telemetry.trackers import check_trackers
 
-    plan = make_plan(config, num_actions)
+    plan = make_plan(config, spec)
     device = resolve_device(config.device)
     check_memory(plan, device)
     check_trackers(config)

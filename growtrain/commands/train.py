@@ -32,6 +32,6 @@ def main(words: Sequence[str]) -> int:
             f"--run-dir {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
         )
 
-    from growtrain.environments.make import num_actions_of
+    from growtrain.environments.make import spec_of
 
-    return run_training(config, run_dir, num_actions_of(config), stop, notes)
+    return run_training(config, run_dir, spec_of(config), stop, notes)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from growtrain.environments.base import Spec
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
@@ -29,10 +30,18 @@ def compare_copies_of(
         Interrupted: it was to stop.
     """
     config, state = checkpoint.config, checkpoint.state
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), device=device)
+    spec = Spec.from_dict(state["spec"])
+    ring = FrameRing(
+        config.replay_capacity,
+        config.num_envs,
+        rng=np.random.default_rng(0),
+        frame_shape=spec.frame_shape,
+        stack_size=spec.stack_size,
+        device=device,
+    )
     ring.load_state_dict(state["ring"])
     checkpoint.load_frames(ring)
-    learner = make_learner(config, state["num_actions"], device=device)
+    learner = make_learner(config, spec, device=device)
     learner.load_state_dict(state["learner"])
     return compare_copies(
         learner, ring, test, np.random.SeedSequence(config.entropy), copies_of_checkpoint(checkpoint), stop

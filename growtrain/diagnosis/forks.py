@@ -27,7 +27,7 @@ import torch
 
 from growtrain.diagnosis.copies import compare_copies_of, copies_of_checkpoint
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
-from growtrain.environments.atari_scores import REFERENCE_SCORES
+from growtrain.environments.games import reference_scores
 from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
 from growtrain.learners.saved import read_saved
@@ -276,10 +276,10 @@ def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:
 
 
 def return_scale(game: str, untouched: list[float | None]) -> float:
-    """Points that are a gain of 1: what the untouched forks earn above random play, but at least a hundredth of what a human does."""
-    random_score, human_score = REFERENCE_SCORES[game]
+    """Points that are a gain of 1: what the untouched forks earn above random play, but at least a hundredth of what the reference does."""
+    random_score, reference_score = reference_scores(game) or (0.0, 1.0)
     known = [score for score in untouched if score is not None]
-    least = _LEAST_SHARE * abs(human_score - random_score)
+    least = _LEAST_SHARE * abs(reference_score - random_score)
     return max(least, float(np.mean(known)) - random_score) if known else least
 
 

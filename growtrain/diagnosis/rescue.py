@@ -11,7 +11,8 @@ Units: frames; the times of a rescue's schedule count from where it begins.
 import dataclasses
 from typing import Any
 
-from growtrain.learners.foreign_weights import Weights
+from growtrain.environments.base import Spec
+from growtrain.learners.foreign_weights import OBSERVATION_SHAPE, Weights
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.resuming import changed_config, done_injections, next_time
 from growtrain.settings.config import Config
@@ -70,16 +71,14 @@ def rescue_run(checkpoint: Checkpoint, explicit: dict[str, Any], frames: int) ->
     )
 
 
-def rescue_weights(
-    weights: Weights, explicit: dict[str, Any], frames: int, num_actions: int
-) -> tuple[Config, list[str]]:
+def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec: Spec) -> tuple[Config, list[str]]:
     """The configuration of a run that begins with a file's weights, and lines of text on what follows from that.
 
     Args:
         weights: what was read.
         explicit: settings given on the command line; `schedule` counts from the first update.
         frames: budget.
-        num_actions: of the game.
+        spec: of the game.
 
     Raises:
         ConfigError: the weights are not of an agent of this game, or a setting contradicts them.
@@ -98,10 +97,14 @@ def rescue_weights(
     config, notes = resolve(
         explicit.get("preset", "paper"), explicit | shape | {"total_frames": frames, "schedule": "fixed"}
     )
-    if weights.num_actions != num_actions:
+    if spec.observation_shape != OBSERVATION_SHAPE:
         raise ConfigError(
-            f"the file has {weights.num_actions} actions and {config.game} has {num_actions}: name the game it was trained on by --game "
-            "(agents of the full action set cannot be used)"
+            f"{config.game} shows {spec.observation_shape}, a Nature DQN sees {OBSERVATION_SHAPE}: train a new run"
+        )
+    if weights.num_actions != spec.num_actions:
+        raise ConfigError(
+            f"the file has {weights.num_actions} actions and {config.game} has {spec.num_actions}: name the game it was trained on by "
+            "--game (agents of the full action set cannot be used)"
         )
     warm: dict[str, Any] = {
         "learning_starts": max(

@@ -34,7 +34,7 @@ import os
 import queue
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -47,11 +47,12 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from growtrain.environments.atari_scores import canonical_game
-from growtrain.environments.base import Bools, EnvironmentHung, Frames, Settings, Spec, VectorStep
+from growtrain.environments.base import Bools, EnvironmentHung, Frames, Screen, Settings, Spec, VectorStep
 
 FRAME_SKIP: Final = 4
 STACK_SIZE: Final = 4
 FRAME_SHAPE: Final = (84, 84)
+_SCREEN: Final = (210, 160)  # of the console
 
 _Call = Callable[[], Any]
 
@@ -79,11 +80,47 @@ def make(settings: Settings, seed: int) -> "AtariEnvironment":
     )
 
 
+def make_spec(num_actions: int) -> Spec:
+    """What a network sees and may do in a game with so many actions."""
+    return Spec(
+        frame_shape=(1, *FRAME_SHAPE),
+        stack_size=STACK_SIZE,
+        num_actions=num_actions,
+        frame_skip=FRAME_SKIP,
+        scale=255.0,
+    )
+
+
 def spec_of(settings: Settings) -> Spec:
     """What a network sees and may do; loads the game for its actions."""
     environment = AtariEnvironment(game=settings.game, num_envs=1, seed=0)
     environment.close()
     return environment.spec
+
+
+def screens(settings: Settings, seed: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
+    """The T + 1 colour screens (210, 160, 3) of the first episode of lane 0, played again with its T actions."""
+    height, width = _SCREEN
+    emulator = AtariVectorEnv(
+        settings.game,
+        1,
+        num_threads=1,
+        max_num_frames_per_episode=settings.max_episode_frames,
+        repeat_action_probability=settings.sticky_actions,
+        img_height=height,
+        img_width=width,
+        grayscale=False,
+        stack_num=1,
+        frameskip=FRAME_SKIP,
+        noop_max=settings.noop_max,
+        reward_clipping=False,
+        use_fire_reset=False,
+    )
+    picture, _ = emulator.reset(seed=np.array([lane_seed(seed, 0, 0)]))
+    yield Screen(picture[0, 0], 0.0, False)
+    for t in range(len(actions)):
+        picture, reward, terminated, truncated, _ = emulator.step(actions[t : t + 1])
+        yield Screen(picture[0, 0], float(reward[0]), bool(terminated[0] or truncated[0]))
 
 
 def _answer_calls(calls: "queue.SimpleQueue[_Call | None]", answers: "queue.SimpleQueue[Any]") -> None:
@@ -172,13 +209,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         )
         self.action_meanings = tuple(action.name for action in self._vector.ale.get_action_set())
         self.num_actions = len(self.action_meanings)
-        self.spec = Spec(
-            frame_shape=(1, *FRAME_SHAPE),
-            stack_size=STACK_SIZE,
-            num_actions=self.num_actions,
-            frame_skip=FRAME_SKIP,
-            scale=255.0,
-        )
+        self.spec = make_spec(self.num_actions)
 
         self._watchdog_seconds = watchdog_seconds
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -236,7 +267,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
             RuntimeError: nothing was sent.
         """
         reward, terminated, truncated, life_lost = self._collect()
-        ended, frame = self._idle, self._observation[:, -1]
+        ended, frame = self._idle, self._observation[:, -1:]
         returns, lengths = self._return[ended], self._length[ended]
         if ended.any():
             self._next_episodes(ended, seeded=ended & self._seeding_due())
@@ -439,7 +470,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         nothing = np.zeros(self.num_envs, dtype=np.bool_)
         return VectorStep(
             observation=self._observation,
-            frame=self._observation[:, -1],
+            frame=self._observation[:, -1:],
             reward=np.zeros(self.num_envs, dtype=np.float32),
             terminated=nothing,
             truncated=nothing,

@@ -106,20 +106,3 @@ def canonical_game(name: str) -> str:
     )
     remedy = f"did you mean {' or '.join(near)}?" if near else "give one of the 57 Atari games, such as phoenix"
     raise ValueError(f"unknown game {name[:60]!r}: {remedy}")
-
-
-def human_normalized_score(game: str, score: float) -> float:
-    """Maps a game's score linearly so that 0 is a random player and 1 a human player.
-
-    Args:
-        game: in any spelling that `canonical_game` accepts.
-        score: the mean true return of an episode, in game points.
-
-    Returns:
-        (score - random) / (human - random); below 0 or above 1 is possible.
-
-    Raises:
-        ValueError: the game is unknown.
-    """
-    random_score, human_score = REFERENCE_SCORES[canonical_game(game)]
-    return (score - random_score) / (human_score - random_score)

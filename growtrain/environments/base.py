@@ -3,8 +3,9 @@
 Units: an agent step is `Spec.frame_skip` emulator frames; lengths are in agent steps; returns are in true game points.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,18 @@ class Spec:
         channels, height, width = self.frame_shape
         return self.stack_size * channels, height, width
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`, which JSON may have been in between; raises `TypeError` or `ValueError` for anything else."""
+        spec = cls(**values | {"frame_shape": tuple(map(int, values["frame_shape"]))})
+        if len(spec.frame_shape) != 3 or min(*spec.frame_shape, spec.stack_size, spec.num_actions, spec.frame_skip) < 1:
+            raise ValueError(f"no environment is of {spec}")
+        return spec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorStep:
@@ -68,6 +81,20 @@ class VectorStep:
     started: Bools
     episode_returns: npt.NDArray[np.float64]
     episode_lengths: npt.NDArray[np.int64]
+
+
+class Screen(NamedTuple):
+    """What a person sees of a step.
+
+    Attributes:
+        picture: (H, W, 3) uint8, in colour, at most 210 high and 160 wide.
+        reward: the true reward of the step that led there, 0 at the start.
+        ended: that step ended the episode.
+    """
+
+    picture: Frames
+    reward: float
+    ended: bool
 
 
 class VectorEnvironment(Protocol):

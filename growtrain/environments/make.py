@@ -1,8 +1,12 @@
 """The environment of a configuration."""
 
+from collections.abc import Iterator
 from importlib import import_module
 
-from growtrain.environments.base import Settings, Spec, VectorEnvironment
+import numpy as np
+import numpy.typing as npt
+
+from growtrain.environments.base import Screen, Settings, Spec, VectorEnvironment
 from growtrain.environments.games import family_of
 
 
@@ -22,6 +26,16 @@ def spec_of(settings: Settings) -> Spec:
     return spec
 
 
-def num_actions_of(settings: Settings) -> int:
-    """The actions of a game."""
-    return spec_of(settings).num_actions
+def replay_screens(settings: Settings, *, seed: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
+    """Plays the first episode of a single lane again, in colour.
+
+    Args:
+        settings: as they were, with one lane.
+        seed: the lanes'.
+        actions: (T,), what was done in it.
+
+    Returns:
+        An iterator of the T + 1 screens: before each action, and at the end.
+    """
+    screens: Iterator[Screen] = import_module(family_of(settings.game).module).screens(settings, seed, actions)
+    return screens

@@ -21,6 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, Diverged, LearnerReport
 from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import can_compile, make_optimizer
@@ -44,7 +45,7 @@ class DoubleDQN(AbstractLearner):
 
     Args:
         config: the run's configuration (network, optimizer, loss).
-        num_actions: A.
+        spec: what is observed and can be done.
         width: hidden units of the head.
         device: where the networks live.
         generator: CPU generator of the initial weights.
@@ -63,12 +64,12 @@ class DoubleDQN(AbstractLearner):
     """
 
     def __init__(
-        self, config: Config, num_actions: int, *, width: int, device: torch.device, generator: torch.Generator
+        self, config: Config, spec: Spec, *, width: int, device: torch.device, generator: torch.Generator
     ) -> None:
         self.config = config
-        self.num_actions = num_actions
+        self.spec = spec
         self.device, self.asynchronous = device, device.type != "cpu"
-        self.online = make_network(config, num_actions, width)
+        self.online = make_network(config, spec, width)
         initialize(self.online, generator)
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
@@ -239,7 +240,7 @@ class DoubleDQN(AbstractLearner):
             q_tm1, q_t_value, q_t_selector = self._q_on_shared_features(s_tm1, s_t)
         else:
             q_tm1 = self.online(s_tm1)
-            s_t = scale_frames(s_t)  # once for both networks
+            s_t = scale_frames(s_t, self.spec.scale)  # once for both networks
             with torch.no_grad():
                 q_t_value, q_t_selector = self.target(s_t), self.online(s_t)
         discount_t = self.config.discount * (~following["terminated"]).to(q_tm1.dtype)
@@ -292,7 +293,7 @@ class DoubleDQN(AbstractLearner):
 
     @torch.no_grad()
     def act(self, observation: Tensor) -> Tensor:
-        """Online action values (B, A) of uint8 observations (B, stack, 84, 84)."""
+        """Online action values (B, A) of observations (B, C, H, W) uint8."""
         q: Tensor = self.online(observation)
         return q
 
@@ -330,7 +331,7 @@ class DoubleDQN(AbstractLearner):
         Raises:
             ValueError: a tensor is missing, left over, or of another shape or dtype than this configuration's.
         """
-        self.online, self.target = (make_network(self.config, self.num_actions, int(state["width"])) for _ in range(2))
+        self.online, self.target = (make_network(self.config, self.spec, int(state["width"])) for _ in range(2))
         for network in (self.online, self.target):
             assert isinstance(network.head, InjectedHead)
             network.head.grow_to(state["head"])

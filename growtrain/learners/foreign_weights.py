@@ -31,6 +31,7 @@ from growtrain.runfiles import Unreadable, read_plain, write_durably
 from growtrain.settings.text import ConfigError
 
 _KERNELS = (8, 4, 3)
+OBSERVATION_SHAPE: Final = (4, 84, 84)  # of a Nature DQN: frames, height, width
 _POSITIONS = 49  # of the last convolution's output, 7 x 7
 _MAX_BYTES = 1 << 30
 _INITIAL = "initial.safetensors"
@@ -99,7 +100,7 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         return fitting[0]
 
     sources: dict[str, str] = {}
-    channels, widths = 4, []
+    channels, widths = OBSERVATION_SHAPE[0], []
     for index, kernel in enumerate(_KERNELS):
         name = find(f"convolution of {channels} channels, {kernel}x{kernel}", None, channels, kernel, kernel)
         sources[f"encoder.layers.{2 * index}"] = name

@@ -2,6 +2,7 @@
 
 import torch
 
+from growtrain.environments.base import Spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
@@ -16,15 +17,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def make_learner(
-    config: Config, num_actions: int, *, device: torch.device, generator: torch.Generator | None = None
+    config: Config, spec: Spec, *, device: torch.device, generator: torch.Generator | None = None
 ) -> DoubleDQN:
     """The learner of a configuration at its beginning.
 
     Args:
         config: of the run.
-        num_actions: A.
+        spec: what is observed and can be done.
         device: where it lives.
         generator: CPU generator of the initial weights; None where a saved state will replace them.
     """
     width = config.width * schedule_of(config).width_multiplier
-    return DoubleDQN(config, num_actions, width=width, device=device, generator=generator or torch.Generator())
+    return DoubleDQN(config, spec, width=width, device=device, generator=generator or torch.Generator())

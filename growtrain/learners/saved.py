@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from growtrain.environments.base import Spec
 from growtrain.networks.build import make_parts
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
@@ -43,13 +44,13 @@ def read_saved(state: dict[str, Any]) -> SavedLearner:
     )
 
 
-def check_saved(state: dict[str, Any], config: Config, num_actions: int, entries: int) -> None:
+def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int) -> None:
     """Raises `ValueError` where a size that decides how much is allocated is not that of a tensor.
 
     Args:
         state: what the learner's `state_dict` gave.
         config: of its run.
-        num_actions: A.
+        spec: what is observed and can be done.
         entries: of the schedule that were carried out.
     """
     injections, width = len(state["head"]["injections"]), state["width"]
@@ -59,7 +60,7 @@ def check_saved(state: dict[str, Any], config: Config, num_actions: int, entries
     if not (isinstance(width, int) and first <= width <= first + entries * config.width):
         raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
     with torch.device("meta"):  # the shapes of a network, without its memory
-        parts = dict(zip(("encoder", "head.live"), make_parts(config, num_actions, width), strict=True))
+        parts = dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
     for part, module in parts.items():
         for name, tensor in module.state_dict().items():
             said, found = tuple(tensor.shape), tuple(state["online"][f"{part}.{name}"].shape)

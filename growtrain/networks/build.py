@@ -2,14 +2,16 @@
 
 from torch import Tensor, nn
 
-from growtrain.networks.encoders import NatureEncoder
+from growtrain.environments.base import Spec
+from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.heads import ConvolutionalHead, make_head
 from growtrain.networks.injected import InjectedHead
 from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 
 
 class QNetwork(nn.Module):
-    """Q(s, .) = head(encoder(s)): (B, stack, 84, 84) uint8 -> (B, A) float32."""
+    """Q(s, .) = head(encoder(s)): (B, C, H, W) uint8 -> (B, A) float32."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -25,28 +27,41 @@ class QNetwork(nn.Module):
 _CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder
 
 
-def make_parts(config: Config, num_actions: int, width: int) -> tuple[NatureEncoder, nn.Sequential]:
+def make_parts(config: Config, spec: Spec, width: int) -> tuple[ConvolutionalEncoder, nn.Sequential]:
     """The encoder of a configuration and its head `width` wide, parted at `config.split`; their weights are arbitrary.
 
     Where they are parted does not change what they compute, nor the order in which `initialize` draws their weights.
+
+    Raises:
+        ConfigError: the encoder for what is observed has no such convolution to part it at.
     """
-    normalized = config.weight_projection == "nap"
-    encoder = NatureEncoder(config.encoder_width, activation=config.activation, normalized=normalized)
+    encoder = ConvolutionalEncoder(
+        spec.observation_shape,
+        config.encoder_width,
+        scale=spec.scale,
+        activation=config.activation,
+        normalized=config.weight_projection == "nap",
+    )
     head = make_head(
         encoder.num_features,
         width,
-        num_actions,
+        spec.num_actions,
         normalization=config.normalization,
         output_bias=config.output_bias,
         activation=config.activation,
     )
     if config.split != "fc1":
-        convolutions = encoder.split_off(_CONVOLUTIONS_BEFORE[config.split])
+        before = _CONVOLUTIONS_BEFORE[config.split]
+        if before >= encoder.num_convolutions:
+            raise ConfigError(
+                f"--split {config.split}: the encoder for {config.game} has no {config.split}: use --split fc1 or conv1"
+            )
+        convolutions = encoder.split_off(before)
         head = ConvolutionalHead(encoder.feature_shape, *convolutions, nn.Flatten(), *head)
     return encoder, head
 
 
-def make_network(config: Config, num_actions: int, width: int) -> QNetwork:
+def make_network(config: Config, spec: Spec, width: int) -> QNetwork:
     """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
-    encoder, head = make_parts(config, num_actions, width)
+    encoder, head = make_parts(config, spec, width)
     return QNetwork(encoder, InjectedHead(head))

@@ -1,8 +1,11 @@
-"""Encoders phi: from observations to features (Mnih et al. 2015, "Human-level control", Methods).
+"""Encoders phi: from observations to features, by convolutions that suit the size of what is observed.
+
+Frames of a screen: the three of the Nature DQN (Mnih et al. 2015, "Human-level control", Methods). Grids too small for them: the one of
+MinAtar's DQN (Young & Tian 2019, "MinAtar", section 3: "a single convolutional layer", 16 of 3x3, stride 1).
 
 Normalised, every convolution is followed by a layer normalisation over channels and pixels, before its non-linearity (Lyle et al. 2024).
 
-Units: observations are uint8 in 0..255, scaled by 1/255 inside the network; features are float32.
+Units: observations are uint8, divided by the scale of their `Spec` inside the network; features are float32.
 """
 
 import torch
@@ -11,11 +14,14 @@ from torch import Tensor, nn
 from growtrain.networks.activations import make_activation, num_units, outputs_per_unit
 from growtrain.settings.config import Activation
 
-_CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+# channels, kernel, stride of each convolution
+_NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+_MINATAR = ((16, 3, 1),)
+_LEAST_SIDE = 36  # pixels, of what the Nature DQN's convolutions leave anything of
 
 
-def scale_frames(observation: Tensor) -> Tensor:
-    """Stacked uint8 frames (B, stack, H, W) as float32 in 0..1, channels last in memory; what is scaled already is returned as it is.
+def scale_frames(observation: Tensor, scale: float) -> Tensor:
+    """Frames (B, C, H, W) uint8 over `scale` as float32, channels last in memory; what is scaled already is returned as it is.
 
     Raises:
         TypeError: neither uint8 nor float32.
@@ -25,42 +31,54 @@ def scale_frames(observation: Tensor) -> Tensor:
     if observation.dtype != torch.uint8:
         raise TypeError(f"observations are uint8 frames, got {observation.dtype}")
     scaled = torch.empty_like(observation, dtype=torch.float32, memory_format=torch.channels_last)
-    return torch.mul(observation, 1 / 255, out=scaled)  # converted, moved and scaled in one kernel
+    return torch.mul(observation, 1 / scale, out=scaled)  # converted, moved and scaled in one kernel
 
 
-class NatureEncoder(nn.Module):
-    """The three convolutions of the Nature DQN: (B, stack, 84, 84) uint8 -> (B, features) float32.
+class ConvolutionalEncoder(nn.Module):
+    """The convolutions for observations of a shape: (B, C, H, W) uint8 -> (B, features) float32.
 
     Args:
-        width: factor on the channels (32, 64, 64); 1 gives 3136 features.
-        stack: frames in an observation.
+        shape: (C, H, W) of an observation.
+        width: factor on the channels; of 84 x 84 pixels 1 gives 3136 features, of 10 x 10 cells 1024.
+        scale: that which a pixel is divided by.
         activation: the non-linearity after each convolution.
         normalized: whether each convolution is normalised before it.
 
     Attributes:
+        num_convolutions: how many there are.
         feature_shape: (C, H, W) of what comes out of the last convolution, before it is flattened.
     """
 
     def __init__(
-        self, width: float = 1.0, stack: int = 4, *, activation: Activation = "relu", normalized: bool = False
+        self,
+        shape: tuple[int, int, int],
+        width: float = 1.0,
+        *,
+        scale: float = 255.0,
+        activation: Activation = "relu",
+        normalized: bool = False,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels, side = stack, 84
-        self._shapes = [(channels, side, side)]
-        for full_channels, kernel, stride in _CONVOLUTIONS:
+        channels, rows, columns = shape
+        self.scale = scale
+        self._shapes = [shape]
+        convolutions = _NATURE if min(rows, columns) >= _LEAST_SIDE else _MINATAR
+        self.num_convolutions = len(convolutions)
+        for full_channels, kernel, stride in convolutions:
             units = num_units(max(1, round(full_channels * width)), activation)
             norm = [nn.GroupNorm(1, units)] if normalized else []
             layers += [nn.Conv2d(channels, units, kernel, stride), *norm, make_activation(activation, inplace=True)]
-            channels, side = outputs_per_unit(activation) * units, (side - kernel) // stride + 1
-            self._shapes.append((channels, side, side))
+            channels = outputs_per_unit(activation) * units
+            rows, columns = ((side - kernel) // stride + 1 for side in (rows, columns))
+            self._shapes.append((channels, rows, columns))
         self.layers = nn.Sequential(*layers)
-        self.num_features = channels * side * side
+        self.num_features = channels * rows * columns
         self.feature_shape, self._flat = self._shapes[-1], True
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack this overload
 
     def split_off(self, depth: int) -> list[nn.Module]:
-        """Takes out the layers after the first `depth` convolutions (0, 1 or 2), for a head; features are (B, C, H, W) from then on."""
+        """Takes out the layers after the first `depth` convolutions, for a head; features are (B, C, H, W) from then on."""
         layers = list(self.layers)
         place = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)][depth]
         self.layers = nn.Sequential(*layers[:place])
@@ -68,7 +86,7 @@ class NatureEncoder(nn.Module):
         return layers[place:]
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Features of a batch of stacked frames, uint8 or already scaled by `scale_frames`."""
-        features: Tensor = self.layers(scale_frames(observation))
+        """Features of a batch of observations, uint8 or already scaled by `scale_frames`."""
+        features: Tensor = self.layers(scale_frames(observation, self.scale))
         # Flattened in channel-major order whatever the memory format, so that weights mean the same on every device.
         return features.flatten(1) if self._flat else features

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
+from growtrain.environments.base import Spec
 from growtrain.growth.inject import count_parameters
 from growtrain.growth.kinds import KINDS
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.networks.build import make_parts
 from growtrain.plasticity.measurer import STATES
-from growtrain.replay.frames import replay_bytes, rows_per_lane
+from growtrain.replay.frames import replay_bytes
+from growtrain.replay.ring import rows_per_lane
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
@@ -163,7 +164,7 @@ class Plan:
     """A run's costs; `disk_bytes` is the most that its directory takes."""
 
     config: Config
-    num_actions: int
+    spec: Spec
     stages: tuple[StageCost, ...]
     memory: Memory
     disk_bytes: int
@@ -179,24 +180,25 @@ class Plan:
         return sum(stage.evaluation_frames // self.config.frame_skip * stage.flops_per_action for stage in self.stages)
 
 
-def network_shape(config: Config, num_actions: int, width: int) -> NetworkShape:
+def network_shape(config: Config, spec: Spec, width: int) -> NetworkShape:
     """Reads the sizes off the layers of an encoder and a head `width` wide, built without memory."""
     with torch.device("meta"):
-        encoder, head = make_parts(config, num_actions, width)
-    side = FRAME_SHAPE[0]
+        encoder, head = make_parts(config, spec, width)
+    _, *sides = spec.observation_shape
     hidden, output = (layer.weight for layer in head if isinstance(layer, nn.Linear))
     # Before and after normalisation and activation.
     kept_per_unit = 1 + (config.weight_projection == "nap") + outputs_per_unit(config.activation)
     convolutions: tuple[list[int], list[int]] = ([], [])  # of the encoder, of the head
     grams = [0, len(hidden) * hidden.numel()]
-    activations = [STACK_SIZE * math.prod(FRAME_SHAPE), kept_per_unit * len(hidden) + num_actions]
+    activations = [math.prod(spec.observation_shape), kept_per_unit * len(hidden) + spec.num_actions]
     for part, module in enumerate((encoder, head)):
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
-                side = (side - layer.kernel_size[0]) // layer.stride[0] + 1
-                convolutions[part].append(layer.weight.numel() * side * side)
+                sides = [(side - layer.kernel_size[0]) // layer.stride[0] + 1 for side in sides]
+                pixels = math.prod(sides)
+                convolutions[part].append(layer.weight.numel() * pixels)
                 grams[part] += layer.out_channels * layer.weight.numel()
-                activations[part] += kept_per_unit * layer.out_channels * side * side
+                activations[part] += kept_per_unit * layer.out_channels * pixels
     parseval = config.regularizer == "parseval" and config.regularizer_strength > 0
     return NetworkShape(
         convolutions=tuple(convolutions[0]),
@@ -240,8 +242,8 @@ def update_flops(
     )
 
 
-def make_plan(config: Config, num_actions: int) -> Plan:
-    """The costs of a run of `config` on a game with `num_actions` actions; raises `ConfigError` for an impossible schedule."""
+def make_plan(config: Config, spec: Spec) -> Plan:
+    """The costs of a run of `config` on what `spec` says of its game; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
     kind = KINDS[schedule.intervention]
     at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
@@ -250,7 +252,7 @@ def make_plan(config: Config, num_actions: int) -> Plan:
         start, end = end, end + frames
         first, last = start // config.frame_skip, end // config.frame_skip
         width = config.width * (schedule.width_multiplier + (stage if kind.adds == "units" else 0))
-        shape = network_shape(config, num_actions, width)
+        shape = network_shape(config, spec, width)
         injections = stage if kind.adds == "heads" else 0
         num_live = 1 + (injections if config.trainable_heads == "all" else 0)
         num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
@@ -272,7 +274,7 @@ def make_plan(config: Config, num_actions: int) -> Plan:
             flops_per_action=2 * (sum(shape.convolutions) + num_heads * shape.head),
         )
         stages.append(cost)
-    memory = _memory(config, shape, num_heads, stages)
+    memory = _memory(config, spec, shape, num_heads, stages)
     trainable = max(stage.parameters_trainable for stage in stages)
     parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
     parameters += config.keeps_initial_weights * trainable
@@ -282,9 +284,9 @@ def make_plan(config: Config, num_actions: int) -> Plan:
         parameters += trainable  # the initial ones
         periods = config.total_frames // config.diagnostics_period
         lines += periods + 2 * (min(growths, periods + 1) if schedule.periodic else growths)
-    checkpoint = 4 * parameters + _measured_bytes(config) + math.ceil(COMPRESSED_REPLAY * memory.replay)
+    checkpoint = 4 * parameters + _measured_bytes(config, spec) + math.ceil(COMPRESSED_REPLAY * memory.replay)
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
-    return Plan(config=config, num_actions=num_actions, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
+    return Plan(config=config, spec=spec, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
 
 def full_width(config: Config) -> Config:
@@ -312,12 +314,12 @@ def updates_at_once(config: Config) -> int:
     return math.ceil(config.num_envs * config.replay_ratio)
 
 
-def _measured_bytes(config: Config) -> int:
+def _measured_bytes(config: Config, spec: Spec) -> int:
     """The states that diagnostics keep from one record to the next."""
-    return STATES * STACK_SIZE * math.prod(FRAME_SHAPE) if config.diagnostics_period else 0
+    return STATES * math.prod(spec.observation_shape) if config.diagnostics_period else 0
 
 
-def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[StageCost]) -> Memory:
+def _memory(config: Config, spec: Spec, shape: NetworkShape, num_heads: int, stages: list[StageCost]) -> Memory:
     """Of the last stage, whose network has `num_heads` heads of this shape."""
     last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
     trainable = max(stage.parameters_trainable for stage in stages)
@@ -325,17 +327,17 @@ def _memory(config: Config, shape: NetworkShape, num_heads: int, stages: list[St
     if config.diagnostics_period:
         at_once = max(at_once, STATES)
     activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
-    drawn = updates_at_once(config) * batch_size * (STACK_SIZE + 1) * math.prod(FRAME_SHAPE)
+    drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * math.prod(spec.frame_shape)
     return Memory(
-        replay=replay_bytes(config.replay_capacity, lanes, frame_shape=FRAME_SHAPE, stack_size=STACK_SIZE),
-        replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, STACK_SIZE) + 8),
+        replay=replay_bytes(config.replay_capacity, lanes, frame_shape=spec.frame_shape, stack_size=spec.stack_size),
+        replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, spec.stack_size) + 8),
         # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.
         networks=4
         * (
             2 * 2 * last.parameters_total
             + (4 + config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable
         ),
-        batch=drawn + activations + 2 * _measured_bytes(config),
+        batch=drawn + activations + 2 * _measured_bytes(config, spec),
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )
 

@@ -36,7 +36,7 @@ def check_memory(plan: Plan, device: torch.device) -> None:
         return
 
     def too_large(capacity: int) -> bool:
-        memory = make_plan(dataclasses.replace(config, replay_capacity=capacity), plan.num_actions).memory
+        memory = make_plan(dataclasses.replace(config, replay_capacity=capacity), plan.spec).memory
         sizes = _needed(memory, device, config.threads)
         return any(sizes[name] > (1 - SPARE_MEMORY) * most for name, most in free.items())
 

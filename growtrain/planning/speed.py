@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from growtrain.environments.atari import FRAME_SHAPE, STACK_SIZE
+from growtrain.environments.base import Spec
 from growtrain.environments.make import make_environment
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
@@ -77,49 +77,54 @@ class Speed:
         return hours
 
 
-def measure_speed(config: Config, num_actions: int, device: torch.device, *, seconds: float = 6.0) -> Speed:
+def measure_speed(config: Config, spec: Spec, device: torch.device, *, seconds: float = 6.0) -> Speed:
     """Times real updates of a learner grown stage by stage and of the full-width baseline, and steps real environments.
 
     Takes about `seconds`, longer on slow machines; batches are noise. Sets torch's number of threads as a run does.
     """
     torch.set_num_threads(config.threads)
     baseline = full_width(config)
-    share = 0.75 * seconds / (len(make_plan(config, num_actions).stages) + (baseline != config))
-    run = _time_stages(config, num_actions, device, share)
+    share = 0.75 * seconds / (len(make_plan(config, spec).stages) + (baseline != config))
+    run = _time_stages(config, spec, device, share)
     cuda = device.type == "cuda"
     return Speed(
         machine=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
         run=run,
-        baseline=run if baseline == config else _time_stages(baseline, num_actions, device, share),
+        baseline=run if baseline == config else _time_stages(baseline, spec, device, share),
         environment_seconds=_time_environments(config, 0.25 * seconds),
         overlapped=cuda,
     )
 
 
-def synthetic_batches(config: Config, num_actions: int, num_updates: int, generator: torch.Generator) -> TensorDict:
+def synthetic_batches(config: Config, spec: Spec, num_updates: int, generator: torch.Generator) -> TensorDict:
     """Batches of noise (num_updates, batch_size), laid out as the replay's, on the host."""
     count = num_updates * config.batch_size
     transitions = Transitions(
-        frames=torch.randint(256, (count, STACK_SIZE + 1, *FRAME_SHAPE), dtype=torch.uint8, generator=generator),
-        action=torch.randint(num_actions, (count,), generator=generator),
+        frames=torch.randint(
+            round(spec.scale) + 1,
+            (count, spec.stack_size + 1, *spec.frame_shape),
+            dtype=torch.uint8,
+            generator=generator,
+        ),
+        action=torch.randint(spec.num_actions, (count,), generator=generator),
         reward=torch.randint(-1, 2, (count, 1), generator=generator).float(),
         terminated=torch.zeros((count, 1), dtype=torch.bool),
     )
     return transitions.to_tensordict().view(num_updates, config.batch_size)
 
 
-def _time_stages(config: Config, num_actions: int, device: torch.device, seconds: float) -> Timing:
+def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: float) -> Timing:
     plan, generator, num_updates = (
-        make_plan(config, num_actions),
+        make_plan(config, spec),
         torch.Generator().manual_seed(0),
         updates_at_once(config),
     )
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
-    learner = DoubleDQN(config, num_actions, width=plan.stages[0].live_width, device=device, generator=generator)
-    batches = synthetic_batches(config, num_actions, num_updates, generator).to(device)
+    learner = DoubleDQN(config, spec, width=plan.stages[0].live_width, device=device, generator=generator)
+    batches = synthetic_batches(config, spec, num_updates, generator).to(device)
     update = make_update(learner, batches)
-    observation = torch.zeros((config.num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8, device=device)
+    observation = torch.zeros((config.num_envs, *spec.observation_shape), dtype=torch.uint8, device=device)
     updates, acts, timed, spread = [], [], 0, 0.0
     for stage in range(len(plan.stages)):
         if stage:

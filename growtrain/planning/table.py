@@ -20,7 +20,7 @@ BUSY_SPREAD = (
 
 def render(plan: Plan, speed: Speed | None = None) -> str:
     """The plan as plain ASCII of at most 100 columns, with projected hours if speeds were measured."""
-    baseline, memory = make_plan(full_width(plan.config), plan.num_actions), plan.memory
+    baseline, memory = make_plan(full_width(plan.config), plan.spec), plan.memory
     checkpoints = CHECKPOINTS + plan.config.keep
     full, hours = baseline.stages[0], speed.projected_hours(plan, speed.run) if speed else []
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -82,7 +82,7 @@ class LearningTest:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be fitted: `change` (n,) of the value of `action` (n,) at `observation` (n, stack, 84, 84) uint8; `scale` times that is
+    """What is to be fitted: `change` (n,) of the value of `action` (n,) at `observation` (n, C, H, W) uint8; `scale` times that is
     what the replay says, 0 if it says nothing.
     """
 
@@ -172,12 +172,12 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
         discount = np.where(running, np.where(terminated, 0.0, discount * learner.config.discount), discount)
         running &= ~terminated
     last, first = (ring.gather(torch.from_numpy(rows).to(ring.device)) for rows in (flat, start))
-    best = _values(learner.online, last.frames[:, 1:]).argmax(1, keepdim=True)
-    bootstrap = _values(learner.target, last.frames[:, 1:]).gather(1, best)[:, 0]
+    best = _values(learner.online, last.next_observation).argmax(1, keepdim=True)
+    bootstrap = _values(learner.target, last.next_observation).gather(1, best)[:, 0]
     goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
-    observation = first.frames[:, :-1]
+    observation = first.observation
     value = _values(learner.online, observation).gather(1, first.action[:, None])[:, 0]
-    change, taken = goal - value, F.one_hot(first.action, learner.num_actions).to(goal)
+    change, taken = goal - value, F.one_hot(first.action, learner.spec.num_actions).to(goal)
     change = change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1))
     scale = float(change.square().mean().sqrt()) / test.size
     return Task(observation, first.action, change / scale if scale else change, scale)
@@ -234,7 +234,7 @@ def _fit(
 def _twin(learner: DoubleDQN) -> DoubleDQN:
     """A learner of its own in the same state."""
     config, generator = learner.config, torch.Generator()
-    twin = DoubleDQN(config, learner.num_actions, width=learner.width, device=learner.device, generator=generator)
+    twin = DoubleDQN(config, learner.spec, width=learner.width, device=learner.device, generator=generator)
     twin.load_state_dict(learner.state_dict())
     return twin
 

@@ -18,7 +18,7 @@ from growtrain.growth.kinds import KINDS, Kind
 from growtrain.growth.transaction import intervene
 from growtrain.learners.optimizers import CenteredRMSProp
 from growtrain.networks.build import QNetwork
-from growtrain.networks.encoders import NatureEncoder
+from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import Initializer, InjectedHead
 from growtrain.probe.settings import ProbeConfig, Setting
@@ -65,7 +65,7 @@ def make_learner(config: ProbeConfig, setting: Setting, generator: torch.Generat
 
 def _nature_network() -> QNetwork:
     """The trainer's: (B, 4, 84, 84) -> (B, 1), a head of one hidden layer."""
-    encoder = NatureEncoder()
+    encoder = ConvolutionalEncoder((4, 84, 84))
     return QNetwork(encoder, InjectedHead(make_head(encoder.num_features, 512, 1)))
 
 

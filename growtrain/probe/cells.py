@@ -88,7 +88,7 @@ def _learn_tasks(
 ) -> list[Record]:
     torch.set_num_threads(1)
     arm = arms(config)[name]
-    frames = scale_frames(torch.from_numpy(data[0]))
+    frames = scale_frames(torch.from_numpy(data[0]), 255.0)
     records = []
     for task in tasks:
         if should_stop():

@@ -24,6 +24,7 @@ Deviations: 1. Targets are not the returns of trained policies (the paper's 20 s
 Units: tasks are counted from 0; `seconds` are of one thread.
 """
 
+import itertools
 import math
 import zlib
 from dataclasses import dataclass
@@ -34,13 +35,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from growtrain.environments.atari import FRAME_SHAPE, AtariEnvironment
+from growtrain.environments.make import make_environment
 from growtrain.probe.settings import SIDES, Cell, ProbeConfig
-from growtrain.runs.acting import epsilon_greedy
+from growtrain.runs import acting
 from growtrain.runs.checkpoint import load_learner
+from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
 NUM_LANES = 8
+_OBSERVATION_SHAPE = (4, 84, 84)  # of the frames that `SIDES` divides
 SPACING = 16  # agent steps between the frames taken from a lane: neighbours differ visibly
 CORRELATION = 0.5  # rho
 HORIZONS = (1.0, 30.0)  # h_0 and h_last, agent steps
@@ -69,28 +72,26 @@ def play(config: ProbeConfig, seed: int) -> Play:
     Raises:
         ConfigError: the policy is of another game, or the play shows too few distinct frames.
     """
-    policy, epsilon = None, 1.0
+    policy: acting.Policy = _unasked
+    epsilon = 1.0
     if config.policy:
         learner, run, _, _ = load_learner(Path(config.policy), torch.device("cpu"))
         if run.game != config.game:
             raise ConfigError(f"--policy {config.policy} plays {run.game}: add --game {run.game}")
         policy, epsilon = learner.act, run.eval_epsilon
     rng = rng_of(seed, "play")
-    environment = AtariEnvironment(game=config.game, num_envs=NUM_LANES, seed=seed_of(seed, "environment"))
+    environment = make_environment(Config(game=config.game, num_envs=NUM_LANES), seed=seed_of(seed, "environment"))
+    if environment.spec.observation_shape != _OBSERVATION_SHAPE:
+        environment.close()
+        raise ConfigError(f"--game {config.game}: the probe's networks see {_OBSERVATION_SHAPE}: name an Atari game")
     num_steps = -(-2 * config.num_frames // NUM_LANES) * SPACING
     stacks, ended = [], np.zeros((num_steps, NUM_LANES), dtype=np.bool_)
     try:
-        step = environment.start()
-        for t in range(num_steps):
+        steps = acting.play(environment, policy, epsilon, rng)
+        for t, played in enumerate(itertools.islice(steps, num_steps)):
             if t % SPACING == 0:
-                stacks.append(step.observation)
-            if policy is None:
-                actions = rng.integers(environment.spec.num_actions, size=NUM_LANES)
-            else:
-                actions = epsilon_greedy(policy(torch.from_numpy(step.observation)).numpy(), epsilon, rng)
-            environment.send(actions)
-            step = environment.recv()
-            ended[t] = step.started
+                stacks.append(played.before.observation)
+            ended[t] = played.after.started
     finally:
         environment.close(raise_if_closed=False)
     frames = _resize(np.concatenate(stacks), SIDES[config.size])
@@ -104,9 +105,14 @@ def play(config: ProbeConfig, seed: int) -> Play:
     return Play(frames[chosen], positions[chosen], ended)
 
 
+def _unasked(observation: torch.Tensor) -> torch.Tensor:
+    """The policy of random play."""
+    raise AssertionError("random play asks no policy")
+
+
 def _resize(frames: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
     """Means over blocks of pixels: (N, 4, 84, 84) -> (N, 4, side, side); `side` divides 84."""
-    block = FRAME_SHAPE[0] // side
+    block = frames.shape[-1] // side
     blocks = frames.reshape(*frames.shape[:2], side, block, side, block)
     means: npt.NDArray[np.float32] = blocks.mean((3, 5), dtype=np.float32)
     return means.round().astype(np.uint8)

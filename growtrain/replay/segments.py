@@ -8,6 +8,7 @@ Units: frames are counted per lane since the start of the run, as `FrameRing.wri
 """
 
 import hashlib
+import math
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,8 +86,7 @@ def still_needed(segments: list[Segment], ring: FrameRing) -> list[Segment]:
 
 def new_bytes(segments: list[Segment], ring: FrameRing) -> int:
     """Size of the frames that no segment holds, before compression."""
-    pixels = ring.frame_shape[0] * ring.frame_shape[1]
-    return pixels * sum(stop - first for _, first, stop in _missing(segments, ring))
+    return math.prod(ring.frame_shape) * sum(stop - first for _, first, stop in _missing(segments, ring))
 
 
 def write_new(segments: list[Segment], ring: FrameRing, directory: Path, num_threads: int) -> list[Segment]:
@@ -178,7 +178,7 @@ def _compress(ring: FrameRing, lane: int, first: int, count: int) -> bytes:
 
 
 def _restore(ring: FrameRing, chunk: Chunk, stream: memoryview, name: str) -> None:
-    expected = chunk.count * ring.frame_shape[0] * ring.frame_shape[1]
+    expected = chunk.count * math.prod(ring.frame_shape)
     decompressor = zlib.decompressobj()
     try:
         pixels = decompressor.decompress(stream, expected + 1)  # never more, whatever the stream claims

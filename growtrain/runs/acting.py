@@ -1,17 +1,19 @@
-"""Acting: epsilon-greedy over a vector of environments that step while the learner works (Mnih et al. 2015, algorithm 1).
+"""Acting: epsilon-greedy over a vector of environments (Mnih et al. 2015, algorithm 1), for training and for whoever only plays.
 
-`act` chooses actions and hands them to the emulators' threads; whoever calls it may compute until `receive` takes the step in and
-stores it. Nothing here touches the learner: it is given a function from observations to action values.
+Every action is chosen by `decide`. `play` yields step after step of an environment: evaluation, video and the probe take what they need.
+In training, `Collector.act` hands the actions to the emulators' threads; whoever calls it may compute until `receive` takes the step in
+and stores it. Nothing here touches the learner: it is given a function from observations to action values.
 
 Units: frames and agent steps are counted over all environments; rewards are stored clipped, returns are true scores.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import ReplayBuffer
@@ -21,7 +23,27 @@ from growtrain.replay.frames import FrameRing
 from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
 
-Policy = Callable[[Tensor], Tensor]  # (N, stack, H, W) uint8 -> (N, A) action values
+Policy = Callable[[Tensor], Tensor]  # (N, C, H, W) uint8 -> (N, A) action values
+
+
+class Decision(NamedTuple):
+    """What was done at a step of N lanes, and why.
+
+    Attributes:
+        actions: (N,) int64.
+        q: (N, A) float32 action values; None where they were not asked for, because all is random.
+    """
+
+    actions: npt.NDArray[np.int64]
+    q: npt.NDArray[np.float32] | None
+
+
+class Played(NamedTuple):
+    """A step: what the policy saw, what it did, and what that led to."""
+
+    before: VectorStep
+    decision: Decision
+    after: VectorStep
 
 
 def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -30,6 +52,48 @@ def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.ran
     explore = generator.random(num_lanes) < epsilon
     actions: npt.NDArray[np.int64] = np.where(explore, generator.integers(num_actions, size=num_lanes), q.argmax(1))
     return actions
+
+
+def decide(
+    policy: Policy,
+    observe: Callable[[], Tensor],
+    environment: VectorEnvironment,
+    epsilon: float,
+    generator: np.random.Generator,
+) -> Decision:
+    """Chooses an action on every lane; neither observation nor policy is asked for when epsilon is 1.
+
+    Args:
+        policy: action values of a batch of observations.
+        observe: gives the observations of the lanes, where the policy takes them.
+        environment: for its number of lanes and actions.
+        epsilon: probability of a random action.
+        generator: of exploration.
+    """
+    if epsilon >= 1:
+        return Decision(generator.integers(environment.spec.num_actions, size=environment.num_envs), None)
+    q = policy(observe()).cpu().numpy()
+    return Decision(epsilon_greedy(q, epsilon, generator), q)
+
+
+def play(
+    environment: VectorEnvironment,
+    policy: Policy,
+    epsilon: float,
+    generator: np.random.Generator,
+    device: torch.device | str = "cpu",
+) -> Iterator[Played]:
+    """Starts an environment and plays on for ever, a step at a time; to be closed by whoever made it."""
+    step = environment.start()
+
+    def observe() -> Tensor:
+        return torch.from_numpy(step.observation).to(device)
+
+    while True:
+        before, decision = step, decide(policy, observe, environment, epsilon, generator)
+        environment.send(decision.actions)
+        step = environment.recv()
+        yield Played(before, decision, step)
 
 
 class Collector:
@@ -76,14 +140,10 @@ class Collector:
     def act(self, policy: Policy) -> None:
         """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1."""
         epsilon = epsilon_at(self.config, self.frames)
-        if epsilon >= 1:
-            num_lanes, num_actions = self.config.num_envs, self.environment.spec.num_actions
-            self._actions = self.generator.integers(num_actions, size=num_lanes)
-        else:
-            q = policy(self._ring.newest()).cpu().numpy()
+        self._actions, q = decide(policy, self._ring.newest, self.environment, epsilon, self.generator)
+        if q is not None:
             self._greedy_sum += float(q.max(1).mean())
             self._greedy_count += 1
-            self._actions = epsilon_greedy(q, epsilon, self.generator)
         self.environment.send(self._actions)
 
     def receive(self) -> VectorStep:
@@ -99,7 +159,7 @@ class Collector:
                     "terminated": lost,
                     "frame": step.frame,
                     "started": step.started,
-                    "first_frame": step.observation[:, -1],
+                    "first_frame": step.observation[:, -step.frame.shape[1] :],
                 },
                 [self.config.num_envs],
             )

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import check_saved
@@ -41,7 +43,7 @@ from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import ConfigError
 
-SCHEMA = 4
+SCHEMA = 5
 _MAX_MANIFEST_BYTES = 1 << 28
 _FILES = ("state.json", "state.safetensors")
 _DAMAGED = ".damaged-"
@@ -131,7 +133,7 @@ class CheckpointWriter:
             segments = replay_segments.still_needed(self._segments, ring)
             plain, tensors = _split(state | {"config": config.to_dict()})
             contents = {"state.json": json.dumps(plain).encode(), "state.safetensors": save_tensors(tensors)}
-            self._require_space(sum(map(len, contents.values())), replay_segments.new_bytes(segments, ring))
+            self._require_space(sum(map(len, contents.values())), segments, ring)
             for name, content in contents.items():
                 write_durably(partial / name, content)
             new = replay_segments.write_new(segments, ring, partial, replay_segments.threads())
@@ -166,9 +168,12 @@ class CheckpointWriter:
         self._drop_unreferenced()
         return final
 
-    def _require_space(self, num_bytes: int, raw_bytes: int) -> None:
-        """Raises `OSError` if the disk lacks room for files of `num_bytes` and for frames of `raw_bytes`, by the compression so far."""
-        pixels = sum(chunk.count for segment in self._segments for chunk in segment.chunks) * 84 * 84
+    def _require_space(self, num_bytes: int, segments: list[Segment], ring: FrameRing) -> None:
+        """Raises `OSError` if the disk lacks room for files of `num_bytes` and what `segments` lack, by the compression so far."""
+        raw_bytes = replay_segments.new_bytes(segments, ring)
+        pixels = sum(chunk.count for segment in self._segments for chunk in segment.chunks) * math.prod(
+            ring.frame_shape
+        )
         compressed = sum(segment.num_bytes for segment in self._segments)
         share = 1.5 * compressed / pixels if pixels else _EXPECTED_COMPRESSION
         needed, free = num_bytes + int(share * raw_bytes) + _SPARE_BYTES, shutil.disk_usage(self.directory).free
@@ -255,8 +260,9 @@ def load_learner(
     """
     checkpoint = open_newest(run_dir) if at is None else open_at(run_dir, at)
     state, config = checkpoint.state, checkpoint.config
-    learner = make_learner(config, state["num_actions"], device=device)
     try:
+        spec = Spec.from_dict(state["spec"])
+        learner = make_learner(config, spec, device=device)
         learner.load_state_dict(state["learner"])
         stage = schedule_of(config).stage_after(int(state["interventions"]))
     except (ValueError, KeyError, TypeError) as error:
@@ -337,7 +343,7 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
             f"stage {stage} and {len(totals)} totals are not those of a schedule with {interventions} interventions in "
             f"{schedule.num_stages} stages"
         )
-    check_saved(state["learner"], config, state["num_actions"], stage)
+    check_saved(state["learner"], config, Spec.from_dict(state["spec"]), stage)
     sizes = {
         "num_envs": ((config.num_envs,), tuple(ring["written"].shape)),
         "filled rows": (ring["filled"], ring["transitions"].shape[1]),

@@ -20,10 +20,10 @@ import time
 import numpy as np
 import torch
 
-from growtrain.environments.atari_scores import human_normalized_score
+from growtrain.environments.games import human_normalized_score
 from growtrain.environments.make import make_environment
 from growtrain.records import Evaluation
-from growtrain.runs.acting import Policy, epsilon_greedy
+from growtrain.runs.acting import Policy, play
 from growtrain.settings.config import Config
 
 _EVALUATION_STREAM = 0xE7A1  # keeps evaluation's random numbers apart from training's
@@ -39,7 +39,7 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
     """Plays `config.num_eval_episodes` whole episodes at `config.eval_epsilon` and reports the true scores.
 
     Args:
-        policy: (N, stack, 84, 84) uint8 on `device` -> (N, A) action values; N is the number of lanes or less.
+        policy: (N, C, H, W) uint8 on `device` -> (N, A) action values; N is the number of lanes or less.
         config: game, environment settings, epsilon, lanes and number of episodes.
         frames: training frames behind the policy; part of the seed.
         stage: its injections, for the record.
@@ -54,26 +54,24 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
     playing = list(range(num_lanes))  # the number of each lane's episode, in the order in which they are begun
     num_begun, num_steps = num_lanes, 0
     try:
-        step = environment.start()
-        while len(scores) < num_episodes:
-            q = policy(torch.from_numpy(step.observation).to(device)).cpu().numpy()
-            environment.send(epsilon_greedy(q, config.eval_epsilon, generator))
-            step = environment.recv()
+        for played in play(environment, policy, config.eval_epsilon, generator, device):
             num_steps += 1
-            for lane, score in zip(np.flatnonzero(step.started), step.episode_returns, strict=True):
+            for lane, score in zip(np.flatnonzero(played.after.started), played.after.episode_returns, strict=True):
                 if playing[lane] < num_episodes:
                     scores[playing[lane]] = float(score)
                 playing[lane] = num_begun
                 num_begun += 1
+            if len(scores) == num_episodes:
+                break
     finally:
         environment.close(raise_if_closed=False)
-    played = list(scores.values())
-    mean = float(np.mean(played))
+    counted = list(scores.values())
+    mean = float(np.mean(counted))
     return Evaluation(
         frames=frames,
         stage=stage,
         episode_return=mean,
-        episode_return_std=float(np.std(played)),
+        episode_return_std=float(np.std(counted)),
         human_normalized_score=human_normalized_score(config.game, mean),
         episodes=num_episodes,
         eval_frames=num_steps * config.frame_skip * num_lanes,

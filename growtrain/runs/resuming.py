@@ -9,6 +9,7 @@ Units: frames; sizes in bytes.
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -210,7 +211,8 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
     state, config = checkpoint.state, checkpoint.config
     learner, ring = read_saved(state["learner"]), state["ring"]
     replay = sum(segment.num_bytes for segment in checkpoint.segments)
-    raw = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks) * 84 * 84
+    frames = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks)
+    raw = frames * math.prod(state["spec"]["frame_shape"])
     stages = "; ".join(
         f"{index}: {frames} frames, {updates} updates, {seconds:.1f} s"
         for index, (frames, updates, seconds) in enumerate(state["totals"])

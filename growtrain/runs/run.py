@@ -68,16 +68,17 @@ class Run:
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
         environment = make_environment(config, seed=episodes)
         self.ring = FrameRing(
-            config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling), device=self.device
+            config.replay_capacity,
+            config.num_envs,
+            rng=np.random.default_rng(sampling),
+            frame_shape=environment.spec.frame_shape,
+            stack_size=environment.spec.stack_size,
+            device=self.device,
         )
         self.replay = frame_replay(self.ring)
         self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
-        learner = make_learner(
-            config,
-            environment.spec.num_actions,
-            device=self.device,
-            generator=torch.Generator().manual_seed(weights),
-        )
+        generator = torch.Generator().manual_seed(weights)
+        learner = make_learner(config, environment.spec, device=self.device, generator=generator)
         if start is None:
             load_initial(learner, run_dir)
         self.learner: AbstractLearner = learner
@@ -253,7 +254,7 @@ class Run:
         ring = self.ring.state_dict()
         del ring["frames"]
         return {
-            "num_actions": self.collector.environment.spec.num_actions,
+            "spec": self.collector.environment.spec.to_dict(),
             "learner": self.learner.state_dict(),
             "collector": self.collector.state_dict(),
             "ring": ring,

@@ -31,7 +31,7 @@ def summarize(
         as_planned: whether every stage had the network that the schedule plans for it.
         evaluation: the last one.
     """
-    plan = make_plan(config, collector.environment.spec.num_actions)
+    plan = make_plan(config, collector.environment.spec)
     wall_seconds, recent = accounts.wall_seconds, list(collector.recent_returns)
     score = evaluation.episode_return if evaluation else None
     evaluated = score is not None

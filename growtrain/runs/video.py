@@ -16,31 +16,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from ale_py.vector_env import AtariVectorEnv
 from PIL import Image, ImageDraw, ImageFont
 
-from growtrain.environments.atari import FRAME_SKIP, lane_seed
 from growtrain.environments.base import Frames
-from growtrain.environments.make import make_environment
+from growtrain.environments.make import make_environment, replay_screens
 from growtrain.learners.base import AbstractLearner
 from growtrain.runfiles import PARTIAL
-from growtrain.runs.acting import Policy, epsilon_greedy
+from growtrain.runs.acting import Policy
+from growtrain.runs.acting import play as play_on
 from growtrain.runs.checkpoint import load_learner
 from growtrain.runs.evaluation import random_streams
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError, format_count
 
-PICTURES_PER_SECOND = 60 // FRAME_SKIP
+PICTURES_PER_SECOND = 15  # a decision each: real time where four frames of 60 a second are one
 MAX_GIF_FRAMES = 3_600
 _SCALES = {".mp4": 3, ".gif": 2}  # pixels of the picture for each of the game
-_SCREEN = (210, 160)
-_SIZE = (300, 210)
+_SCREEN, _SIZE = (160, 210), (300, 210)  # (W, H) of the largest screen, and of a picture
 _PANEL, _BARS, _BARS_END, _RIGHT = 165, 217, 271, 295  # edges: of names, bars from low to high, and values
 _TOP = 38  # of the bars
 # Okabe and Ito's: told apart by colour-blind viewers, and by their lightness.
@@ -53,7 +51,7 @@ class Episode:
 
     Attributes:
         config: of the run, with one environment.
-        emulator_seed: with which ALE plays the episode.
+        seed: of the environment that played the episode.
         action_names: A names, such as "NOOP".
         actions: (T,) int64, what was chosen.
         q: (T, A) float32, action values before each choice.
@@ -63,7 +61,7 @@ class Episode:
     """
 
     config: Config
-    emulator_seed: int
+    seed: int
     action_names: tuple[str, ...]
     actions: npt.NDArray[np.int64]
     q: npt.NDArray[np.float32]
@@ -90,13 +88,13 @@ def film(run: Path, output: Path | None, *, at: int | None, seed: int | None, fr
         raise ConfigError(f"--output {output} must end in .mp4 or .gif, which says what to write")
     if suffix == ".mp4" and find_spec("av") is None:
         raise ConfigError("an MP4 needs PyAV: pip install 'growtrain[video]', or name an --output that ends in .gif")
-    if frames is not None and frames < FRAME_SKIP:
-        raise ConfigError(f"--frames {frames} must be at least {FRAME_SKIP}, one decision")
     if suffix == ".gif" and frames is not None and frames > MAX_GIF_FRAMES:
         raise ConfigError(
             f"--frames {frames}: a GIF has at most {MAX_GIF_FRAMES}, a minute: lower it, or write an .mp4"
         )
     learner, config, trained, stage = load_learner(run, torch.device("cpu"), at=at)
+    if frames is not None and frames < config.frame_skip:
+        raise ConfigError(f"--frames {frames} must be at least {config.frame_skip}, one decision")
     config = dataclasses.replace(config, num_envs=1, seed=config.seed if seed is None else seed)
     output = run / f"video-{trained}-s{config.seed}.mp4" if output is None else output
     if output.is_dir():
@@ -118,7 +116,7 @@ def _film(
         episode = play(learner.act, config, trained, limit if frames is None else frames)
         played = len(episode.actions)
         yield (
-            f"score {episode.rewards.sum():.0f} in {played} decisions, {played * FRAME_SKIP} frames: {episode.ending}; drawing it"
+            f"score {episode.rewards.sum():.0f} in {played} decisions, {played * config.frame_skip} frames: {episode.ending}; drawing it"
         )
         network = f"{config.schedule}, stage {stage}, after {format_count(trained)} frames"
         shown = pictures(episode, network, _SCALES[suffix])
@@ -138,17 +136,13 @@ def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episo
     generator, seed = random_streams(config, trained)
     environment = make_environment(config, seed=seed)
     actions, values, rewards = [], [], []
-    num_steps = max_frames // FRAME_SKIP
-    ending = f"not over after {format_count(num_steps * FRAME_SKIP)} frames"
+    num_steps = max_frames // config.frame_skip
+    ending = f"not over after {format_count(num_steps * config.frame_skip)} frames"
     try:
-        step = environment.start()
-        for _ in range(num_steps):
-            q = policy(torch.from_numpy(step.observation)).numpy()
-            action = epsilon_greedy(q, config.eval_epsilon, generator)
-            environment.send(action)
-            step = environment.recv()
-            actions.append(action)
-            values.append(q)
+        for played in islice(play_on(environment, policy, config.eval_epsilon, generator), num_steps):
+            step, q = played.after, played.decision.q
+            actions.append(played.decision.actions)
+            values.append(policy(torch.from_numpy(played.before.observation)).numpy() if q is None else q)
             rewards.append(step.reward)
             if step.started:
                 ending = "game over" if step.terminated else f"cut at {format_count(config.max_episode_frames)} frames"
@@ -157,7 +151,7 @@ def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episo
         environment.close(raise_if_closed=False)
     return Episode(
         config=config,
-        emulator_seed=lane_seed(seed, 0, 0),
+        seed=seed,
         action_names=environment.action_meanings,
         actions=np.concatenate(actions),
         q=np.concatenate(values),
@@ -168,35 +162,20 @@ def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episo
 
 
 def screens(episode: Episode) -> Iterator[Frames]:
-    """Plays an episode again and yields the T + 1 screens, (210, 160, 3) uint8: before each decision, and at the end.
+    """Plays an episode again and yields the T + 1 screens, (H, W, 3) uint8: before each decision, and at the end.
 
     Raises:
         RuntimeError: a reward or the end is not that of the episode.
     """
-    config = episode.config
-    emulator = AtariVectorEnv(
-        config.game,
-        1,
-        num_threads=1,
-        max_num_frames_per_episode=config.max_episode_frames,
-        repeat_action_probability=config.sticky_actions,
-        img_height=_SCREEN[0],
-        img_width=_SCREEN[1],
-        grayscale=False,
-        stack_num=1,
-        frameskip=FRAME_SKIP,
-        noop_max=config.noop_max,
-        reward_clipping=False,
-        use_fire_reset=False,
-    )
-    screen, _ = emulator.reset(seed=np.array([episode.emulator_seed]))
-    yield screen[0, 0]
     last = len(episode.actions) - 1
-    for t, action in enumerate(episode.actions):
-        screen, reward, terminated, truncated, _ = emulator.step(episode.actions[t : t + 1])
-        if reward[0] != episode.rewards[t] or (terminated | truncated)[0] != (episode.ended and t == last):
-            raise RuntimeError(f"decision {t} (action {action}) did not lead where it had led: another ale-py?")
-        yield screen[0, 0]
+    shown = replay_screens(episode.config, seed=episode.seed, actions=episode.actions)
+    yield next(shown).picture
+    for t, screen in enumerate(shown):
+        if screen.reward != episode.rewards[t] or screen.ended != (episode.ended and t == last):
+            raise RuntimeError(
+                f"decision {t} (action {episode.actions[t]}) did not lead where it had led: another emulator?"
+            )
+        yield screen.picture
 
 
 def pictures(episode: Episode, network: str, scale: int) -> Iterator[Image.Image]:
@@ -209,11 +188,11 @@ def pictures(episode: Episode, network: str, scale: int) -> Iterator[Image.Image
     """
     panel = _Panel(episode, network, scale)
     scores = np.cumsum(episode.rewards, dtype=np.float64) - episode.rewards
-    last = len(episode.actions) - 1
+    last, config = len(episode.actions) - 1, episode.config
     for t, screen in enumerate(screens(episode)):
         if t <= last:
-            yield panel.draw(screen, t, float(scores[t]), t * FRAME_SKIP)
-    end = panel.draw(screen, last, float(episode.rewards.sum()), (last + 1) * FRAME_SKIP, episode.ending)
+            yield panel.draw(screen, t, float(scores[t]), t * config.frame_skip)
+    end = panel.draw(screen, last, float(episode.rewards.sum()), (last + 1) * config.frame_skip, episode.ending)
     for _ in range(PICTURES_PER_SECOND):
         yield end
 
@@ -257,7 +236,8 @@ class _Panel:
         """The picture of decision t, or of the end."""
         picture, scale = self.still.copy(), self.scale
         game = Image.fromarray(screen)
-        picture.paste(game.resize((game.width * scale, game.height * scale), Image.Resampling.NEAREST))
+        times = min(_SCREEN[0] * scale // game.width, _SCREEN[1] * scale // game.height)
+        picture.paste(game.resize((game.width * times, game.height * times), Image.Resampling.NEAREST))
         draw = ImageDraw.Draw(picture)
         self._text(draw, _PANEL, 24, f"score {score:.0f}")
         self._text(draw, _RIGHT, 24, f"frame {frame}", anchor="ra")

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from growtrain.environments.atari_scores import ATARI_57
-from growtrain.environments.games import canonical_game
+from growtrain.environments.games import ATARI, canonical_game
 from growtrain.runfiles import read_plain
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
@@ -172,7 +171,7 @@ def _games(text: str) -> list[str]:
     games: list[str] = []
     for entry in _listed(",", text, "--games"):
         try:
-            games += ATARI_57 if entry.lower() == "atari57" else [canonical_game(entry)]
+            games += ATARI.games if entry.lower() == "atari57" else [canonical_game(entry)]
         except ValueError as error:
             raise ConfigError(f"--games: {error}") from error
     return list(dict.fromkeys(games))

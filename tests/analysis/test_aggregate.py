@@ -24,7 +24,7 @@ from growtrain.analysis.aggregate import (
     ratio_of_medians,
     value_at,
 )
-from growtrain.environments.atari_scores import human_normalized_score
+from growtrain.environments.games import human_normalized_score
 
 RAGGED = [3, 5, 4]
 

@@ -247,7 +247,7 @@ def test_running_and_empty_runs_make_a_report(write_run: WriteRun, tmp_path: Pat
     assert "its settings are unknown" in markdown
     write_run("unknown game", game="tetris", seed=1)
     _, markdown = report(tmp_path)
-    assert "for want of a random and a human score: tetris" in markdown
+    assert "for want of reference scores: tetris" in markdown
 
 
 def test_gpu_measurements_are_averaged_and_refusals_explained(write_run: WriteRun, tmp_path: Path) -> None:

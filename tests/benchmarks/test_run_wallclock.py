@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from growtrain.environments.atari import make_spec
 from growtrain.settings.config import Config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -233,7 +234,7 @@ def test_the_figure_shows_the_gpu_where_there_is_one(script: ModuleType) -> None
 def test_work_is_counted_as_the_loop_does_it(script: ModuleType) -> None:
     config = Config(schedule="grow1x", total_frames=100_000, learning_starts=10_000, eval_period=40_000, eval_frames=500,
                     log_period=30_000, checkpoint_period=25_000, replay_capacity=5_000, diagnostics_period=20_000)  # fmt: skip
-    work = script.work_of(config, num_actions=6)
+    work = script.work_of(config, make_spec(6))
     assert work.warmup_frames == 10_000
     assert work.stage_frames == [15_000, 75_000]
     assert work.evaluations == [0, 3]  # at 40k, 80k and the end

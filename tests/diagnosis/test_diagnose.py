@@ -22,6 +22,7 @@ from growtrain.diagnosis.copies import compare_copies_of
 from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
 from growtrain.diagnosis.rescue import rescue_weights
+from growtrain.environments.atari import make_spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.foreign_weights import read_weights, recognise, save_initial
 from growtrain.learners.regularizers import penalty
@@ -130,7 +131,7 @@ def test_a_dead_network_learns_nothing_of_what_is_asked_for(original: Path) -> N
     test = dataclasses.replace(TEST, transitions=64)
     for seed in range(3):
         task = make_task(run.learner, run.ring, test, np.random.default_rng(seed))
-        for action in range(run.learner.num_actions):
+        for action in range(run.learner.spec.num_actions):
             assert float(task.change[task.action == action].sum()) == pytest.approx(0, abs=1e-4)
     found = compare_copies(run.learner, run.ring, test, np.random.SeedSequence(1), ("current",))
     assert all(curve[-1] > 0.99 for curve in found["current"]), found
@@ -227,8 +228,8 @@ def test_a_target_is_the_n_step_return(original: Path) -> None:
                 break
             row = following
         with torch.no_grad():
-            best = run.learner.online(last.frames[:, 1:]).argmax(1)
-            value += discount * float(run.learner.target(last.frames[:, 1:])[0, best])
+            best = run.learner.online(last.next_observation).argmax(1)
+            value += discount * float(run.learner.target(last.next_observation)[0, best])
             q = float(run.learner.online(task.observation[index : index + 1])[0, task.action[index]])
         changes.append(value - q)
     actions = task.action.tolist()
@@ -618,7 +619,7 @@ def test_a_real_stable_baselines3_agent_has_its_own_values(tmp_path: Path) -> No
         (tmp_path / "policy.pth").write_bytes(archive.read("policy.pth"))
     weights = read_weights(tmp_path / "policy.pth")
     assert (weights.width, weights.encoder_width, weights.num_actions) == (512, 1.0, 6)
-    own = make_network(Config(output_bias="per_action"), 6, weights.width)
+    own = make_network(Config(output_bias="per_action"), make_spec(6), weights.width)
     own.load_state_dict(weights.tensors)
     observations = model.replay_buffer.sample(64).observations
     assert observations.shape == (64, 4, 84, 84)

@@ -183,7 +183,7 @@ def test_torchrl_and_native_driving_play_the_same_game(make: Make, record: Calla
     np.testing.assert_array_equal(rollout["observation"].numpy(), observations)
     after = rollout["next"]
     np.testing.assert_array_equal(
-        after["observation"][:, :, -1].numpy(), np.stack([step.frame for step in steps], axis=1)
+        after["observation"][:, :, -1:].numpy(), np.stack([step.frame for step in steps], axis=1)
     )
     for key in ("reward", "terminated", "truncated", "life_lost"):
         expected = np.stack([getattr(step, key) for step in steps], axis=1)
@@ -206,10 +206,10 @@ def test_frames_at_the_seam_of_two_episodes(make: Make) -> None:
         assert not step.terminated.any()
         if ended:
             assert not step.observation[:, :3].any()
-            assert (step.frame != step.observation[:, 3]).any(axis=(1, 2)).all()
+            assert (step.frame != step.observation[:, 3:]).any(axis=(1, 2, 3)).all()
         else:
             np.testing.assert_array_equal(step.observation[:, :3], previous.observation[:, 1:])
-            np.testing.assert_array_equal(step.observation[:, 3], step.frame)
+            np.testing.assert_array_equal(step.observation[:, 3:], step.frame)
         previous = step
 
 

@@ -3,7 +3,8 @@
 import pytest
 from ale_py import roms
 
-from growtrain.environments.atari_scores import ATARI_57, REFERENCE_SCORES, canonical_game, human_normalized_score
+from growtrain.environments.atari_scores import ATARI_57, REFERENCE_SCORES, canonical_game
+from growtrain.environments.games import human_normalized_score
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.alternatives import Subject, dormancy_scores, widen
 from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, apply, grow
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 def make(**overrides: Any) -> DoubleDQN:
     """A learner that has learnt a little, with a target that lags behind."""
     config = Config(**({"width": WIDTH, "encoder_width": 0.25} | overrides))
-    learner = DoubleDQN(config, ACTIONS, width=WIDTH, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner = DoubleDQN(config, make_spec(ACTIONS), width=WIDTH, device=CPU, generator=torch.Generator().manual_seed(0))
     learn(learner)
     return learner
 
@@ -115,7 +116,7 @@ def test_a_learner_restored_afterwards_goes_on_as_the_first_one(variant: str) ->
     learner = make(**settings)
     do(learner, intervention)
     learn(learner)
-    restored = DoubleDQN(learner.config, ACTIONS, width=WIDTH, device=CPU, generator=torch.Generator())
+    restored = DoubleDQN(learner.config, make_spec(ACTIONS), width=WIDTH, device=CPU, generator=torch.Generator())
     restored.load_state_dict(learner.state_dict())
     for subject in (learner, restored):
         learn(subject)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import growtrain
 from growtrain import InjectedHead, inject
+from growtrain.environments.atari import make_spec
 from growtrain.growth.alternatives import Replacement, Subject
 from growtrain.growth.inject import NotPreserved, injection, nearly_equal
 from growtrain.growth.kinds import KINDS
@@ -152,7 +153,9 @@ def test_a_head_that_computes_something_else_is_refused() -> None:
 
 def learner(**overrides: Any) -> DoubleDQN:
     config = Config(**({"width": 32, "encoder_width": 0.25} | overrides))
-    return DoubleDQN(config, 4, width=32, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+    return DoubleDQN(
+        config, make_spec(4), width=32, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def observations(count: int = 24) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.replay.frames import FrameRing
@@ -57,7 +58,7 @@ def grown_elsewhere(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
     """A learner after two injections, moved."""
     config = Config(game="pong", **({"width": 32, "encoder_width": 0.25, "batch_size": BATCH} | settings))
     generator = torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, ACTIONS, width=config.width, device=torch.device("cpu"), generator=generator)
+    learner = DoubleDQN(config, make_spec(ACTIONS), width=config.width, device=torch.device("cpu"), generator=generator)
     observations = torch.randint(256, (24, 4, 84, 84), dtype=torch.uint8, generator=generator)
     for stage in (1, 2):
         freeze = stage == config.freeze_encoder_at
@@ -77,16 +78,16 @@ def grown_elsewhere(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
 def filled_ring() -> FrameRing:
     """Two lanes of noise, on the other device."""
     rng = np.random.default_rng(0)
-    ring = FrameRing(100, 2, rng=np.random.default_rng(1), device=ELSEWHERE)
-    ring.start(rng.integers(256, size=(2, 84, 84), dtype=np.uint8))
+    ring = FrameRing(100, 2, rng=np.random.default_rng(1), frame_shape=(1, 84, 84), stack_size=4, device=ELSEWHERE)
+    ring.start(rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8))
     for _ in range(20):
         ring.extend(
             action=rng.integers(ACTIONS, size=2),
             reward=rng.normal(size=2),
             terminated=rng.random(2) < 0.1,
-            frame=rng.integers(256, size=(2, 84, 84), dtype=np.uint8),
+            frame=rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8),
             started=rng.random(2) < 0.1,
-            first_frame=rng.integers(256, size=(2, 84, 84), dtype=np.uint8),
+            first_frame=rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8),
         )
     return ring
 

@@ -9,6 +9,7 @@ import torch._dynamo
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate
@@ -25,7 +26,7 @@ def small(**overrides: object) -> Config:
 
 def make(config: Config, seed: int = 0) -> DoubleDQN:
     generator = torch.Generator().manual_seed(seed)
-    return DoubleDQN(config, ACTIONS, width=config.width, device=torch.device("cpu"), generator=generator)
+    return DoubleDQN(config, make_spec(ACTIONS), width=config.width, device=torch.device("cpu"), generator=generator)
 
 
 def batches(count: int = 1, seed: int = 0, size: int = BATCH) -> TensorDict:
@@ -341,7 +342,7 @@ def test_captured_updates_train_the_same_network_as_uncaptured_ones(
     config = small(optimizer=optimizer, optimizer_eps=1e-4, max_grad_norm=10.0, **{"anchor": "mirrored"} | options)
     pool = batches(1, 5, size=64)[0].to(device)
     plain, graphed = (
-        DoubleDQN(config, ACTIONS, width=32, device=device, generator=torch.Generator().manual_seed(0))
+        DoubleDQN(config, make_spec(ACTIONS), width=32, device=device, generator=torch.Generator().manual_seed(0))
         for _ in range(2)
     )
     captured = CapturedUpdate(graphed, lambda rows: pool[rows], BATCH)

@@ -8,6 +8,7 @@ import pytest
 import recorded_graph
 import torch
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, make_captured
@@ -39,22 +40,22 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def make(**options: Any) -> DoubleDQN:
     config, generator = Config(**(SMALL | options)), torch.Generator().manual_seed(0)
-    return DoubleDQN(config, ACTIONS, width=config.width, device=torch.device("cpu"), generator=generator)
+    return DoubleDQN(config, make_spec(ACTIONS), width=config.width, device=torch.device("cpu"), generator=generator)
 
 
 def make_ring() -> FrameRing:
     """Two lanes of noise, with episodes of a few steps."""
     rng = np.random.default_rng(0)
-    ring = FrameRing(100, 2, rng=np.random.default_rng(1))
-    ring.start(rng.integers(256, size=(2, 84, 84), dtype=np.uint8))
+    ring = FrameRing(100, 2, rng=np.random.default_rng(1), frame_shape=(1, 84, 84), stack_size=4)
+    ring.start(rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8))
     for step in range(50):
         ring.extend(
             action=rng.integers(ACTIONS, size=2),
             reward=rng.normal(size=2),
             terminated=rng.random(2) < 0.1,
-            frame=rng.integers(256, size=(2, 84, 84), dtype=np.uint8),
+            frame=rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8),
             started=np.full(2, step % 7 == 6),
-            first_frame=rng.integers(256, size=(2, 84, 84), dtype=np.uint8),
+            first_frame=rng.integers(256, size=(2, 1, 84, 84), dtype=np.uint8),
         )
     return ring
 

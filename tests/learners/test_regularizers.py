@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
@@ -48,16 +49,16 @@ def make(**settings: Any) -> DoubleDQN:
     values: dict[str, Any] = {"width": 32, "encoder_width": 0.25, "batch_size": 8, "regularizer_strength": 1e-3}
     config = Config(**values | settings)
     generator = torch.Generator().manual_seed(0)
-    return DoubleDQN(config, ACTIONS, width=32, device=torch.device("cpu"), generator=generator)
+    return DoubleDQN(config, make_spec(ACTIONS), width=32, device=torch.device("cpu"), generator=generator)
 
 
 def update(learner: DoubleDQN, count: int = 1, seed: int = 0) -> None:
-    learner.update(synthetic_batches(learner.config, ACTIONS, count, torch.Generator().manual_seed(seed)))
+    learner.update(synthetic_batches(learner.config, make_spec(ACTIONS), count, torch.Generator().manual_seed(seed)))
 
 
 def inject(learner: DoubleDQN, seed: int = 0, *, freeze_encoder: bool = False) -> None:
     generator = torch.Generator().manual_seed(seed)
-    probe = synthetic_batches(learner.config, ACTIONS, 1, generator)["observation"][0]
+    probe = synthetic_batches(learner.config, make_spec(ACTIONS), 1, generator)["observation"][0]
     event = apply(learner, "inject", probe, config=learner.config, generator=generator, freeze_encoder=freeze_encoder)
     assert (event.max_abs_q_change_online, event.max_abs_q_change_target) == (0, 0)
 
@@ -133,7 +134,9 @@ def test_projection_restores_the_norms_and_leaves_the_normalised_function_as_it_
     assert [tuple(layer[0].shape) for layer in layers] == [(8, 4, 8, 8), (16, 8, 4, 4), (16, 16, 3, 3), (32, 784)]
     norms = [joint_norm(layer).detach() for layer in layers]
     assert torch.allclose(norms[0], torch.cat([p.detach().flatten() for p in layers[0]]).norm())
-    observation = synthetic_batches(learner.config, ACTIONS, 1, torch.Generator().manual_seed(3))["observation"][0]
+    observation = synthetic_batches(learner.config, make_spec(ACTIONS), 1, torch.Generator().manual_seed(3))[
+        "observation"
+    ][0]
     before = learner.act(observation)
     with torch.no_grad():
         for factor, layer in zip((1.3, 0.9, 2.0, 1.7), layers, strict=True):

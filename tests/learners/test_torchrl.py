@@ -11,6 +11,7 @@ from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, SoftUpdate
 
 from growtrain import inject
+from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import grow
 from growtrain.learners import torchrl
 from growtrain.learners.make import make_learner
@@ -18,16 +19,17 @@ from growtrain.learners.torchrl import read_target, target_of
 from growtrain.planning.speed import synthetic_batches
 
 ACTIONS, CPU = 5, torch.device("cpu")
+SPEC = make_spec(ACTIONS)
 FEATURES, BATCH = 6, 16
 
 
 def batches(count: int, seed: int) -> TensorDict:
-    return synthetic_batches(tiny(), ACTIONS, count, torch.Generator().manual_seed(seed))
+    return synthetic_batches(tiny(), SPEC, count, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("freeze_encoder", [False, True])
 def test_the_direct_path_has_the_numbers_of_torchrls_loss_through_growth_and_copies(freeze_encoder: bool) -> None:
-    learner = make_learner(tiny(), ACTIONS, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner = make_learner(tiny(), SPEC, device=CPU, generator=torch.Generator().manual_seed(0))
 
     def same() -> None:
         batch, trainable = batches(1, 9)[0], [p for p in learner.online.parameters() if p.requires_grad]
@@ -62,7 +64,7 @@ def test_only_eager_execution_constructs_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torchrl, "make_dqn_loss", counted)
     for execution, count in (("auto", 0), ("eager", 2)):
         constructed.clear()
-        learner = make_learner(tiny(execution=execution), ACTIONS, device=CPU)
+        learner = make_learner(tiny(execution=execution), SPEC, device=CPU)
         assert not constructed
         for _ in range(3):
             learner.update(batches(2, 0))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.networks.activations import CReLU, Fourier, num_units
-from growtrain.networks.encoders import NatureEncoder
+from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.heads import make_head
 
 SHAPES = [(32, 7), (4, 6, 5, 5)]
@@ -42,7 +42,7 @@ def test_widths_by_hand() -> None:
         "fourier": [(16, 4), (32, 32), (32, 64), (256, 3136), (6, 512)],
     }
     for activation, widths in expected.items():
-        encoder = NatureEncoder(activation=activation)  # type: ignore[arg-type]
+        encoder = ConvolutionalEncoder((4, 84, 84), activation=activation)  # type: ignore[arg-type]
         head = make_head(encoder.num_features, 512, 6, activation=activation)  # type: ignore[arg-type]
         layers = [m for part in (encoder, head) for m in part.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         assert [tuple(layer.weight.shape[:2]) for layer in layers] == widths
@@ -52,7 +52,7 @@ def test_widths_by_hand() -> None:
 
 
 def test_a_normalized_encoder_normalizes_before_every_non_linearity() -> None:
-    encoder = NatureEncoder(0.25, normalized=True)
+    encoder = ConvolutionalEncoder((4, 84, 84), 0.25, normalized=True)
     kinds = [type(layer) for layer in encoder.layers]
     assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 3
     frames = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

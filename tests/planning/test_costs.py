@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from growtrain.environments.atari import make_spec
 from growtrain.growth.inject import count_parameters
 from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
@@ -61,9 +62,9 @@ def test_flops_and_parameters_are_the_real_learners(anchor, settings):
     if anchor == "mirrored" and settings.get("activation"):
         pytest.skip("refused by Config")
     config = Config(anchor=anchor, batch_size=3, **settings)
-    plan, generator = make_plan(config, 5), torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, 5, width=config.width, device=CPU, generator=generator)
-    batches = synthetic_batches(config, 5, 2, generator)
+    plan, generator = make_plan(config, make_spec(5)), torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, make_spec(5), width=config.width, device=CPU, generator=generator)
+    batches = synthetic_batches(config, make_spec(5), 2, generator)
     assert len(plan.stages) == 4
     for cost in plan.stages:
         if cost.stage:
@@ -98,9 +99,9 @@ def test_flops_and_parameters_are_the_real_learners(anchor, settings):
 )
 def test_flops_and_parameters_of_other_interventions_and_splits(settings):
     config = Config(**({"batch_size": 3, "width": 16, "encoder_width": 0.25} | settings))
-    plan, generator = make_plan(config, 5), torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, 5, width=config.width, device=CPU, generator=generator)
-    batches = synthetic_batches(config, 5, 1, generator)
+    plan, generator = make_plan(config, make_spec(5)), torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, make_spec(5), width=config.width, device=CPU, generator=generator)
+    batches = synthetic_batches(config, make_spec(5), 1, generator)
     for cost in plan.stages:
         if cost.stage:
             freeze = cost.stage == config.freeze_encoder_at
@@ -125,16 +126,16 @@ def test_what_never_grows_is_its_own_baseline_and_the_plan_says_what_happens():
     wide = full_width(paper(schedule="grow1x", intervention="widen"))
     assert (wide.width, wide.schedule, wide.intervention) == (1024, "fixed", "inject")
     assert full_width(paper(schedule="widen3x")).width == 2048
-    assert "does     net2wider at 25M, 50M, 100M" in render(make_plan(paper(schedule="widen3x"), 6))
-    assert "does     redo 12487 times from 208k to 200M" in render(make_plan(paper(schedule="redo"), 6))
-    assert "does" not in render(make_plan(paper(), 6))
+    assert "does     net2wider at 25M, 50M, 100M" in render(make_plan(paper(schedule="widen3x"), make_spec(6)))
+    assert "does     redo 12487 times from 208k to 200M" in render(make_plan(paper(schedule="redo"), make_spec(6)))
+    assert "does" not in render(make_plan(paper(), make_spec(6)))
 
 
 def test_flops_of_the_nature_network_by_hand():
     # 84 -> 20 -> 9 -> 7 pixels a side; 7 x 7 x 64 = 3136 features; 6 actions; batch 32.
     conv1, conv2, conv3 = 20 * 20 * 32 * 8 * 8 * 4, 9 * 9 * 64 * 4 * 4 * 32, 7 * 7 * 64 * 3 * 3 * 64
     head, encoder = 3136 * 512 + 512 * 6, conv1 + conv2 + conv3
-    stages = make_plan(paper(), 6).stages
+    stages = make_plan(paper(), make_spec(6)).stages
     assert stages[0].flops_per_action == 2 * (encoder + head)
     assert stages[0].flops_per_update == 64 * (4 * encoder + conv2 + conv3 + 5 * head)
     assert (
@@ -144,7 +145,7 @@ def test_flops_of_the_nature_network_by_hand():
 
 
 def test_a_frozen_encoder_leaves_only_the_live_heads_gradients():
-    shape = network_shape(paper(), 6, 512)
+    shape = network_shape(paper(), make_spec(6), 512)
     trained, frozen = (update_flops(shape, 32, 2, encoder_trains) for encoder_trains in (True, False))
     saved = {name for name, flops in dataclasses.asdict(frozen).items() if flops < dataclasses.asdict(trained)[name]}
     assert saved == {
@@ -163,7 +164,7 @@ def test_a_frozen_encoder_leaves_only_the_live_heads_gradients():
 @pytest.mark.parametrize("schedule", ["fixed", "grow1x", "grow3x", "full3x", "at:0.2,0.7"])
 def test_stages_add_up_to_the_run(schedule, total_frames):
     config, _ = resolve("paper", {"schedule": schedule, "total_frames": total_frames})
-    stages = make_plan(config, 6).stages
+    stages = make_plan(config, make_spec(6)).stages
     assert sum(stage.frames for stage in stages) == total_frames
     assert [stage.start_frame for stage in stages[1:]] == [stage.end_frame for stage in stages[:-1]]
     assert sum(stage.updates for stage in stages) == updates_due(config, total_frames // 4)
@@ -174,33 +175,33 @@ def test_stages_add_up_to_the_run(schedule, total_frames):
 
 def test_the_baseline_has_the_width_that_growth_ends_with():
     assert full_width(paper(width=128)).width == 512
-    assert make_plan(full_width(paper(schedule="at:0.1,0.5")), 6).stages[0].live_width == 3 * 512
+    assert make_plan(full_width(paper(schedule="at:0.1,0.5")), make_spec(6)).stages[0].live_width == 3 * 512
     full = paper(schedule="full3x")
     assert full_width(full) is full
-    grown, same = make_plan(full_width(paper()), 6), make_plan(full, 6)
+    grown, same = make_plan(full_width(paper()), make_spec(6)), make_plan(full, make_spec(6))
     assert grown.stages == same.stages
 
 
 def test_memory_of_the_replay_is_what_it_allocates():
     config = paper(replay_capacity=999, num_envs=7)
-    memory = make_plan(config, 6).memory
-    assert memory.replay == replay_bytes(999, 7)
-    ring = FrameRing(999, 7, rng=np.random.default_rng(0))
+    memory = make_plan(config, make_spec(6)).memory
+    assert memory.replay == replay_bytes(999, 7, frame_shape=(1, 84, 84), stack_size=4)
+    ring = FrameRing(999, 7, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4)
     assert memory.replay_index == ring.valid.nbytes + ring._age.nbytes + ring._cursor.nbytes
-    assert make_plan(paper(), 6).memory.replay == pytest.approx(7.07e9, rel=1e-2)
+    assert make_plan(paper(), make_spec(6)).memory.replay == pytest.approx(7.07e9, rel=1e-2)
 
 
 @pytest.mark.parametrize("settings", [{}, {"regularizer": "l2-init", "activation": "crelu"}])
 def test_networks_are_counted_with_gradients_and_slots(settings):
     config = Config(width=64, encoder_width=0.5, **settings)
-    learner = DoubleDQN(config, 4, width=64, device=CPU, generator=torch.Generator().manual_seed(0))
-    learner.update(synthetic_batches(config, 4, 1, torch.Generator().manual_seed(0)))
+    learner = DoubleDQN(config, make_spec(4), width=64, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner.update(synthetic_batches(config, make_spec(4), 1, torch.Generator().manual_seed(0)))
     tensors = [*learner.online.parameters(), *learner.target.parameters()]
     tensors += [p.grad for p in learner.online.parameters()]
     tensors += [slot for slots in learner.optimizer.state.values() for slot in slots.values()]
     tensors += learner.initial.values()
     held = sum(tensor.nbytes for tensor in tensors)
-    planned = make_plan(dataclasses.replace(config, schedule="fixed"), 4).memory.networks
+    planned = make_plan(dataclasses.replace(config, schedule="fixed"), make_spec(4)).memory.networks
     assert held <= planned <= 2 * held
 
 
@@ -229,35 +230,38 @@ def limit_memory(monkeypatch, tmp_path: Path, version: int, limit: str, used: in
 def test_refuses_what_a_cgroup_does_not_allow_and_names_what_fits(monkeypatch, tmp_path, version):
     limit_memory(monkeypatch, tmp_path, version, limit=str(5 * 10**9), used=2 * 10**9, cache=10**9)
     with pytest.raises(ConfigError, match=r"7\.07 GB.*7\.\d\d GB of host memory where 4\.00 GB is free") as refusal:
-        check_memory(make_plan(paper(), 6), CPU)
+        check_memory(make_plan(paper(), make_spec(6)), CPU)
     assert "\n" not in str(refusal.value)
     capacity = int(re.search(r"--replay-capacity (\d+) or less", str(refusal.value)).group(1))
-    check_memory(make_plan(paper(replay_capacity=capacity), 6), CPU)  # the remedy works
-    needed = [make_plan(paper(replay_capacity=c), 6).memory.needed("cpu")["host"] for c in (capacity, capacity + 1000)]
+    check_memory(make_plan(paper(replay_capacity=capacity), make_spec(6)), CPU)  # the remedy works
+    needed = [
+        make_plan(paper(replay_capacity=c), make_spec(6)).memory.needed("cpu")["host"]
+        for c in (capacity, capacity + 1000)
+    ]
     assert needed[0] <= 0.97 * 4e9 < needed[1]  # and is the largest, but for what is left spare
 
 
 @pytest.mark.parametrize(("limit", "version"), [("max", 2), (str(2**63 - 4096), 1), (str(10**11), 2)])
 def test_accepts_what_fits(monkeypatch, tmp_path, limit, version):
     limit_memory(monkeypatch, tmp_path, version, limit=limit, used=2 * 10**9)
-    check_memory(make_plan(paper(), 6), CPU)
+    check_memory(make_plan(paper(), make_spec(6)), CPU)
 
 
 def test_refuses_what_the_machine_does_not_have(monkeypatch, tmp_path):
     limit_memory(monkeypatch, tmp_path, 2, limit="max", used=0)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**8))
     with pytest.raises(ConfigError, match=r"0\.10 GB is free: free memory, or lower --width"):
-        check_memory(make_plan(paper(), 6), CPU)
+        check_memory(make_plan(paper(), make_spec(6)), CPU)
 
 
 def test_refuses_what_the_gpu_does_not_have(monkeypatch, tmp_path):
     limit_memory(monkeypatch, tmp_path, 2, limit=str(4 * 10**9), used=0)  # enough for a host without the replay
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 10**9, 8 * 10**9))
     with pytest.raises(ConfigError, match=r"needs 8\.\d\d GB of GPU memory where 6\.00 GB is free") as refusal:
-        check_memory(make_plan(paper(), 6), torch.device("cuda"))
+        check_memory(make_plan(paper(), make_spec(6)), torch.device("cuda"))
     assert "host" not in str(refusal.value)
     capacity = int(re.search(r"--replay-capacity (\d+) or less", str(refusal.value)).group(1))
-    check_memory(make_plan(paper(replay_capacity=capacity), 6), torch.device("cuda"))
+    check_memory(make_plan(paper(replay_capacity=capacity), make_spec(6)), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("total_frames", [200_000_000, 123_456_789])
@@ -265,7 +269,7 @@ def test_the_table_fits_a_terminal_and_says_what_was_measured(total_frames):
     timing = Timing(update_seconds=(0.9,) * 4, act_seconds=(0.9,) * 4, timed=80, spread=0.1)
     slower = Timing(update_seconds=(1.8,), act_seconds=(0.9,), timed=20, spread=0.7)
     speed = Speed(machine="CPU, 2 threads", run=timing, baseline=slower, environment_seconds=0.9, overlapped=False)
-    plan = make_plan(paper(total_frames=total_frames), 18)
+    plan = make_plan(paper(total_frames=total_frames), make_spec(18))
     text = render(plan, speed)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 100
@@ -279,7 +283,7 @@ def test_the_table_fits_a_terminal_and_says_what_was_measured(total_frames):
 
 def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
     config = paper(schedule="fixed", learning_starts=32, total_frames=32 + 4 * 4 * 3600, num_envs=8, eval_period=0)
-    plan = make_plan(config, 6)
+    plan = make_plan(config, make_spec(6))
     assert plan.stages[0].updates == 3600
     timing = Timing(update_seconds=(2.0,), act_seconds=(8.0,), timed=1, spread=0.0)
     speed = Speed(machine="", run=timing, baseline=timing, environment_seconds=3.0, overlapped=False)
@@ -312,11 +316,11 @@ def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):
         lambda learner, *a, **k: grown.append((apply(learner, *a, **k), k["freeze_encoder"])),
     )
     config = paper(width=16, encoder_width=0.1, batch_size=2, num_envs=2, freeze_encoder_at=2, game="pong")
-    speed = measure_speed(config, 6, CPU, seconds=0.2)
+    speed = measure_speed(config, make_spec(6), CPU, seconds=0.2)
     assert [event.stage for event, _ in grown] == [1, 2, 3]
     assert [freeze for _, freeze in grown] == [False, True, False]
     assert len(speed.run.update_seconds) == len(speed.run.act_seconds) == 4
     assert len(speed.baseline.update_seconds) == 1
     assert min(*speed.run.update_seconds, *speed.run.act_seconds, speed.environment_seconds) > 0
     assert speed.run.timed >= 4 * 5
-    assert sum(speed.projected_hours(make_plan(config, 6), speed.run)) > 0
+    assert sum(speed.projected_hours(make_plan(config, make_spec(6)), speed.run)) > 0

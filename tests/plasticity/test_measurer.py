@@ -13,6 +13,7 @@ from tiny import tiny
 from torch import Tensor
 
 from growtrain import diagnostics
+from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import InjectedHead
@@ -59,7 +60,9 @@ def play(config: Config, run_dir: Path, *stops: int) -> Checkpoint:
 def contents(checkpoint: Checkpoint) -> dict[str, Any]:
     """Networks, optimizer, counters, replay with its frames, episodes and every generator; by path."""
     config = checkpoint.config
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0))
+    ring = FrameRing(
+        config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4
+    )
     ring.load_state_dict(checkpoint.state["ring"])
     checkpoint.load_frames(ring)
     tree = {name: checkpoint.state[name] for name in ("learner", "collector", "ring", "growth_generator", "stage")}
@@ -170,7 +173,7 @@ def test_the_records_are_true(measured: tuple[Path, Checkpoint]) -> None:
 
 def test_distances_norms_and_churn_are_those_of_the_networks() -> None:
     config = config_of(diagnostics_period=1, lr=0.005)
-    learner = DoubleDQN(config, 4, width=32, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=torch.Generator().manual_seed(0))
     ring = filled_ring(config)
     measurer, start = Measurer(config, learner, ring), copy.deepcopy(learner.online)
     first = measurer.measure(0, "period")
@@ -213,8 +216,8 @@ def test_what_was_off_is_not_known_and_a_frozen_encoder_has_no_gradient(tmp_path
 
 def filled_ring(config: Config) -> FrameRing:
     generator = np.random.default_rng(3)
-    ring = FrameRing(config.replay_capacity, 2, rng=np.random.default_rng(4))
-    frames = generator.integers(0, 256, (60, 2, 84, 84), dtype=np.uint8)
+    ring = FrameRing(config.replay_capacity, 2, rng=np.random.default_rng(4), frame_shape=(1, 84, 84), stack_size=4)
+    frames = generator.integers(0, 256, (60, 2, 1, 84, 84), dtype=np.uint8)
     ring.start(frames[0])
     for frame in frames[1:]:
         ring.extend(
@@ -236,7 +239,7 @@ def filled_ring(config: Config) -> FrameRing:
 def test_every_head_is_seen_whatever_it_is_built_of(anchor: Any, settings: dict[str, Any]) -> None:
     config = config_of(diagnostics_period=1, anchor=anchor, **settings)
     generator = torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, 4, width=config.width, device=CPU, generator=generator)
+    learner = DoubleDQN(config, make_spec(4), width=config.width, device=CPU, generator=generator)
     ring = filled_ring(config)
     measurer = Measurer(config, learner, ring)
     observations = ring.get(torch.from_numpy(np.flatnonzero(ring.valid)[:32]))["observation"]
@@ -275,7 +278,7 @@ def test_other_networks_are_measured_whole(anchor: Any, settings: dict[str, Any]
     """Heads that begin in the encoder, whose features are maps, and activations that give two outputs a unit."""
     config = config_of(diagnostics_period=1, anchor=anchor, **settings)
     generator = torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, 4, width=32, device=CPU, generator=generator)
+    learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=generator)
     ring = filled_ring(config)
     measurer = Measurer(config, learner, ring)
     for injections in range(3):
@@ -292,7 +295,7 @@ def test_other_networks_are_measured_whole(anchor: Any, settings: dict[str, Any]
 def test_the_states_depend_on_the_seed_and_the_frames_alone() -> None:
     config = config_of(diagnostics_period=1)
     generator = torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, 4, width=32, device=CPU, generator=generator)
+    learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=generator)
     ring = filled_ring(config_of(replay_capacity=400))
     records = []
     for frames, seed in ((100, 0), (100, 0), (101, 0), (100, -1)):
@@ -305,7 +308,7 @@ def test_the_states_depend_on_the_seed_and_the_frames_alone() -> None:
 
 def test_a_saved_measurer_of_another_architecture_is_refused() -> None:
     learners = {
-        width: DoubleDQN(config_of(), 4, width=width, device=CPU, generator=torch.Generator().manual_seed(0))
+        width: DoubleDQN(config_of(), make_spec(4), width=width, device=CPU, generator=torch.Generator().manual_seed(0))
         for width in (32, 16)
     }
     config, ring = config_of(diagnostics_period=1), filled_ring(config_of())

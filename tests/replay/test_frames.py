@@ -12,15 +12,17 @@ from ale_py import AtariVectorEnv
 from scipy import stats
 from tensordict import TensorDict
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from growtrain.replay.frames import FrameRing, frame_replay, replay_bytes, rows_per_lane
+from growtrain.replay.frames import FrameRing, frame_replay, replay_bytes
+from growtrain.replay.ring import Column, rows_per_lane
 
-FRAME_SHAPE = (2, 5)
+FRAME_SHAPE = (2, 2, 5)  # channels, height, width
 Step = dict[str, npt.NDArray[Any]]
 
 
 def make_ring(capacity: int = 24, num_lanes: int = 1, seed: int = 0, **options: Any) -> FrameRing:
-    options.setdefault("frame_shape", FRAME_SHAPE)
+    options = {"frame_shape": FRAME_SHAPE, "stack_size": 4} | options
     return FrameRing(capacity, num_lanes, rng=np.random.default_rng(seed), **options)
 
 
@@ -64,7 +66,7 @@ class NaiveReplay:
 
     def stack(self, lane: int) -> npt.NDArray[np.uint8]:
         padding = [np.zeros(FRAME_SHAPE, np.uint8)] * self.stack_size
-        return np.stack((padding + self.episode[lane])[-self.stack_size :])
+        return np.concatenate((padding + self.episode[lane])[-self.stack_size :])
 
     def start(self, frames: npt.NDArray[np.uint8]) -> None:
         for lane in self.lanes:
@@ -177,7 +179,7 @@ def test_a_lost_life_does_not_break_the_stack_and_a_cut_episode_does_not_termina
     ]
     batch = ring.get(torch.tensor(rows))
     assert batch["next", "terminated"].flatten().tolist() == [False, True, False, False, False]
-    padding = (batch["observation"].flatten(2) == 0).all(-1).sum(1)
+    padding = (batch["observation"].unflatten(1, (4, -1)).flatten(2) == 0).all(-1).sum(1)
     assert padding.tolist() == [3, 2, 1, 0, 3]
     assert ring.valid.sum() == 5  # the cut episode's last row is not among them
     assert not ring.contains(rows[3] + 1)
@@ -198,10 +200,10 @@ def test_stacks_equal_those_of_the_emulator() -> None:
     env = AtariVectorEnv(
         "breakout", num_lanes, num_threads=1, noop_max=5, use_fire_reset=False, max_num_frames_per_episode=160
     )
-    ring = FrameRing(60, num_lanes, rng=np.random.default_rng(0))
+    ring = FrameRing(60, num_lanes, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4)
     rng = np.random.default_rng(0)
     observation, _ = env.reset(seed=np.array([3, 4]))
-    ring.start(observation[:, -1])
+    ring.start(observation[:, -1:])
     truth: dict[int, tuple[Any, ...]] = {}
     compared = padded = episodes = 0
     for t in range(steps):
@@ -216,9 +218,9 @@ def test_stacks_equal_those_of_the_emulator() -> None:
             action=action,
             reward=reward,
             terminated=terminated,
-            frame=following[:, -1],
+            frame=following[:, -1:],
             started=ended,
-            first_frame=first[:, -1],
+            first_frame=first[:, -1:],
         )
         for lane, row in enumerate(flat.tolist()):
             truth[row] = (observation[lane], action[lane], following[lane])
@@ -230,8 +232,8 @@ def test_stacks_equal_those_of_the_emulator() -> None:
             transitions = ring.gather(torch.tensor(rows))
             for i, row in enumerate(rows):
                 before, done, after = truth[row]
-                np.testing.assert_array_equal(transitions.frames[i, :4].numpy(), before)
-                np.testing.assert_array_equal(transitions.frames[i, 1:].numpy(), after)
+                np.testing.assert_array_equal(transitions.observation[i].numpy(), before)
+                np.testing.assert_array_equal(transitions.next_observation[i].numpy(), after)
                 assert transitions.action[i] == done
                 compared += 1
                 padded += not before[0].any()
@@ -283,7 +285,7 @@ def test_a_batch_has_the_layout_of_torchrl() -> None:
     assert replay.write_count == 160
 
     batch, info = replay.sample(return_info=True)
-    n, stacked = 7, (7, 4, *FRAME_SHAPE)
+    n, stacked = 7, (7, 4 * FRAME_SHAPE[0], *FRAME_SHAPE[1:])
     layout = {key: (tuple(batch[key].shape), batch[key].dtype) for key in batch.keys(True, True)}
     assert layout == {
         "observation": (stacked, torch.uint8),
@@ -319,8 +321,8 @@ def test_gathering_has_static_shapes_and_reads_no_value() -> None:
 
 @pytest.mark.parametrize("num_lanes", [1, 8, 64])
 def test_a_million_transitions_take_seven_gigabytes(num_lanes: int) -> None:
-    planned = replay_bytes(1_000_000, num_lanes)
-    frames = num_lanes * rows_per_lane(1_000_000, num_lanes) * 84 * 84
+    planned = replay_bytes(1_000_000, num_lanes, frame_shape=(1, 84, 84), stack_size=4)
+    frames = num_lanes * rows_per_lane(1_000_000, num_lanes, 4) * 84 * 84
     assert 7.056e9 < frames < planned < 7.2e9
 
 
@@ -336,7 +338,7 @@ def test_memory_is_committed_only_as_it_fills() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     before = resident()
-    ring = FrameRing(100_000, 8, rng=np.random.default_rng(0))
+    ring = FrameRing(100_000, 8, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4)
     assert ring.nbytes > 7e8
     assert resident() - before < 5e7
 
@@ -505,3 +507,105 @@ def test_on_a_gpu_it_equals_the_cpu_without_a_sync_and_inside_a_graph() -> None:
         graph.replay()
         for mine, theirs in zip(captured, reference.gather(indices), strict=True):
             torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=0)
+
+
+A_VALUES = Column((3,), torch.float32)
+
+
+def frozen(observations: torch.Tensor) -> torch.Tensor:
+    """A fixed function of an observation: (n, C, H, W) -> (n, 3) float32, different for different ones."""
+    flat = observations.flatten(1).float()
+    weights = torch.sin(torch.arange(3 * flat.shape[1]).float()).view(-1, 3)
+    return flat @ weights
+
+
+def sweep(ring: FrameRing) -> None:
+    for rows in ring.rows_read().split(7):
+        ring.write("values", rows, frozen(ring.observations(rows)))
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize(
+    ("capacity", "stack_size", "p_terminated"), [(40, 4, 0.2), (2, 1, 0.5), (2, 4, 0.5), (60, 2, 0.0)]
+)
+def test_a_column_holds_a_function_of_every_observation(
+    capacity: int, stack_size: int, p_terminated: float, on_host: bool
+) -> None:
+    """Filled in one sweep in the middle, then as rows come: what a batch gathers is the function of its own s and s'."""
+    ring = make_ring(capacity, 2, stack_size=stack_size)
+    stream = run(ring, 33, p_terminated=p_terminated)
+    ring.add_column("values", Column((3,), torch.float32, on_host=on_host))
+    sweep(ring)
+    for _ in range(80):
+        assert torch.allclose(ring.read("values", ring.newest_rows()), frozen(ring.newest()))
+        valid = torch.from_numpy(np.flatnonzero(ring.valid))
+        batch = ring.get(valid)
+        assert torch.allclose(batch["values"], frozen(batch["observation"]))
+        assert torch.allclose(batch["next", "values"], frozen(batch["next", "observation"]))
+        arrived = ring.following(ring.extend(**stream.step()))
+        for rows in (arrived, ring.newest_rows()):  # an ended episode's last frame, and what the policy sees next
+            ring.write("values", rows, frozen(ring.observations(rows)))
+    ring.drop_column("values")
+    assert not ring.sample(3).get("values", None)
+
+
+def test_a_column_is_saved_and_restored_with_the_ring() -> None:
+    ring, other = make_ring(40, 3), make_ring(40, 3, seed=9)
+    run(ring, 50)
+    run(other, 70, seed=7)
+    other.add_column("left over", A_VALUES)
+    ring.add_column("values", A_VALUES)
+    sweep(ring)
+    file = io.BytesIO()
+    torch.save(frame_replay(ring).state_dict(), file)
+    file.seek(0)
+    frame_replay(other).load_state_dict(torch.load(file, weights_only=True))
+    assert list(other.added) == ["values"]
+    for _ in range(3):
+        batch, same = ring.sample(8), other.sample(8)
+        assert (batch == same).all()
+        assert torch.allclose(same["next", "values"], frozen(same["next", "observation"]))
+
+
+def test_a_state_of_other_sizes_is_refused_and_changes_nothing() -> None:
+    ring = make_ring(40, 3)
+    run(ring, 50)
+    before = ring.sample_indices(5), ring.state_dict()["rng"]
+    ring.add_column("values", A_VALUES)
+    state = ring.state_dict()
+    for wrong in (
+        make_ring(41 + 3, 3).state_dict(),
+        make_ring(40, 3, stack_size=3).state_dict(),
+        state | {"columns": {"values": state["columns"]["values"][:, :-1]}},
+        make_ring(40, 3, frame_shape=(1, 2, 5)).state_dict(),
+    ):
+        with pytest.raises(ValueError, match="match the config"):
+            ring.load_state_dict(wrong)
+    assert ring.state_dict()["rng"] == before[1]
+    ring.check_valid()
+
+
+def test_a_column_costs_one_more_kernel_and_none_where_there_is_none() -> None:
+    def operators(ring: FrameRing) -> list[str]:
+        flat = torch.from_numpy(np.flatnonzero(ring.valid)[:8])
+        with Operators() as seen:
+            ring.gather(flat)
+        return [name for name in seen.names if "index_select" in name]
+
+    ring = make_ring(40, 2)
+    run(ring, 50)
+    assert len(operators(ring)) == 2  # transitions, frames
+    ring.add_column("values", A_VALUES)
+    assert len(operators(ring)) == 3
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

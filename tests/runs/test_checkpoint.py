@@ -90,7 +90,9 @@ def assert_same(one: Any, other: Any, path: str = "") -> None:
 
 def replay_of(checkpoint: Checkpoint) -> torch.Tensor:
     config = checkpoint.config
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(0))
+    ring = FrameRing(
+        config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4
+    )
     ring.load_state_dict(checkpoint.state["ring"])
     checkpoint.load_frames(ring)
     return ring.frames
@@ -189,13 +191,13 @@ def test_runs_whose_network_or_stages_are_others_are_resumed_bit_for_bit(kind: s
 
 
 def make_ring(seed: int = 0, capacity: int = 3_000, num_lanes: int = 2) -> FrameRing:
-    return FrameRing(capacity, num_lanes, rng=np.random.default_rng(seed))
+    return FrameRing(capacity, num_lanes, rng=np.random.default_rng(seed), frame_shape=(1, 84, 84), stack_size=4)
 
 
 def play(ring: FrameRing, steps: int, generator: np.random.Generator) -> None:
     """Random steps with episodes, of frames that compress no better than they should."""
     lanes = ring.num_lanes
-    frames = generator.integers(0, 256, (2, lanes, 84, 84), dtype=np.uint8)
+    frames = generator.integers(0, 256, (2, lanes, 1, 84, 84), dtype=np.uint8)
     if not ring.written.any():
         ring.start(frames[0])
     for _ in range(steps):
@@ -203,7 +205,7 @@ def play(ring: FrameRing, steps: int, generator: np.random.Generator) -> None:
             action=generator.integers(4, size=lanes),
             reward=generator.random(lanes),
             terminated=np.zeros(lanes, np.bool_),
-            frame=np.roll(frames[0], int(generator.integers(84)), axis=1),
+            frame=np.roll(frames[0], int(generator.integers(84)), axis=2),
             started=generator.random(lanes) < 0.02,
             first_frame=frames[1],
         )

@@ -28,7 +28,7 @@ from tiny import TINY, tiny
 
 import growtrain
 from growtrain.__main__ import main
-from growtrain.environments.atari import AtariEnvironment
+from growtrain.environments.atari import AtariEnvironment, make_spec
 from growtrain.environments.base import EnvironmentHung
 from growtrain.learners.base import Diverged
 from growtrain.learners.double_dqn import MAX_NONFINITE, DoubleDQN
@@ -759,8 +759,8 @@ with run_lock(Path(sys.argv[1])):
 @pytest.mark.parametrize("what", ["reward", "parameter gradient"])
 def test_an_update_that_is_not_finite_leaves_the_network_as_it_is(optimizer: str, what: str) -> None:
     config = config_of(optimizer=optimizer)
-    learner = DoubleDQN(config, 4, width=32, device=CPU, generator=torch.Generator().manual_seed(0))
-    good = synthetic_batches(config, 4, 2, torch.Generator().manual_seed(0))
+    learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=torch.Generator().manual_seed(0))
+    good = synthetic_batches(config, make_spec(4), 2, torch.Generator().manual_seed(0))
     learner.update(good)
     bad = good[:1].clone()
     if what == "reward":
@@ -800,9 +800,9 @@ NORMALIZED: list[dict[str, Any]] = [
 def test_what_else_an_update_moves_stays_too(optimizer: str, asynchronous: bool, settings: dict[str, Any]) -> None:
     """A spectral norm's vectors and a projection's rounding, with the optimizer skipping the step as on a GPU and without."""
     config = config_of(optimizer=optimizer, **settings)
-    learner = DoubleDQN(config, 4, width=32, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=torch.Generator().manual_seed(0))
     learner.asynchronous = asynchronous
-    good = synthetic_batches(config, 4, 2, torch.Generator().manual_seed(0))
+    good = synthetic_batches(config, make_spec(4), 2, torch.Generator().manual_seed(0))
     learner.update(good)
     bad = good[:1].clone()
     bad["next", "reward"][0, 0] = float("nan")

@@ -159,11 +159,17 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
     from growtrain.replay.frames import FrameRing, frame_replay
     from growtrain.runs.acting import Collector
 
-    ring = FrameRing(config.replay_capacity, config.num_envs, rng=np.random.default_rng(sampling))
+    ring = FrameRing(
+        config.replay_capacity,
+        config.num_envs,
+        rng=np.random.default_rng(sampling),
+        frame_shape=(1, 84, 84),
+        stack_size=4,
+    )
     environment = make_environment(config, seed=episodes)
     collector = Collector(environment, frame_replay(ring), config, np.random.default_rng(exploration))
     generator = torch.Generator().manual_seed(weights)
-    learner = DoubleDQN(config, environment.num_actions, width=32, device=torch.device("cpu"), generator=generator)
+    learner = DoubleDQN(config, environment.spec, width=32, device=torch.device("cpu"), generator=generator)
     plain = nn.Sequential(learner.online.encoder, learner.head.live)  # no InjectedHead anywhere
     lagging = nn.Sequential(learner.target.encoder, learner.target.head.live)  # type: ignore[arg-type]
     updates = 0

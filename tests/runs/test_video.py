@@ -62,7 +62,7 @@ def test_another_seed_or_other_settings_are_another_episode() -> None:
     episode = play(Watcher(4), BREAKOUT, 0, 2000)
     assert episode.ended
     for other in (
-        dataclasses.replace(episode, emulator_seed=episode.emulator_seed + 1),
+        dataclasses.replace(episode, seed=episode.seed + 1),
         dataclasses.replace(episode, config=dataclasses.replace(BREAKOUT, sticky_actions=0.0)),
         dataclasses.replace(episode, ended=False),
     ):
@@ -90,7 +90,7 @@ def test_an_episode_that_goes_on_says_so_and_one_cut_by_the_game_too() -> None:
 def of_values(q: list[list[float]], actions: list[int]) -> Episode:
     return Episode(
         config=BREAKOUT,
-        emulator_seed=0,
+        seed=0,
         action_names=("NOOP", "FIRE", "RIGHT", "LEFT"),
         actions=np.array(actions),
         q=np.array(q, dtype=np.float32),
