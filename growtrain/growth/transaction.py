@@ -8,7 +8,6 @@ ones stay as they were, so going back is putting the old objects in place again.
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
 from growtrain.growth.inject import NotPreserved, count_parameters
 from growtrain.growth.kinds import KINDS, Kind
+from growtrain.learners.base import AbstractLearner
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.schedules import Intervention
@@ -25,25 +25,8 @@ class GrowthFailed(RuntimeError):
     """An intervention failed and the learner is as it was before; the cause is chained."""
 
 
-class Learner(Protocol):
-    """What a learner must offer to be grown: networks with `encoder` and `head`, an optimizer, and a way to rebuild what captured them."""
-
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def online(self) -> nn.Module:
-        """The network that learns."""
-
-    @property
-    def target(self) -> nn.Module:
-        """Its lagging copy."""
-
-    def rebuild(self) -> None:
-        """Rebuilds losses, compiled functions and graphs; keeps networks, optimizer slots and the target's lag."""
-
-
 def grow(
-    learner: Learner,
+    learner: AbstractLearner,
     observations: Tensor,
     *,
     anchor: Anchor,
@@ -66,7 +49,7 @@ def grow(
 
 
 def apply(
-    learner: Learner,
+    learner: AbstractLearner,
     intervention: Intervention,
     observations: Tensor,
     *,
@@ -95,8 +78,8 @@ def apply(
         GrowthFailed: anything went wrong; the learner is bit for bit what it was.
     """
     start = time.perf_counter()
-    kind, networks, optimizer = KINDS[intervention], (learner.online, learner.target), learner.optimizer
-    online = learner.online
+    kind, networks, optimizer = KINDS[intervention], _networks(learner), learner.optimizer
+    online = networks[0]
     with _rolled_back_on_failure(learner):
         before = [_q(network, observations) for network in networks]
         trainable_before = count_parameters(online, trainable=True)
@@ -173,18 +156,22 @@ def intervene(
     return replacement
 
 
+def _networks(learner: AbstractLearner) -> tuple[nn.Module, nn.Module]:
+    """The network that is grown and its lagging copy, of a learner that has one such pair."""
+    ((online, target),) = learner.plastic_parts.values()
+    assert target is not None
+    return online, target
+
+
 @contextlib.contextmanager
-def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
+def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
     """Puts modules, optimizer membership, slots, trainability, the target's memory back if the body raises; then raises `GrowthFailed`."""
-    modules = [
-        (network, part, network.get_submodule(part))
-        for network in (learner.online, learner.target)
-        for part in ("encoder", "head")
-    ]
+    networks = _networks(learner)
+    modules = [(network, part, network.get_submodule(part)) for network in networks for part in ("encoder", "head")]
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)
-    trainable = [(p, p.requires_grad) for p in learner.online.parameters()]
-    lagging = [(p, p.data) for p in learner.target.parameters()]  # a rebuild may let them share what was to be frozen
+    trainable = [(p, p.requires_grad) for p in networks[0].parameters()]
+    lagging = [(p, p.data) for p in networks[1].parameters()]  # a rebuild may let them share what was to be frozen
     try:
         yield
     except Exception as error:
@@ -202,9 +189,9 @@ def _rolled_back_on_failure(learner: Learner) -> Iterator[None]:
         raise GrowthFailed(f"growth failed and was rolled back: {error}") from error
 
 
-def _freeze_encoder(learner: Learner) -> int:
+def _freeze_encoder(learner: AbstractLearner) -> int:
     """Stops the encoder's learning; returns how many trainable parameters that took away."""
-    encoder = learner.online.get_submodule("encoder")
+    encoder = _networks(learner)[0].get_submodule("encoder")
     count = count_parameters(encoder, trainable=True)
     frozen = {id(p) for p in encoder.parameters()}
     for group in learner.optimizer.param_groups:
@@ -217,18 +204,19 @@ def _freeze_encoder(learner: Learner) -> int:
     return count
 
 
-def _check_membership(learner: Learner, expected_trainable: int) -> None:
-    trainable = {id(p): name for name, p in learner.online.named_parameters() if p.requires_grad}
+def _check_membership(learner: AbstractLearner, expected_trainable: int) -> None:
+    online, target = _networks(learner)
+    trainable = {id(p): name for name, p in online.named_parameters() if p.requires_grad}
     held = [id(p) for group in learner.optimizer.param_groups for p in group["params"]]
     if len(held) != len(set(held)) or set(held) != set(trainable):
         raise NotPreserved("the optimizer does not hold exactly the trainable parameters")
-    count = count_parameters(learner.online, trainable=True)
+    count = count_parameters(online, trainable=True)
     if count != expected_trainable:
         raise NotPreserved(f"{count} parameters train, not {expected_trainable}")
-    online, target = learner.online.state_dict(), learner.target.state_dict()
-    if {k: v.shape for k, v in online.items()} != {k: v.shape for k, v in target.items()}:
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in (online, target)]
+    if shapes[0] != shapes[1]:
         raise NotPreserved("the target network does not have the online network's tensors")
-    if any(p.requires_grad for p in learner.target.parameters()):
+    if any(p.requires_grad for p in target.parameters()):
         raise NotPreserved("a parameter of the target network requires a gradient")
 
 

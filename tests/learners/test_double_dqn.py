@@ -281,6 +281,25 @@ def test_target_moves_only_when_it_is_copied_and_bit_for_bit() -> None:
     assert not all(torch.equal(before[k], online[k]) for k in before)
 
 
+def test_the_end_of_a_step_copies_the_target_once_a_period_and_never_before_the_first_update() -> None:
+    learner = make(small(target_period=100, num_envs=2))  # 8 frames a step
+    ((online, target),) = learner.plastic_parts.values()
+    assert target is not None
+
+    def copied(frames: int) -> bool:
+        before = [p.clone() for p in target.parameters()]
+        learner.end_of_step(frames)
+        return not all(map(torch.equal, before, target.parameters()))
+
+    with torch.no_grad():
+        next(online.parameters()).add_(1)
+    assert not copied(104)
+    learner.update(batches(1))
+    assert [frames for frames in range(8, 320, 8) if copied(frames)] == [104]
+    learner.update(batches(1))
+    assert [frames for frames in range(112, 320, 8) if copied(frames)] == [200]
+
+
 def test_same_seed_same_parameters_and_k_updates_in_one_call_equal_k_calls() -> None:
     together, apart = make(small()), make(small())
     together.update(batches(3))
