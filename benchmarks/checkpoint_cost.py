@@ -88,7 +88,7 @@ def main() -> int:
         ):
             raise AssertionError("the resumed replay is not the one that was saved")
         resumed.collector.environment.close(raise_if_closed=False)
-    print(*write_outputs(options.output, raw, markdown(raw)), sep="\n", file=sys.stderr)
+    write_outputs(options.output, raw, markdown(raw))
     print(markdown(raw))
     return 0
 

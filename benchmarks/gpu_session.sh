@@ -60,7 +60,7 @@ step() { # name, seconds at most, command: within the time that is left, and not
 
   # 1. Does it run? Tests and a whole run side by side, for neither is timed. Warnings are shown and no errors: libraries may be of other versions.
   step tests 110 "$PY" -m pytest -m gpu -q -W default -p no:cacheprovider -p no:benchmark \
-    tests/replay/test_frame_ring.py tests/telemetry/test_gpu.py tests/learners/test_double_dqn.py > "$W/tests.said" &
+    tests/replay/test_frames.py tests/telemetry/test_gpu.py tests/learners/test_double_dqn.py > "$W/tests.said" &
   tests=$!
   if ! step smoke 110 "$PY" -W default -m growtrain --game phoenix --schedule grow3x --device $DEV $SMOKE --run-dir "$W/smoke"; then
     step smoke-eager 60 "$PY" -W default -m growtrain --game phoenix --schedule grow3x --device $DEV $EAGER --run-dir "$W/smoke-eager"

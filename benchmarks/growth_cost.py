@@ -20,13 +20,13 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
-import importlib.util
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -428,10 +428,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(text)
     output = arguments.output or (arguments.figures_from and arguments.figures_from.with_suffix(""))
     if output:
-        if not (can_draw := importlib.util.find_spec("matplotlib") is not None):
-            say("matplotlib is not installed, so there is no figure: pip install 'growtrain[bench]'")
-        for path in write_outputs(output, record, text, draw(record) if can_draw else None):
-            say(f"wrote {path}")
+        write_outputs(output, record, text, partial(draw, record))
     return 0
 
 

@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -115,17 +115,16 @@ def machine_lines(machine: dict[str, Any]) -> str:
     )
 
 
-def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "Figure | None" = None) -> list[Path]:
-    """Writes `output` + `.json`, `.md` and, with a figure, `.svg`; the same input gives the same bytes.
+def write_outputs(
+    output: Path, record: dict[str, Any], markdown: str, draw: "Callable[[], Figure] | None" = None
+) -> None:
+    """Writes `output` + `.json`, `.md` and, where matplotlib is, what `draw` draws as `.svg`; the same input gives the same bytes.
 
     Args:
         output: path without a suffix; its directory is made.
         record: JSON-serialisable.
         markdown: the report.
-        figure: what the SVG shows.
-
-    Returns:
-        The paths written.
+        draw: makes the figure.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     paths = [output.with_name(f"{output.name}.{suffix}") for suffix in ("json", "md")]
@@ -133,10 +132,15 @@ def write_outputs(output: Path, record: dict[str, Any], markdown: str, figure: "
         partial = path.with_name(path.name + PARTIAL)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)  # a measurement that is ended here keeps what it had
-    if figure is not None:
-        paths.append(output.with_name(f"{output.name}.svg"))
-        paths[-1].write_text(to_svg(figure), encoding="utf-8")
-    return paths
+    if draw is not None:
+        try:
+            svg = to_svg(draw())
+        except ImportError as error:
+            say(f"no figure: {error}: python -m pip install 'growtrain[report]'")
+        else:
+            paths.append(output.with_name(f"{output.name}.svg"))
+            paths[-1].write_text(svg, encoding="utf-8")
+    say(f"wrote {', '.join(map(str, paths))}")
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

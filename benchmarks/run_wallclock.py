@@ -29,6 +29,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -155,17 +156,11 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def write(output: Path, raw: dict[str, Any], *, figures: bool = True) -> None:
-    """Writes JSON, Markdown and, with matplotlib, SVG; prints the Markdown with the last ones."""
-    text, drawn = markdown(raw), None
+    """Writes JSON and Markdown, and at the end prints it and draws the figure."""
+    text = markdown(raw)
     if figures:
         print(text)
-        try:
-            drawn = figure(raw)
-        except ImportError as error:
-            print(f"no figure: {error}: pip install 'growtrain[bench]'", file=sys.stderr)
-    paths = write_outputs(output, raw | {"summary": summary(raw)}, text, drawn)
-    if figures:
-        print(*(str(path) for path in paths), sep="\n", file=sys.stderr)
+    write_outputs(output, raw | {"summary": summary(raw)}, text, partial(figure, raw) if figures else None)
 
 
 # --- what is measured
@@ -201,12 +196,6 @@ def make_arms(
     injections = len(make_schedule(config.schedule, config.total_frames, config.learning_starts).injection_frames)
     if not injections:
         raise ConfigError(f"--schedule {config.schedule} never grows: choose grow1x, grow3x or at:...")
-    multiplier = make_schedule(options.baseline, config.total_frames).width_multiplier if options.baseline else 0
-    if options.baseline and multiplier != 1 + injections:
-        raise ConfigError(
-            f"--baseline {options.baseline} has {multiplier}x the small width where {config.schedule} ends with "
-            f"{1 + injections}x: leave it out to take that"
-        )
     arms, small, full = [], config.width, config.width * (1 + injections)
     for anchor in anchors:
         for freeze in options.freezes:
@@ -219,7 +208,7 @@ def make_arms(
             suffix = f", encoder frozen from {freeze}" if freeze else ""
             arms.append((f"{config.schedule} {anchor}{suffix}", overrides, False, tuple(cells)))
     overrides = {**settings, "schedule": "fixed", "width": full}
-    arms.append((options.baseline or f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
+    arms.append((f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
     return tuple(
         Arm(
             name=name,
@@ -428,7 +417,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--freeze-encoder-at", dest="freezes", type=_counts, default=[0], help="arms that freeze it, as 0,1 (0: never)"
     )
-    parser.add_argument("--baseline", help="full-width schedule (default: as wide as the growth ends)")
     parser.add_argument("--stack", choices=("fast", "reference", "both"), default="fast")
     parser.add_argument("--width-sweep", type=_counts, default=[], help="small widths, as 512,1024,2048")
     parser.add_argument("--sweep-anchor", dest="sweep_anchors", type=_anchors, help="default: the first of --anchor")

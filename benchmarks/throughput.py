@@ -496,8 +496,7 @@ def main(words: Sequence[str] | None = None) -> int:
     text = report(record)
     print(text)
     if arguments.output:
-        for path in write_outputs(arguments.output, record, text):
-            say(f"wrote {path}")
+        write_outputs(arguments.output, record, text)
     return 0
 
 

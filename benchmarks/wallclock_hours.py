@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 PAPER_HOURS = 20.0  # Nikishin et al. 2023, section 5: saved on one A100
 TOLERANCE = 0.05  # of a projection against a complete run
@@ -107,8 +107,7 @@ class Projection:
         return self.training + self.startup + self.growth + self.evaluation + self.checkpoints + self.records
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reaching:
+class Reaching(NamedTuple):
     """The full width at which a saving reaches a threshold; None where it does not, and how that is known."""
 
     width: float | None
@@ -139,16 +138,16 @@ def width_reaching(points: Sequence[tuple[int, float]], threshold: float) -> Rea
     """
     points = sorted(points)
     if points[0][1] >= threshold:
-        return Reaching(width=float(points[0][0]), how="at most (the narrowest measured saves as much)")
+        return Reaching(float(points[0][0]), "at most (the narrowest measured saves as much)")
     for (w0, h0), (w1, h1) in pairwise(points):
         if h0 < threshold <= h1:
-            return Reaching(width=w0 + (threshold - h0) / (h1 - h0) * (w1 - w0), how="interpolated")
+            return Reaching(w0 + (threshold - h0) / (h1 - h0) * (w1 - w0), "interpolated")
     if len(points) == 1:
-        return Reaching(width=None, how="not reached at the one width measured")
+        return Reaching(None, "not reached at the one width measured")
     (w0, h0), (w1, h1) = points[-2:]
     if h1 <= h0:
-        return Reaching(width=None, how=f"not reached up to {w1}, and the saving does not grow with the width")
-    return Reaching(width=w1 + (threshold - h1) / (h1 - h0) * (w1 - w0), how=f"extrapolated beyond {w1}")
+        return Reaching(None, f"not reached up to {w1}, and the saving does not grow with the width")
+    return Reaching(w1 + (threshold - h1) / (h1 - h0) * (w1 - w0), f"extrapolated beyond {w1}")
 
 
 # --- the raw JSON -> costs

@@ -261,8 +261,7 @@ def load_learner(
     checkpoint = open_newest(run_dir) if at is None else open_at(run_dir, at)
     state, config = checkpoint.state, checkpoint.config
     try:
-        spec = Spec.from_dict(state["spec"])
-        learner = make_learner(config, spec, device=device)
+        learner = make_learner(config, Spec.from_dict(state["spec"]), device=device)
         learner.load_state_dict(state["learner"])
         stage = schedule_of(config).stage_after(int(state["interventions"]))
     except (ValueError, KeyError, TypeError) as error:

@@ -77,8 +77,12 @@ class Run:
         )
         self.replay = frame_replay(self.ring)
         self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
-        generator = torch.Generator().manual_seed(weights)
-        learner = make_learner(config, environment.spec, device=self.device, generator=generator)
+        learner = make_learner(
+            config,
+            environment.spec,
+            device=self.device,
+            generator=torch.Generator().manual_seed(weights),
+        )
         if start is None:
             load_initial(learner, run_dir)
         self.learner: AbstractLearner = learner

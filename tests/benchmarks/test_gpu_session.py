@@ -46,6 +46,12 @@ def test_a_part_that_fails_is_said_and_the_next_one_begins(failing: str, part: s
     assert re.search(rf"^=== FAILED after \d+ s: {part} \(exit code 3\)$", out, re.M)
 
 
+def test_every_file_that_it_names_exists() -> None:
+    named = re.findall(r"\b(?:tests|benchmarks)/[\w/]+\.py", (ROOT / "benchmarks" / "gpu_session.sh").read_text())
+    assert len(named) >= 6
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_a_run_that_fails_is_tried_eagerly(tmp_path: Path) -> None:
     code, out = session(tmp_path, FAILING="--run-dir .*/smoke$")
     assert code == 1

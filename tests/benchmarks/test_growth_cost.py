@@ -74,11 +74,11 @@ def test_ratios_of_a_group_by_hand(growth_cost):
 def test_a_tiny_measurement_and_its_figures_again(growth_cost, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     output = tmp_path / "new" / "growth"
-    sizes = ["--widths", "6", "--freeze-encoder-at", "0", "2", "--batch-size", "2", "--encoder-width", "0.1"]
-    assert growth_cost.main([*sizes, "--seconds", "0.1", "--output", str(output)]) == 0
+    sizes = ["--widths", "6", "--freeze-encoder-at", "2", "--batch-size", "2", "--encoder-width", "0.1"]
+    assert growth_cost.main([*sizes, "--updates-per-turn", "1", "--seconds", "0.1", "--output", str(output)]) == 0
     record = json.loads(output.with_suffix(".json").read_text())
     learners = [learner for group in record["groups"] for learner in group["learners"]]
-    assert len(learners) == 24
+    assert len(learners) == 12
     assert all(learner["flops_planned"] > 0 for learner in learners)
     assert all(len(learner["seconds"]) >= growth_cost.LEAST_ROUNDS for learner in learners)
     assert min(seconds for learner in learners for seconds in learner["seconds"]) > 0

@@ -19,17 +19,16 @@ from growtrain.learners.torchrl import read_target, target_of
 from growtrain.planning.speed import synthetic_batches
 
 ACTIONS, CPU = 5, torch.device("cpu")
-SPEC = make_spec(ACTIONS)
 FEATURES, BATCH = 6, 16
 
 
 def batches(count: int, seed: int) -> TensorDict:
-    return synthetic_batches(tiny(), SPEC, count, torch.Generator().manual_seed(seed))
+    return synthetic_batches(tiny(), ACTIONS, count, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("freeze_encoder", [False, True])
 def test_the_direct_path_has_the_numbers_of_torchrls_loss_through_growth_and_copies(freeze_encoder: bool) -> None:
-    learner = make_learner(tiny(), SPEC, device=CPU, generator=torch.Generator().manual_seed(0))
+    learner = make_learner(tiny(), make_spec(ACTIONS), device=CPU, generator=torch.Generator().manual_seed(0))
 
     def same() -> None:
         batch, trainable = batches(1, 9)[0], [p for p in learner.online.parameters() if p.requires_grad]
@@ -64,7 +63,7 @@ def test_only_eager_execution_constructs_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torchrl, "make_dqn_loss", counted)
     for execution, count in (("auto", 0), ("eager", 2)):
         constructed.clear()
-        learner = make_learner(tiny(execution=execution), SPEC, device=CPU)
+        learner = make_learner(tiny(execution=execution), make_spec(ACTIONS), device=CPU)
         assert not constructed
         for _ in range(3):
             learner.update(batches(2, 0))

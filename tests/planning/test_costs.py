@@ -296,16 +296,16 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
 
 def test_what_evaluation_takes_is_planned_and_bounded():
     config = paper(schedule="fixed", num_envs=64)
-    plan = make_plan(config, 6)
+    plan = make_plan(config, make_spec(6))
     assert plan.stages[0].evaluations == 200
     line = "evaluate 200 times 30 whole episodes: 500k frames each time as planned, 3.24M at most"
     assert line in render(plan)
-    assert "evaluate" not in render(make_plan(paper(eval_period=0), 6))
+    assert "evaluate" not in render(make_plan(paper(eval_period=0), make_spec(6)))
     timing = Timing(update_seconds=(0.0,), act_seconds=(1.0,), timed=1, spread=0.0)
     speed = Speed(machine="", run=timing, baseline=timing, environment_seconds=2.0, overlapped=False)
     assert speed.evaluation_hours(plan) == pytest.approx(200 * 500_000 / 4 / 30 * 3 / 3600)  # in 30 lanes of the 64
     assert speed.evaluation_hours(plan, at_most=True) == pytest.approx(200 * 108_000 / 4 * 3 / 3600)
-    eight = make_plan(paper(schedule="fixed"), 6)  # which take four turns
+    eight = make_plan(paper(schedule="fixed"), make_spec(6))  # which take four turns
     assert speed.evaluation_hours(eight, at_most=True) == pytest.approx(4 * 200 * 108_000 / 4 * 3 / 3600)
 
 
