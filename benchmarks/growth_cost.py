@@ -1,4 +1,4 @@
-"""What an update costs at every stage of growth, for each anchor, against a network that had the full width from the start.
+"""What an update costs at every stage of growth, for each way to grow, against a network that had the full width from the start.
 
 Nikishin et al. (2023, section 5, "dynamic growth") report wall-clock saved by starting small. This measures one Double-DQN update of
 real learners, grown by the real transaction, in one process and in turns: a few updates of each per round, so that a slower moment of the
@@ -20,6 +20,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` does, before torch is imported
 
 import argparse
+import dataclasses
 import json
 import resource
 import sys
@@ -36,13 +37,13 @@ from tensordict import TensorDict
 
 from growtrain.environments.base import Spec
 from growtrain.environments.make import spec_of
-from growtrain.growth.transaction import grow
+from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, uses_graph
 from growtrain.learners.make import resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
-from growtrain.planning.speed import synthetic_batches
+from growtrain.planning.speed import keep_frozen_values, synthetic_batches
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Anchor, Config, Execution
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.presets import paper
@@ -52,7 +53,13 @@ from growtrain.settings.text import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ANCHORS: tuple[Anchor, ...] = get_args(Anchor)
+# Ways to grow: the anchors of `--freeze heads`, then `--freeze network` with a warm and with a cold encoder.
+FORMS: dict[str, dict[str, Any]] = {
+    **{anchor: {"anchor": anchor} for anchor in get_args(Anchor)},
+    "network": {"freeze": "network"},
+    "cold": {"freeze": "network", "live_encoder": "cold"},
+}
+FULL_PARAMETERS = "full, cold"  # of as many parameters as a network has that grows by an encoder and a head each time
 INJECTIONS = 3
 WARM_UP_ROUNDS = 3
 LEAST_ROUNDS = 3
@@ -60,15 +67,17 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One learner to time: `stage` injections with `anchor`, the encoder frozen from injection `freeze_encoder_at` on (0: never).
+    """One learner to time: `stage` injections of a form, the encoder frozen from injection `freeze_encoder_at` on (0: never).
 
-    `width` is that of one head; the references full1x and full3x are subjects at stage 0 with a wider head.
+    `width` is that of one head; the references full1x and full3x are subjects at stage 0 with a wider head. `channels` is a factor on
+    those of the encoder.
     """
 
     name: str
     width: int
-    anchor: Anchor | None = None
+    form: str | None = None
     stage: int = 0
+    channels: float = 1.0
     freeze_encoder_at: int = 0
 
     @property
@@ -77,35 +86,45 @@ class Subject:
         return not 0 < self.freeze_encoder_at <= self.stage
 
 
-def stage_name(anchor: str, stage: int) -> str:
-    """What the learner of a stage is called; stage 0 is the same for every anchor."""
-    return f"{anchor} {stage}" if stage else "small"
+def stage_name(form: str, stage: int) -> str:
+    """What the learner of a stage is called; stage 0 is the same for every form."""
+    return f"{form} {stage}" if stage else "small"
 
 
 def make_subjects(width: int, freeze_encoder_at: int) -> list[Subject]:
-    """The references and all stages of all anchors, for one small width and one time of freezing the encoder."""
+    """The references and all stages of all forms, for one small width and one time of freezing the encoder."""
     references = [
         Subject(name="small", width=width),
         Subject(name="full1x", width=2 * width),
         Subject(name="full3x", width=4 * width),
     ]
+    forms = [form for form in FORMS if not (form == "cold" and freeze_encoder_at)]
+    if "cold" in forms:
+        references.append(Subject(name=FULL_PARAMETERS, width=2 * width, channels=2.0))
     return references + [
         Subject(
-            name=stage_name(anchor, stage),
+            name=stage_name(form, stage),
             width=width,
-            anchor=anchor,
+            form=form,
             stage=stage,
             freeze_encoder_at=freeze_encoder_at,
         )
-        for anchor in ANCHORS
+        for form in forms
         for stage in range(1, INJECTIONS + 1)
     ]
 
 
+def config_of(subject: Subject, config: Config) -> Config:
+    """A configuration with the subject's encoder and way to grow."""
+    form = FORMS[subject.form] if subject.form else {}
+    return dataclasses.replace(config, encoder_width=config.encoder_width * subject.channels, **form)
+
+
 def planned_flops(subject: Subject, config: Config, spec: Spec) -> int:
     """FLOPs of an update by the formula of `growtrain plan`."""
+    config = config_of(subject, config)
     shape = network_shape(config, spec, subject.width)
-    num_frozen = subject.stage * FROZEN_HEADS_PER_INJECTION[subject.anchor] if subject.anchor else 0
+    num_frozen = subject.stage * FROZEN_HEADS_PER_INJECTION[config.anchor] if config.freeze == "heads" else 0
     return update_flops(shape, config.batch_size, num_frozen, subject.encoder_trains).total
 
 
@@ -132,15 +151,17 @@ def schedule_ratios(
 
 def build(subject: Subject, config: Config, spec: Spec, device: torch.device) -> tuple[DoubleDQN, TensorDict]:
     """A learner grown to the subject's stage as a run grows it, with its own batch (1, B) on the device."""
-    generator = torch.Generator().manual_seed(0)
+    config, generator = config_of(subject, config), torch.Generator().manual_seed(0)
     learner = DoubleDQN(config, spec, width=subject.width, device=device, generator=generator)
     batches = synthetic_batches(config, spec, 1, generator).to(device)
     learner.update(batches)  # optimizer slots exist, and the target lags, as at a growth in a run
     for stage in range(1, subject.stage + 1):
-        assert subject.anchor is not None
-        freeze = stage == subject.freeze_encoder_at
-        grow(learner, batches["observation"][0], anchor=subject.anchor, generator=generator, freeze_encoder=freeze)
+        freeze, probe = stage == subject.freeze_encoder_at, batches["observation"][0]
+        if config.freeze == "network":
+            learner.copy_target()
+        apply(learner, "inject", probe, config=config, generator=generator, freeze_encoder=freeze)
     learner.copy_target()
+    keep_frozen_values(learner, batches)
     return learner, batches
 
 
@@ -213,7 +234,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             rows.append(
                 {
                     "name": subject.name,
-                    "anchor": subject.anchor,
+                    "form": subject.form,
                     "stage": subject.stage,
                     "head_width": subject.width,
                     "encoder_trains": subject.encoder_trains,
@@ -241,10 +262,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def analyze(group: dict[str, Any]) -> dict[str, Any]:
-    """A group's ratios: per learner `time` (every round) and `flops` relative to full3x, and whole schedules by anchor.
+    """A group's ratios: per learner `time` (every round) and `flops` relative to full3x, and whole schedules by form.
 
     Returns:
-        `stages` {name: {time, flops}} and `schedules` {(schedule, anchor): {time, flops}}; grow1x is relative to full1x, and left out
+        `stages` {name: {time, flops}} and `schedules` {(schedule, form): {time, flops}}; grow1x is relative to full1x, and left out
         where the encoder would freeze later than its only injection.
     """
     times = {row["name"]: row["seconds"] for row in group["learners"]}
@@ -257,12 +278,21 @@ def analyze(group: dict[str, Any]) -> dict[str, Any]:
     for schedule, reference, last in (("grow3x", "full3x", 3), ("grow1x", "full1x", 1)):
         if group["freeze_encoder_at"] > last:
             continue
-        for anchor in ANCHORS:
-            names, shares = [stage_name(anchor, stage) for stage in range(last + 1)], stage_shares(schedule)
-            (flops_ratio,) = schedule_ratios([[flops[name]] for name in names], shares, [flops[reference]])
-            time_ratios = schedule_ratios([times[name] for name in names], shares, times[reference])
-            schedules[schedule, anchor] = {"time": time_ratios, "flops": flops_ratio}
+        for form in forms_of(group):
+            base = FULL_PARAMETERS if form == "cold" else reference
+            if form == "cold" and schedule == "grow1x":
+                continue
+            names, shares = [stage_name(form, stage) for stage in range(last + 1)], stage_shares(schedule)
+            (flops_ratio,) = schedule_ratios([[flops[name]] for name in names], shares, [flops[base]])
+            time_ratios = schedule_ratios([times[name] for name in names], shares, times[base])
+            schedules[schedule, form] = {"time": time_ratios, "flops": flops_ratio}
     return {"stages": stages, "schedules": schedules}
+
+
+def forms_of(group: dict[str, Any]) -> list[str]:
+    """The ways to grow that a group has measured."""
+    names = {row["name"] for row in group["learners"]}
+    return [form for form in FORMS if stage_name(form, 1) in names]
 
 
 def encoder_name(freeze_encoder_at: int) -> str:
@@ -293,21 +323,22 @@ def report(record: dict[str, Any]) -> str:
         rows = [
             [
                 encoder,
-                anchor,
-                *(_cell(result["stages"][stage_name(anchor, stage)]) for stage in range(1, INJECTIONS + 1)),
+                form,
+                *(_cell(result["stages"][stage_name(form, stage)]) for stage in range(1, INJECTIONS + 1)),
             ]
-            for encoder, result in results
-            for anchor in ANCHORS
+            for group, (encoder, result) in zip(groups, results, strict=True)
+            for form in forms_of(group)
         ]
         lines += ["Update time, relative to full3x in the same round:", ""]
-        lines += [table(["encoder", "anchor", *(f"stage {stage}" for stage in range(1, INJECTIONS + 1))], rows)]
+        lines += [table(["encoder", "grows by", *(f"stage {stage}" for stage in range(1, INJECTIONS + 1))], rows)]
         rows = []
-        for encoder, result in results:
-            for anchor in ANCHORS:
-                grow3x, grow1x = (result["schedules"].get((schedule, anchor)) for schedule in ("grow3x", "grow1x"))
-                rows.append([encoder, anchor, _cell(grow3x), _cell(grow1x) if grow1x else "never frozen"])
+        for group, (encoder, result) in zip(groups, results, strict=True):
+            for form in forms_of(group):
+                grow3x, grow1x = (result["schedules"].get((schedule, form)) for schedule in ("grow3x", "grow1x"))
+                name = f"{form}, against the same number of parameters" if form == "cold" else form
+                rows.append([encoder, name, _cell(grow3x), _cell(grow1x) if grow1x else "-"])
         lines += ["Whole schedule, stages weighted by their share of the frames:", ""]
-        lines += [table(["encoder", "anchor", "grow3x / full3x", "grow1x / full1x"], rows)]
+        lines += [table(["encoder", "grows by", "grow3x / full3x", "grow1x / full1x"], rows)]
     return "\n".join(lines)
 
 
@@ -318,26 +349,32 @@ def draw(record: dict[str, Any]) -> "Figure":
     widths = list(dict.fromkeys(group["width"] for group in record["groups"]))
     figure = Figure(figsize=(10, 3.6 * len(widths)), layout="constrained")
     axes = figure.subplots(len(widths), 2, squeeze=False)
-    colors = dict(zip(ANCHORS, ("#b5412b", "#7a8b99", "#1f6f8b"), strict=True))
+    colors = dict(zip(FORMS, ("#b5412b", "#7a8b99", "#1f6f8b", "#2a9d4a", "#c9a227"), strict=True))
     for (left, right), width in zip(axes, widths, strict=True):
         groups = [group for group in record["groups"] if group["width"] == width]
         first = analyze(groups[0])["stages"]
-        for offset, anchor in enumerate(ANCHORS):
-            names = [stage_name(anchor, stage) for stage in range(INJECTIONS + 1)]
+        for offset, form in enumerate(forms_of(groups[0])):
+            names = [stage_name(form, stage) for stage in range(INJECTIONS + 1)]
             x = [stage + 0.08 * (offset - 1) for stage in range(INJECTIONS + 1)]
-            left.errorbar(
-                x, *_bars([first[name]["time"] for name in names]), fmt="o-", color=colors[anchor], label=anchor
-            )
-            left.plot(x, [first[name]["flops"] for name in names], "x", color=colors[anchor])
+            left.errorbar(x, *_bars([first[name]["time"] for name in names]), fmt="o-", color=colors[form], label=form)
+            left.plot(x, [first[name]["flops"] for name in names], "x", color=colors[form])
         left.axhline(1, color="black", linewidth=0.8, linestyle=":")
         left.set_xticks(range(INJECTIONS + 1), [f"stage {stage}" for stage in range(INJECTIONS + 1)])
         left.set_ylabel("update / full3x's update")
         left.set_title(f"small width {width}, {encoder_name(groups[0]['freeze_encoder_at'])}\n(cross: FLOPs)")
-        for offset, anchor in enumerate(ANCHORS):
-            schedules = [analyze(group)["schedules"]["grow3x", anchor] for group in groups]
-            x = [position + 0.27 * (offset - 1) for position in range(len(groups))]
+        forms = forms_of(groups[0])
+        for offset, form in enumerate(forms):
+            measured = [
+                (at, analyze(group)["schedules"]["grow3x", form])
+                for at, group in enumerate(groups)
+                if form in forms_of(group)
+            ]
+            x, schedules = (
+                [at + 0.8 / len(forms) * (offset - len(forms) / 2 + 0.5) for at, _ in measured],
+                [s for _, s in measured],
+            )
             middles, errors = _bars([schedule["time"] for schedule in schedules])
-            right.bar(x, middles, 0.25, yerr=errors, color=colors[anchor], label=anchor)
+            right.bar(x, middles, 0.75 / len(forms), yerr=errors, color=colors[form], label=form)
             right.plot(x, [schedule["flops"] for schedule in schedules], "x", color="black")
         right.axhline(1, color="black", linewidth=0.8, linestyle=":")
         right.set_xticks(range(len(groups)), [_encoder_tick(group["freeze_encoder_at"]) for group in groups])
@@ -346,7 +383,7 @@ def draw(record: dict[str, Any]) -> "Figure":
         for panel in (left, right):
             panel.set_ylim(bottom=0)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, [f"anchor {label}" for label in labels], loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 

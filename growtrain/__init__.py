@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtrain import diagnostics as diagnostics
+    from growtrain.growth.freezing import inject_network as inject_network
     from growtrain.growth.inject import inject as inject
     from growtrain.networks.injected import InjectedHead as InjectedHead
+    from growtrain.networks.snapshot import InjectedNetwork as InjectedNetwork
     from growtrain.records import GrowthEvent as GrowthEvent
     from growtrain.runs.loop import train as train
     from growtrain.settings.config import Config as Config
@@ -14,10 +16,21 @@ _PUBLIC = {
     "Config": "growtrain.settings.config",
     "GrowthEvent": "growtrain.records",
     "InjectedHead": "growtrain.networks.injected",
+    "InjectedNetwork": "growtrain.networks.snapshot",
+    "inject_network": "growtrain.growth.freezing",
     "inject": "growtrain.growth.inject",
     "train": "growtrain.runs.loop",
 }
-__all__ = ["Config", "GrowthEvent", "InjectedHead", "diagnostics", "inject", "train"]
+__all__ = [
+    "Config",
+    "GrowthEvent",
+    "InjectedHead",
+    "InjectedNetwork",
+    "diagnostics",
+    "inject",
+    "inject_network",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

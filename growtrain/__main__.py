@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from growtrain.commands.running import COMMANDS
+from growtrain.environments.games import Unplayable
 from growtrain.settings.machine import process_limits
 from growtrain.settings.text import ConfigError
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         command: Callable[[Sequence[str]], int] = import_module(f"growtrain.commands.{name}").main
         return command(words)
-    except ConfigError as error:
+    except (ConfigError, Unplayable) as error:
         print(f"growtrain: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output went away

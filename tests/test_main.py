@@ -19,7 +19,8 @@ from growtrain.telemetry.sinks import read_jsonl
 
 TINY = [
     *("--game", "pong", "--total-frames", "4k", "--num-envs", "4", "--width", "32", "--encoder-width", "0.25"),
-    *("--batch-size", "8", "--eval-frames", "400", "--learning-starts", "200", "--log-period", "1k"),
+    *("--batch-size", "8", "--eval-frames", "400", "--max-episode-frames", "1k"),  # an evaluation plays a whole one
+    *("--learning-starts", "200", "--log-period", "1k"),
 ]
 
 
@@ -154,7 +155,7 @@ def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=90) == 0
+        assert process.wait(timeout=600) == 0
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
 
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from growtrain.environments.games import family_of
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.text import ConfigError, flag, format_count, parse_count
@@ -17,7 +18,7 @@ def command_of(settings: dict[str, Any]) -> list[str]:
     }
     try:
         while True:
-            implied, _ = resolve(explicit.get("preset", "paper"), explicit)
+            implied, _ = resolve(explicit.get("preset"), explicit)
             other = {name: value for name, value in known.items() if getattr(implied, name) != value}
             if not other:
                 break
@@ -26,7 +27,7 @@ def command_of(settings: dict[str, Any]) -> list[str]:
         explicit = known
     words = ["python", "-m", "growtrain"]
     for name, value in explicit.items():
-        if (name, value) != ("preset", "paper"):
+        if name != "preset" or value != family_of(str(known.get("game", Config.game))).preset:
             text = _setting_text(value)
             words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
     return words

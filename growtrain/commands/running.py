@@ -19,7 +19,7 @@ from growtrain.environments.games import canonical_game
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of
-from growtrain.settings.text import ConfigError, flag
+from growtrain.settings.text import ConfigError, flag, format_count
 
 if TYPE_CHECKING:
     from growtrain.environments.base import Spec
@@ -48,7 +48,13 @@ def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, li
     add_config_flags(parser)
     namespace = parser.parse_strict(words)
     explicit = explicit_with_game(namespace)
-    config, notes = resolve(explicit.get("preset", "paper"), explicit)
+    config, notes = resolve(explicit.get("preset"), explicit)
+    if config.switch_frames:
+        ends = (*map(format_count, config.switch_frames), "the end")
+        parts = ", ".join(f"{game} until {end}" for game, end in zip(config.games, ends, strict=True))
+        notes.append(
+            f"a chain of games: {parts}; its replay is {'kept' if config.keep_replay else 'emptied at a switch'}"
+        )
     if idle := [f"{flag(name)} {explicit[name]}" for name in explicit if not has_effect(name, config)]:
         notes.append(f"without effect in this run: {', '.join(idle)}")
     return config, notes, namespace.run_dir

@@ -94,9 +94,7 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
     for name, value in shape.items():
         if explicit.get(name, value) != value:
             raise ConfigError(f"{flag(name)} {explicit[name]}: the file's network has {value}: leave it out")
-    config, notes = resolve(
-        explicit.get("preset", "paper"), explicit | shape | {"total_frames": frames, "schedule": "fixed"}
-    )
+    config, notes = resolve(explicit.get("preset"), explicit | shape | {"total_frames": frames, "schedule": "fixed"})
     if spec.observation_shape != OBSERVATION_SHAPE:
         raise ConfigError(
             f"{config.game} shows {spec.observation_shape}, a Nature DQN sees {OBSERVATION_SHAPE}: train a new run"

@@ -40,14 +40,11 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from ale_py.vector_env import AtariVectorEnv
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
 
 from growtrain.environments.atari_scores import canonical_game
-from growtrain.environments.base import Bools, EnvironmentHung, Frames, Screen, Settings, Spec, VectorStep
+from growtrain.environments.base import Bools, EnvironmentHung, Screen, Settings, Spec, VectorStep
+from growtrain.environments.lanes import LaneEnvironment, lane_seed
 
 FRAME_SKIP: Final = 4
 STACK_SIZE: Final = 4
@@ -55,16 +52,6 @@ FRAME_SHAPE: Final = (84, 84)
 _SCREEN: Final = (210, 160)  # of the console
 
 _Call = Callable[[], Any]
-
-
-def lane_seed(seed: int, lane: int, seeding: int) -> int:
-    """The seed of a lane's seeding number `seeding`, in 0 .. 2**31 - 1, the range that ALE takes.
-
-    Hashed from all three numbers: lanes of runs with neighbouring seeds have unrelated episodes, and a lane
-    plays the same ones whatever the number of lanes.
-    """
-    sequence = np.random.SeedSequence(entropy=seed, spawn_key=(lane, seeding))
-    return int(sequence.generate_state(1)[0] >> 1)
 
 
 def make(settings: Settings, seed: int) -> "AtariEnvironment":
@@ -98,8 +85,9 @@ def spec_of(settings: Settings) -> Spec:
     return environment.spec
 
 
-def screens(settings: Settings, seed: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
+def screens(settings: Settings, seed: int, game: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
     """The T + 1 colour screens (210, 160, 3) of the first episode of lane 0, played again with its T actions."""
+    assert game == 0, "there are no chains of Atari games"
     height, width = _SCREEN
     emulator = AtariVectorEnv(
         settings.game,
@@ -133,19 +121,16 @@ def _answer_calls(calls: "queue.SimpleQueue[_Call | None]", answers: "queue.Simp
         del call, answer  # an idle thread must not keep the emulator alive
 
 
-class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
-    """N lanes of one Atari game, as a TorchRL environment and with a faster, native interface.
+class AtariEnvironment(LaneEnvironment):
+    """N lanes of one Atari game, as a TorchRL environment and with a faster, native interface (`LaneEnvironment`).
 
-    Native: `start()` once, then `send(actions)` and `recv()` in turn; in between the emulators run in their
-    C++ threads. `recv` resets the lanes that ended. TorchRL: `reset`, `step`, `rollout` with the keys
-    "observation" and "life_lost"; a step returns the terminal observation, and TorchRL asks for the reset. In
-    both, every reset begins a lane's next episode; one that breaks a running episode off also seeds the lane.
+    Between `send` and `recv` the emulators run in their C++ threads; either raises `EnvironmentHung` when they do not answer. Every reset
+    begins a lane's next episode; one that breaks a running episode off also seeds the lane.
 
     Attributes:
         game: in snake_case.
         num_envs: N.
-        num_actions: of the minimal action set.
-        action_meanings: their names, such as "NOOP".
+        action_meanings: names of the minimal action set, such as "NOOP".
     """
 
     def __init__(
@@ -179,18 +164,13 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
             ValueError: an argument is out of its range, or the game is unknown.
         """
         self.game = canonical_game(game)
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if max_episode_frames < 1:
             raise ValueError(f"max_episode_frames must be at least 1, got {max_episode_frames}")
         if not 0.0 <= repeat_action_probability <= 1.0:
             raise ValueError(f"repeat_action_probability must be in [0, 1], got {repeat_action_probability}")
         if noop_max < 0 or reseed_steps < 0 or watchdog_seconds <= 0:
             raise ValueError("noop_max and reseed_steps must be at least 0 and watchdog_seconds above 0")
-        super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
-        self.num_envs = num_envs
-        self._idle: Bools = np.ones(num_envs, dtype=np.bool_)  # lanes without a running episode
-        self._set_seed(seed)
+        super().__init__(num_envs, seed)
         # hardware_concurrency, ALE's default, knows nothing of the cores this process may use.
         threads = min(num_envs, len(os.sched_getaffinity(0))) if num_threads is None else num_threads
         self._vector: AtariVectorEnv | None = AtariVectorEnv(
@@ -208,8 +188,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
             use_fire_reset=False,
         )
         self.action_meanings = tuple(action.name for action in self._vector.ale.get_action_set())
-        self.num_actions = len(self.action_meanings)
-        self.spec = make_spec(self.num_actions)
+        self.spec = make_spec(len(self.action_meanings))
 
         self._watchdog_seconds = watchdog_seconds
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -217,18 +196,14 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         # A daemon: a hung emulator must not keep the process from ending.
         threading.Thread(target=_answer_calls, args=(self._calls, self._answers), daemon=True).start()
 
-        self._lanes = np.arange(num_envs)
         self._reseed_steps = reseed_steps
         # A lane's actions since its seeding, and their number. An episode that begins just before a seeding is due
         # is still played to its end.
         longest = reseed_steps + -(-max_episode_frames // FRAME_SKIP) + 1
         self._actions = np.zeros((num_envs, longest), dtype=np.uint8)
         self._history = np.zeros(num_envs, dtype=np.int64)
-        # Of its running episode:
-        self._length = np.zeros(num_envs, dtype=np.int64)
-        self._return = np.zeros(num_envs, dtype=np.float64)
         self._lives = np.zeros(num_envs, dtype=np.int32)
-        self._observation: Frames = np.zeros((num_envs, STACK_SIZE, *FRAME_SHAPE), dtype=np.uint8)
+        self._observation = np.zeros((num_envs, *self.spec.observation_shape), dtype=np.uint8)
         self._asked: Callable[[], str] | None = None  # says what the outstanding answer is about
         self._set_specs()
 
@@ -250,38 +225,10 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
             ValueError: wrong shape or dtype, or an action out of range; nothing was sent.
             RuntimeError: recv() is due, a lane has no running episode, or the environment is closed.
         """
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise ValueError(f"need ({self.num_envs},) integer actions, got {actions.shape} {actions.dtype}")
         self._require_running()
-        # ALE's thread would drop the action, and its recv() wait for that lane for ever.
-        if actions.min() < 0 or actions.max() >= self.num_actions:
-            lane = int(((actions < 0) | (actions >= self.num_actions)).argmax())
-            raise ValueError(f"lane {lane}: {self.game} has no action {actions[lane]}, but {self.num_actions}")
+        # ALE's thread would drop a wrong action, and its recv() wait for that lane for ever.
+        self._check_actions(actions, self.game)
         self._dispatch(actions)
-
-    def recv(self) -> VectorStep:
-        """Waits for the step that `send` began, and resets the lanes whose episode it ended.
-
-        Raises:
-            EnvironmentHung: no answer within `watchdog_seconds`.
-            RuntimeError: nothing was sent.
-        """
-        reward, terminated, truncated, life_lost = self._collect()
-        ended, frame = self._idle, self._observation[:, -1:]
-        returns, lengths = self._return[ended], self._length[ended]
-        if ended.any():
-            self._next_episodes(ended, seeded=ended & self._seeding_due())
-        return VectorStep(
-            observation=self._observation,
-            frame=frame,
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            life_lost=life_lost,
-            started=ended,
-            episode_returns=returns,
-            episode_lengths=lengths,
-        )
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Ends the threads; an emulator that hangs is left behind. Closing twice is allowed."""
@@ -379,7 +326,7 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
             raise ValueError("the number of actions in the environment's state does not fit its histories")
         if (history - length >= max(self._reseed_steps, 1)).any():
             raise ValueError(f"by its history a lane was due a seeding, with reseed_steps = {self._reseed_steps}")
-        if actions.dtype != np.uint8 or (actions >= self.num_actions).any():
+        if actions.dtype != np.uint8 or (actions >= self.spec.num_actions).any():
             raise ValueError(f"the environment's state holds an action that {self.game} does not have")
         return seeding, history, actions
 
@@ -392,6 +339,9 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         # Only an episode that ended by itself can be told from the actions, and may be carried on from.
         due: Bools = ~self._idle | (self._seeding < 0) | (self._history >= self._reseed_steps)
         return due
+
+    def _begin(self, mask: Bools) -> None:
+        self._next_episodes(mask, seeded=mask & self._seeding_due())
 
     def _next_episodes(self, mask: Bools, *, seeded: Bools) -> None:
         if (self._seeding[~mask] < 0).any():
@@ -465,60 +415,3 @@ class AtariEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         self._require_answered()
         if self._idle.any():
             raise RuntimeError(f"lane {self._idle.argmax()} has no running episode: reset it first")
-
-    def _quiet_step(self) -> VectorStep:
-        nothing = np.zeros(self.num_envs, dtype=np.bool_)
-        return VectorStep(
-            observation=self._observation,
-            frame=self._observation[:, -1:],
-            reward=np.zeros(self.num_envs, dtype=np.float32),
-            terminated=nothing,
-            truncated=nothing,
-            life_lost=nothing,
-            started=self._length == 0,
-            episode_returns=np.zeros(0, dtype=np.float64),
-            episode_lengths=np.zeros(0, dtype=np.int64),
-        )
-
-    # TorchRL's contract
-
-    def _set_specs(self) -> None:
-        lanes = self.batch_size
-        flag = Categorical(2, shape=(*lanes, 1), dtype=torch.bool)
-        self.observation_spec = Composite(
-            observation=Bounded(0, 255, shape=(*lanes, STACK_SIZE, *FRAME_SHAPE), dtype=torch.uint8),
-            life_lost=flag,
-            shape=lanes,
-        )
-        self.action_spec = Categorical(self.num_actions, shape=lanes, dtype=torch.int64)
-        self.reward_spec = Unbounded(shape=(*lanes, 1), dtype=torch.float32)
-        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=lanes)
-
-    def _set_seed(self, seed: int | None) -> None:
-        if seed is None or seed < 0:
-            raise ValueError(f"an environment's seed must be an integer of 0 or more, got {seed}")
-        self._seed = seed
-        # The next reset is of all lanes and their seeding number 0.
-        self._seeding = np.full(self.num_envs, -1, dtype=np.int64)
-        self._idle = np.ones(self.num_envs, dtype=np.bool_)
-
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        asked = None if tensordict is None else tensordict.get("_reset", None)
-        every = np.ones(self.num_envs, dtype=np.bool_)
-        mask = every if asked is None else asked.reshape(self.num_envs).numpy()
-        self._next_episodes(mask, seeded=mask & self._seeding_due())
-        # TorchRL keeps the old entries of the lanes that are not reset.
-        nothing = np.zeros(self.num_envs, dtype=np.bool_)
-        return self._tensordict(terminated=nothing, truncated=nothing, life_lost=nothing)
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.send(tensordict["action"].numpy())
-        reward, terminated, truncated, life_lost = self._collect()
-        return self._tensordict(
-            reward=reward, done=self._idle, terminated=terminated, truncated=truncated, life_lost=life_lost
-        )
-
-    def _tensordict(self, **per_lane: npt.NDArray[Any]) -> TensorDictBase:
-        entries = {name: torch.from_numpy(values)[:, None] for name, values in per_lane.items()}
-        observation = torch.from_numpy(self._observation)
-        return TensorDict({"observation": observation, **entries}, batch_size=self.batch_size)

@@ -104,6 +104,9 @@ class VectorEnvironment(Protocol):
     spec: Spec
     action_meanings: tuple[str, ...]
 
+    def enter(self, game: int) -> None:
+        """Plays this game of a chain, counted from 0, from the next `start` on; raises `ValueError` if there is none."""
+
     def start(self) -> VectorStep:
         """Begins an episode on every lane."""
 
@@ -141,6 +144,10 @@ class Settings(Protocol):
     @property
     def sticky_actions(self) -> float:
         """Probability that an action is repeated."""
+
+    @property
+    def minimal_actions(self) -> bool:
+        """Only the actions that do something in the game."""
 
     @property
     def noop_max(self) -> int:

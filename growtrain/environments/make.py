@@ -14,7 +14,8 @@ def make_environment(settings: Settings, *, seed: int) -> VectorEnvironment:
     """The lanes of a configuration; `seed` decides their episodes.
 
     Raises:
-        ValueError: a setting is out of its range, or the package that plays the game is missing.
+        ValueError: a setting is out of its range.
+        Unplayable: the package that plays the game is not installed.
     """
     environment: VectorEnvironment = import_module(family_of(settings.game).module).make(settings, seed)
     return environment
@@ -26,16 +27,17 @@ def spec_of(settings: Settings) -> Spec:
     return spec
 
 
-def replay_screens(settings: Settings, *, seed: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
+def replay_screens(settings: Settings, *, seed: int, game: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
     """Plays the first episode of a single lane again, in colour.
 
     Args:
         settings: as they were, with one lane.
         seed: the lanes'.
+        game: of a chain, counted from 0.
         actions: (T,), what was done in it.
 
     Returns:
         An iterator of the T + 1 screens: before each action, and at the end.
     """
-    screens: Iterator[Screen] = import_module(family_of(settings.game).module).screens(settings, seed, actions)
+    screens: Iterator[Screen] = import_module(family_of(settings.game).module).screens(settings, seed, game, actions)
     return screens

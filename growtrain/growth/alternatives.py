@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from growtrain.diagnostics import dormancy
 from growtrain.networks.heads import SpectralLinear
 from growtrain.networks.injected import InjectedHead, fresh_copy, trains
+from growtrain.networks.snapshot import Snapshot, num_snapshots
 from growtrain.settings.config import Config
 
 Slots = dict[str, dict[str, Tensor]]  # optimizer slots by the parameter's name in the network, by the slot's name
@@ -100,6 +101,8 @@ def reset(subject: Subject, *, parts: tuple[str, ...]) -> Replacement:
         new = fresh_copy(old.live if isinstance(old, InjectedHead) else old, subject.generator)
         fresh[part] = InjectedHead(new) if isinstance(old, InjectedHead) else new
         added += _num_trainable(fresh[part]) - _num_trainable(old)
+    if "head" in fresh and num_snapshots(online):
+        fresh["snapshot"] = Snapshot()
     return Replacement(
         modules=[fresh, *(copy.deepcopy(fresh) for _ in lagging)],
         slots={name: values for name, values in subject.slots.items() if name.split(".")[0] not in parts},
@@ -158,7 +161,7 @@ def widen(subject: Subject, *, preserve: bool) -> Replacement:
     """
     units, generator, slots = subject.config.width, subject.generator, subject.slots
     head = head_of(subject.networks[0])
-    if head.num_injections:
+    if head.num_injections or num_snapshots(subject.networks[0]):
         raise ValueError("a head that has been injected cannot be widened: use another intervention")
     if preserve and units > head.width:
         raise ValueError(f"{units} of {head.width} hidden units cannot get a twin: add fewer")
@@ -225,7 +228,7 @@ def redo(subject: Subject) -> Replacement:
         ValueError: the head has been injected: its frozen heads read units that would no longer be what they were frozen on.
     """
     online, slots = subject.networks[0], subject.slots
-    if head_of(online).num_injections:
+    if head_of(online).num_injections or num_snapshots(online):
         raise ValueError(
             "redo would change what frozen heads read: use another intervention on a head that was injected"
         )

@@ -19,6 +19,7 @@ from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize
 from growtrain.networks.injectable import check_injectable, probe_features
 from growtrain.networks.injected import Initializer, InjectedHead
+from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads
 
@@ -137,6 +138,8 @@ def injection(subject: Subject, *, initializer: Initializer = initialize) -> Rep
     All slots are kept but those of the old live head, which keeps its own where it goes on training (`config.trainable_heads` "all").
     """
     config = subject.config
+    if any(map(num_snapshots, subject.networks)):
+        raise ValueError("this network was frozen whole, and its heads cannot be frozen alone: use --freeze network")
     old = [head_of(network) for network in subject.networks]
     new = [
         head.grown(subject.generator.clone_state(), config.anchor, config.trainable_heads, initializer) for head in old

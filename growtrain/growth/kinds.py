@@ -3,6 +3,7 @@
 To add one, add a row here, its function in `alternatives`, and its name to `settings.schedules.Intervention`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,9 @@ from growtrain.growth.alternatives import (
     shrink_perturb,
     widen,
 )
+from growtrain.growth.freezing import whole_injection
 from growtrain.growth.inject import injection, nearly_equal, own_stream, same_function
+from growtrain.settings.config import Config, LiveEncoder
 from growtrain.settings.schedules import Intervention
 
 Place = Literal["head", "encoder", "optimizer", "network"]
@@ -37,11 +40,13 @@ class Kind:
         keeps: how the values of the network that learns, and of its target, must agree with those before; None: they are forgotten.
         kept_slots: beginning of the names of parameters whose optimizer slots are handed on untouched; None: of no parameter.
         born: parts that begin anew, from which a distance from initialization is measured.
-        adds: what every stage adds: the frozen heads of an injection, or as many hidden units as the head had at first.
+        adds: what every stage adds: the frozen heads of an injection, a frozen copy of the network, or as many hidden units as the head
+            had at first.
         place: where plasticity had been lost if a network learns better afterwards; None: it is no evidence of that.
         copy: its name in the learning test, if not its own.
         needs_single_head: it cannot be done to a head that has been injected.
         draws_once: its fresh weights come from a generator that one draw seeds.
+        at_target_copy: it waits for a target's copy, after which the networks are equal.
         num_observations: on which it is verified, and finds what is dormant.
     """
 
@@ -49,11 +54,12 @@ class Kind:
     keeps: tuple[Agree | None, Agree | None] = (None, None)
     kept_slots: str | None = None
     born: tuple[Part, ...] = ()
-    adds: Literal["nothing", "heads", "units"] = "nothing"
+    adds: Literal["nothing", "heads", "snapshot", "units"] = "nothing"
     place: Place | None = None
     copy: str | None = None
     needs_single_head: bool = False
     draws_once: bool = False
+    at_target_copy: bool = False
     num_observations: int = 32
 
     def stream(self, generator: torch.Generator) -> torch.Generator:
@@ -102,3 +108,22 @@ KINDS: dict[Intervention, Kind] = {
         make=redo, keeps=(None, same_function), needs_single_head=True, num_observations=256
     ),
 }
+# What `inject` is with `--freeze network`, by `--live-encoder`.
+_WHOLE: dict[LiveEncoder, Kind] = {
+    "warm": dataclasses.replace(KINDS["inject"], make=whole_injection, adds="snapshot", at_target_copy=True),
+    "cold": dataclasses.replace(
+        KINDS["inject"],
+        make=whole_injection,
+        kept_slots=None,
+        born=("encoder", "live"),
+        adds="snapshot",
+        at_target_copy=True,
+    ),
+}
+
+
+def kind_of(intervention: Intervention, config: Config) -> Kind:
+    """The row of an intervention as a configuration has it done."""
+    if intervention == "inject" and config.freeze == "network":
+        return _WHOLE[config.live_encoder]
+    return KINDS[intervention]

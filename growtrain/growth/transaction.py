@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
 from growtrain.growth.inject import NotPreserved, count_parameters
-from growtrain.growth.kinds import KINDS, Kind
+from growtrain.growth.kinds import Kind, kind_of
 from growtrain.learners.base import AbstractLearner
+from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, Config
 from growtrain.settings.schedules import Intervention
@@ -78,7 +79,7 @@ def apply(
         GrowthFailed: anything went wrong; the learner is bit for bit what it was.
     """
     start = time.perf_counter()
-    kind, networks, optimizer = KINDS[intervention], _networks(learner), learner.optimizer
+    kind, networks, optimizer = kind_of(intervention, config), _networks(learner), learner.optimizer
     online = networks[0]
     with _rolled_back_on_failure(learner):
         before = [_q(network, observations) for network in networks]
@@ -101,7 +102,7 @@ def apply(
         torch.cuda.synchronize()  # the pause is a wall-clock claim
     return GrowthEvent(
         frames=frames,
-        stage=head_of(online).num_injections,
+        stage=head_of(online).num_injections + num_snapshots(online),
         kind=intervention,
         reason=reason,
         anchor=config.anchor if kind.adds == "heads" else None,
@@ -167,7 +168,12 @@ def _networks(learner: AbstractLearner) -> tuple[nn.Module, nn.Module]:
 def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
     """Puts modules, optimizer membership, slots, trainability, the target's memory back if the body raises; then raises `GrowthFailed`."""
     networks = _networks(learner)
-    modules = [(network, part, network.get_submodule(part)) for network in networks for part in ("encoder", "head")]
+    modules = [
+        (network, part, network.get_submodule(part))
+        for network in networks
+        for part in ("encoder", "head", "snapshot")
+        if hasattr(network, part)
+    ]
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)
     trainable = [(p, p.requires_grad) for p in networks[0].parameters()]

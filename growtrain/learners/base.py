@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from growtrain.environments.base import Spec
 from growtrain.settings.config import Config
 
 
@@ -42,6 +43,7 @@ class AbstractLearner(ABC):
 
     Attributes:
         config: of the run.
+        spec: what is observed and can be done.
         device: where its networks live.
         optimizer: holds exactly the parameters that train.
         updates: gradient steps so far.
@@ -49,6 +51,7 @@ class AbstractLearner(ABC):
     """
 
     config: Config
+    spec: Spec
     device: torch.device
     optimizer: torch.optim.Optimizer
     updates: int
@@ -60,10 +63,18 @@ class AbstractLearner(ABC):
         """The networks that can be grown, each with `encoder` and `head`, by name: online, and its lagging target or None."""
 
     @abstractmethod
-    def act(self, observation: Tensor) -> Tensor:
+    def act(self, observation: Tensor, frozen_value: Tensor | None = None) -> Tensor:
         """What acting chooses from, (N, A) of observations (N, ...): the value of each discrete action; of continuous ones the
         distribution's parameters. It draws nothing, and an evaluation asks the same question.
+
+        Args:
+            observation: of N lanes.
+            frozen_value: what `frozen_value` gives for them, where that is known already.
         """
+
+    def frozen_value(self, observation: Tensor) -> Tensor | None:
+        """What networks that were frozen whole say of observations, (B, A): a fixed function until the next injection; None without any."""
+        return None
 
     @abstractmethod
     def update(self, batches: TensorDict) -> None:

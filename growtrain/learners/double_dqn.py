@@ -2,6 +2,7 @@
 
     y = r + gamma (1 - terminated) Q_target(s', argmax_a Q_online(s', a)),   loss = mean over the batch of Huber_1(Q_online(s, a) - y)
 
+With `double_dqn` off it is DQN (Mnih et al. 2015): the target network chooses the action, too, and the online network never sees s'.
 The Huber loss with delta 1 has the gradient of the squared error with per-sample gradients clipped to +-1, as in DQN Zoo.
 
 `execution="eager"` computes the loss through TorchRL (`learners.torchrl`); the default calls the networks directly, which saves about 2 ms
@@ -30,6 +31,7 @@ from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
+from growtrain.networks.snapshot import Snapshot
 from growtrain.settings.budget import crossed
 from growtrain.settings.config import Config
 
@@ -133,7 +135,9 @@ class DoubleDQN(AbstractLearner):
         if self._loss is None:
             from growtrain.learners.torchrl import make_dqn_loss
 
-            self._loss = make_dqn_loss(self.online, self.target, discount=self.config.discount)
+            self._loss = make_dqn_loss(
+                self.online, self.target, discount=self.config.discount, double_dqn=self.config.double_dqn
+            )
         return self._loss
 
     def update(self, batches: TensorDict) -> None:
@@ -220,6 +224,16 @@ class DoubleDQN(AbstractLearner):
                 f"{remedy}"
             )
 
+    def _make_snapshot(self, specs: list[dict[str, Any]]) -> Snapshot:
+        """Frozen networks of these architectures; their weights are arbitrary."""
+        networks = []
+        for spec in specs:
+            network = make_network(self.config, self.spec, int(spec["width"]))
+            assert isinstance(network.head, InjectedHead)
+            network.head.grow_to(spec["head"])
+            networks.append(network.to(self.device))
+        return Snapshot(networks)
+
     def report(self) -> LearnerReport:
         """The mean loss since the last call, and how many updates were not applied; reads the device."""
         count = self.updates - self._updates_at_report
@@ -236,15 +250,27 @@ class DoubleDQN(AbstractLearner):
             return loss
         following = batch["next"]
         s_tm1, s_t = batch["observation"], following["observation"]
+        frozen_tm1, frozen_t = self._frozen_values(batch)
         if self.encoder_is_shared:
             q_tm1, q_t_value, q_t_selector = self._q_on_shared_features(s_tm1, s_t)
+            if frozen_tm1 is not None and frozen_t is not None:
+                q_tm1, q_t_value, q_t_selector = frozen_tm1 + q_tm1, frozen_t + q_t_value, frozen_t + q_t_selector
         else:
-            q_tm1 = self.online(s_tm1)
+            q_tm1 = self.online(s_tm1, frozen_tm1)
             s_t = scale_frames(s_t, self.spec.scale)  # once for both networks
             with torch.no_grad():
-                q_t_value, q_t_selector = self.target(s_t), self.online(s_t)
+                q_t_value = self.target(s_t, frozen_t)
+                q_t_selector = self.online(s_t, frozen_t) if self.config.double_dqn else q_t_value
         discount_t = self.config.discount * (~following["terminated"]).to(q_tm1.dtype)
         return double_dqn_loss(q_tm1, batch["action"], following["reward"], discount_t, q_t_value, q_t_selector)
+
+    def _frozen_values(self, batch: TensorDict) -> tuple[Tensor | None, Tensor | None]:
+        """F of s and s' (B, A): those that the replay has kept, or computed where it keeps none; None where nothing is frozen whole."""
+        if not len(self.online.snapshot):
+            return None, None
+        if "frozen_value" in batch:
+            return batch["frozen_value"], batch["next", "frozen_value"]
+        return self.online.snapshot(batch["observation"]), self.online.snapshot(batch["next", "observation"])
 
     def _q_on_shared_features(self, s_tm1: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three values of the loss; a frozen encoder, and a frozen bank that is shared, too, see each observation once."""
@@ -256,7 +282,8 @@ class DoubleDQN(AbstractLearner):
                 total, anchor = self.head.frozen(features)
                 anchors = (None, None) if anchor is None else anchor.chunk(2)
                 bank_tm1, bank_t = zip(total.chunk(2), anchors, strict=True)
-            q_t_value, q_t_selector = self.target.head(x_t, bank_t), self.online.head(x_t, bank_t)
+            q_t_value = self.target.head(x_t, bank_t)
+            q_t_selector = self.online.head(x_t, bank_t) if self.config.double_dqn else q_t_value
         return self.online.head(x_tm1, bank_tm1), q_t_value, q_t_selector
 
     def end_of_step(self, frames: int) -> None:
@@ -292,10 +319,15 @@ class DoubleDQN(AbstractLearner):
             self._loss = None
 
     @torch.no_grad()
-    def act(self, observation: Tensor) -> Tensor:
+    def act(self, observation: Tensor, frozen_value: Tensor | None = None) -> Tensor:
         """Online action values (B, A) of observations (B, C, H, W) uint8."""
-        q: Tensor = self.online(observation)
+        q: Tensor = self.online(observation, frozen_value)
         return q
+
+    @torch.no_grad()
+    def frozen_value(self, observation: Tensor) -> Tensor | None:
+        """F of observations, (B, A), which never changes until the next injection; None where no network was frozen whole."""
+        return self.online.snapshot(observation) if len(self.online.snapshot) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later updates depend on: tensors by name (views), plain values, and the head's spec, which rebuilds it.
@@ -309,7 +341,7 @@ class DoubleDQN(AbstractLearner):
         }
         return {
             "online": self.online.state_dict(),
-            "target": self.target.state_dict(),
+            "target": {name: t for name, t in self.target.state_dict().items() if not name.startswith("snapshot.")},
             "optimizer": slots,
             "width": self.width,
             "initial": {
@@ -318,6 +350,7 @@ class DoubleDQN(AbstractLearner):
                 if p.requires_grad and p in self.initial
             },
             "head": self.head.spec(),
+            "snapshot": [_spec_of(network) for network in self.online.snapshot.networks],
             "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
             "loss_sum": self.loss_sum,
             "nonfinite": self.nonfinite,
@@ -337,10 +370,12 @@ class DoubleDQN(AbstractLearner):
             network.head.grow_to(state["head"])
             network.to(self.device)
         self.target.requires_grad_(False)
+        self.online.snapshot = self.target.snapshot = self._make_snapshot(state.get("snapshot", []))
         self.online.encoder.requires_grad_(not state["encoder_frozen"])
         self.optimizer = self._make_optimizer()
         _copy_into(self.online.state_dict(), state["online"], "online")
-        _copy_into(self.target.state_dict(), state["target"], "target")
+        shared = {name: tensor for name, tensor in self.online.state_dict().items() if name.startswith("snapshot.")}
+        _copy_into(self.target.state_dict(), state["target"] | shared, "target")
         trainable = {name: p for name, p in self.online.named_parameters() if p.requires_grad}
         if not set(state["optimizer"]) <= set(trainable):
             raise ValueError(
@@ -374,6 +409,13 @@ def _copy_into(own: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> N
         raise ValueError(f"{what}: {wrong[0]} is {found} where this configuration has {needed}")
     for name, tensor in own.items():
         tensor.copy_(saved[name])
+
+
+def _spec_of(network: nn.Module) -> dict[str, Any]:
+    """What rebuilds a frozen network."""
+    head = network.get_submodule("head")
+    assert isinstance(head, InjectedHead)
+    return {"width": head.width, "head": head.spec()}
 
 
 def _same_tensors(a: nn.Module, b: nn.Module) -> bool:

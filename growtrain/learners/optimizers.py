@@ -2,7 +2,8 @@
 
     m <- decay m + (1 - decay) g,   v <- decay v + (1 - decay) g^2,   w <- w - lr g / sqrt(max(v - m^2, 0) + eps)
 
-`torch.optim.RMSprop(centered=True)` adds epsilon outside the root, which is another optimizer at eps = 1e-5.
+`torch.optim.RMSprop(centered=True)` adds epsilon outside the root, w <- w - lr g / (sqrt(max(v - m^2, 0)) + eps), which is another
+optimizer at the same epsilon: MinAtar's DQN has it, and `rmsprop` is it.
 """
 
 import shutil
@@ -24,7 +25,8 @@ class CenteredRMSProp(torch.optim.Optimizer):
         params: parameters or parameter groups.
         lr: learning rate.
         decay: decay of both moments, in [0, 1).
-        eps: added inside the root; positive.
+        eps: added to the variance, or to its root; positive.
+        inside: which of the two.
         compiled: fuse the step's passes over memory into one with `torch.compile` (see `can_compile`); falls back with a warning where
             that fails.
 
@@ -44,11 +46,12 @@ class CenteredRMSProp(torch.optim.Optimizer):
         decay: float = 0.95,
         eps: float = 0.01 / 32**2,
         *,
+        inside: bool = True,
         compiled: bool = False,
     ) -> None:
         if not (lr >= 0 and 0 <= decay < 1 and eps > 0):
             raise ValueError(f"lr {lr}, decay {decay}, eps {eps}: need lr >= 0, 0 <= decay < 1, eps > 0")
-        super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
+        super().__init__(params, {"lr": lr, "decay": decay, "eps": eps, "inside": inside})
         self._step = _compile_step() if compiled else centered_rmsprop_step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,6 +80,7 @@ class CenteredRMSProp(torch.optim.Optimizer):
                 lr=group["lr"],
                 decay=group["decay"],
                 eps=group["eps"],
+                inside=group["inside"],
                 found_inf=self.found_inf,
             )
 
@@ -100,6 +104,7 @@ def centered_rmsprop_step(
     lr: float,
     decay: float,
     eps: float,
+    inside: bool = True,
     found_inf: Tensor | None = None,
 ) -> None:
     """The formula above on lists of tensors of equal shapes, in place; with gradients of zero where `found_inf` () is not zero."""
@@ -112,8 +117,12 @@ def centered_rmsprop_step(
     roots = torch._foreach_addcmul(mean_squares, means, means, -1)
     # A variance, but for its rounding, which under gradients of 10 and more that hardly change is larger than eps.
     torch._foreach_clamp_min_(roots, 0.0)
-    torch._foreach_add_(roots, eps)
-    torch._foreach_sqrt_(roots)
+    if inside:
+        torch._foreach_add_(roots, eps)
+        torch._foreach_sqrt_(roots)
+    else:
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, eps)
     torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
 
 
@@ -131,13 +140,17 @@ def _compile_step() -> Callable[..., None]:
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], *, lr: float, eps: float, decay: float, compiled: bool = False
 ) -> torch.optim.Optimizer:
-    """`centered_rmsprop`, or `adam` (Kingma & Ba 2015): PyTorch's fused kernel, in a form that a CUDA graph can hold."""
-    if name == "centered_rmsprop":
-        return CenteredRMSProp(parameters, lr=lr, decay=decay, eps=eps, compiled=compiled)
+    """`centered_rmsprop`, `rmsprop`, whose epsilon is outside the root, or `adam` (Kingma & Ba 2015).
+
+    Adam is PyTorch's fused kernel, in a form that a CUDA graph can hold.
+    """
+    if name in ("centered_rmsprop", "rmsprop"):
+        inside = name == "centered_rmsprop"
+        return CenteredRMSProp(parameters, lr=lr, decay=decay, eps=eps, inside=inside, compiled=compiled)
     if name == "adam":
         listed = list(parameters)
         return torch.optim.Adam(listed, lr=lr, eps=eps, fused=True, capturable=listed[0].is_cuda)
-    raise ValueError(f"optimizer is {name!r}: choose centered_rmsprop or adam")
+    raise ValueError(f"optimizer is {name!r}: choose centered_rmsprop, rmsprop or adam")
 
 
 def can_compile(device: torch.device) -> bool:

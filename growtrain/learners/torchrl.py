@@ -20,13 +20,13 @@ from torchrl.objectives import DQNLoss
 _NETWORK = "module.0.module."  # where a `QValueActor` has the network that it was made of
 
 
-def make_dqn_loss(online: nn.Module, target: nn.Module, *, discount: float) -> DQNLoss:
-    """TorchRL's Double-DQN loss over two networks, `observation` -> (B, A) action values, whose tensors it reads where they are."""
+def make_dqn_loss(online: nn.Module, target: nn.Module, *, discount: float, double_dqn: bool = True) -> DQNLoss:
+    """TorchRL's loss of Double DQN, or of DQN, over two networks, `observation` -> (B, A) action values; it reads their own tensors."""
     loss = DQNLoss(
         QValueActor(online, in_keys=["observation"], action_space="categorical"),
         action_space="categorical",
         loss_function="smooth_l1",
-        double_dqn=True,
+        double_dqn=double_dqn,
         delay_value=True,
         use_prioritized_weights=False,
     )

@@ -6,22 +6,38 @@ from growtrain.environments.base import Spec
 from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.heads import ConvolutionalHead, make_head
 from growtrain.networks.injected import InjectedHead
+from growtrain.networks.snapshot import Snapshot
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
 
 class QNetwork(nn.Module):
-    """Q(s, .) = head(encoder(s)): (B, C, H, W) uint8 -> (B, A) float32."""
+    """Q(s, .) = F(s) + head(encoder(s)): (B, *observation_shape) uint8 -> (B, A) float32.
+
+    F is what was frozen by injections of the whole network, see `Snapshot`; before the first there is none.
+    """
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.snapshot = Snapshot()
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Action values of a batch of observations."""
-        q: Tensor = self.head(self.encoder(observation))
-        return q
+    def forward(self, observation: Tensor, frozen_value: Tensor | None = None) -> Tensor:
+        """Action values of a batch of observations.
+
+        Args:
+            observation: (B, *observation_shape).
+            frozen_value: F of them (B, A), where it is known already.
+        """
+        live: Tensor = self.head(self.encoder(observation))
+        if not len(self.snapshot):
+            return live
+        return (self.snapshot(observation) if frozen_value is None else frozen_value) + live
+
+    def frozen_whole(self) -> Snapshot:
+        """F + this network's live part, copied as it is; raises `ValueError` if a weight is not finite."""
+        return self.snapshot.grown(QNetwork(self.encoder, self.head))
 
 
 _CONVOLUTIONS_BEFORE = {"conv1": 0, "conv2": 1, "conv3": 2}  # those of the encoder

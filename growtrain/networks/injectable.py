@@ -17,6 +17,19 @@ from growtrain.networks.heads import ConvolutionalHead
 from growtrain.networks.paired import PairedLinear
 
 
+def check_deterministic(network: nn.Module, what: str = "layer") -> None:
+    """Raises `ValueError`, with the remedy, if a layer's output depends on more than its own input and weights."""
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"{what} {name!r} is BatchNorm in training mode: its copies would not agree; use LayerNorm or .eval()"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError(
+                f"{what} {name!r} is dropout in training mode: its copies would not agree; remove it or use .eval()"
+            )
+
+
 def check_injectable(head: nn.Module, features: Tensor | None = None) -> None:
     """Raises `ValueError`, with the remedy, if injection is pointless or wrong for this head.
 
@@ -31,15 +44,7 @@ def check_injectable(head: nn.Module, features: Tensor | None = None) -> None:
         raise ValueError(
             "this head has no parameters: nothing could be injected; name the module that holds the last layers"
         )
-    for name, module in head.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            raise ValueError(
-                f"head layer {name!r} is BatchNorm in training mode: its copies would not agree; use LayerNorm or .eval()"
-            )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError(
-                f"head layer {name!r} is dropout in training mode: its copies would not agree; remove it or use .eval()"
-            )
+    check_deterministic(head, "head layer")
     features = probe_features(head) if features is None else features
     if features is None:
         return

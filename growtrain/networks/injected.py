@@ -251,6 +251,15 @@ class InjectedHead(nn.Module):
             grown.share_memory()
         return grown
 
+    def silent(self, generator: torch.Generator, initializer: Initializer = initialize) -> "InjectedHead":
+        """A fresh head of the live one's architecture, with nothing frozen, whose output is exactly 0; `self` stays as it is."""
+        fresh = InjectedHead.__new__(InjectedHead)
+        nn.Module.__init__(fresh)
+        fresh.training = self.training
+        fresh.live = silent_copy(self.live, generator, initializer)
+        fresh.frozen = None
+        return fresh
+
     @torch.no_grad()
     def _keeps_bits(self, grown: "InjectedHead", place: int) -> bool:
         """Whether a fused bank computes every head as it was computed so far, and the newest anchor as the head from which it is
@@ -282,7 +291,8 @@ class InjectedHead(nn.Module):
         fused = self.frozen is not None and self.frozen.fused
         heads = [] if self.frozen is None or fused else list(self.frozen.heads)
         trainable = [index for index, head in enumerate(heads) if trains(head)]
-        return {"injections": list(self.anchors), "fused": fused, "trainable": trainable}
+        silent = self.frozen is None and any(isinstance(layer, MirroredLinear) for layer in self.live.modules())
+        return {"injections": list(self.anchors), "fused": fused, "trainable": trainable, "silent": silent}
 
     def grow_to(self, spec: dict[str, Any]) -> Self:
         """Grows a fresh `InjectedHead` to the architecture of `spec`, ready for `load_state_dict`; the weights are arbitrary.
@@ -293,6 +303,8 @@ class InjectedHead(nn.Module):
         anchors = spec.get("injections")
         if not isinstance(anchors, list) or anchors[: self.num_injections] != self.anchors:
             raise ValueError(f"spec {spec!r} does not continue a head with injections {self.anchors}")
+        if spec.get("silent"):
+            self.live = silent_copy(self.live, torch.Generator().manual_seed(0))
         for anchor in anchors[self.num_injections :]:
             self.inject(torch.Generator().manual_seed(0), anchor)
         self.rebuild_bank(fused=bool(spec.get("fused")))
@@ -353,6 +365,17 @@ def fresh_copy(network: nn.Module, generator: torch.Generator, initializer: Init
             fresh.set_submodule(name, layer.to(module.weight))
     initializer(fresh, generator)
     return fresh.requires_grad_(True)
+
+
+def silent_copy(head: nn.Module, generator: torch.Generator, initializer: Initializer = initialize) -> nn.Module:
+    """The same architecture with fresh weights that train, whose output is exactly 0 at first: `mirrored`, without an anchor.
+
+    Raises:
+        ValueError: the head does not end in two linear layers that follow each other.
+    """
+    fresh = fresh_copy(head, generator, initializer)
+    _silence(fresh, "mirrored")
+    return fresh
 
 
 def _silence(head: nn.Module, anchor: Anchor) -> None:

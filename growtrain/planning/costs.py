@@ -18,7 +18,7 @@ from torch import nn
 
 from growtrain.environments.base import Spec
 from growtrain.growth.inject import count_parameters
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import KINDS, kind_of
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.networks.build import make_parts
 from growtrain.plasticity.measurer import STATES
@@ -28,7 +28,7 @@ from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
-PASSES = 3  # forward passes of an update: online on s, online on s', target on s'
+PASSES = 3  # forward passes of an update: online on s, online on s' (which plain DQN does without), target on s'
 SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
 FROZEN_HEADS_PER_INJECTION = {
     "frozen": 2,
@@ -107,6 +107,7 @@ class StageCost:
         live_width, frozen_width: hidden units of the heads that train, and of the others, together.
         parameters_total, parameters_trainable: of the online network.
         flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
+        flops_of_sweep: of what an injection that froze the whole network computed for the replay at the stage's beginning.
     """
 
     stage: int
@@ -122,6 +123,7 @@ class StageCost:
     parameters_trainable: int
     flops_per_update: int
     flops_per_action: int
+    flops_of_sweep: int = 0
 
     @property
     def frames(self) -> int:
@@ -130,8 +132,8 @@ class StageCost:
 
     @property
     def flops(self) -> int:
-        """FLOPs of the stage's training: updates and acting, without evaluation."""
-        return self.updates * self.flops_per_update + self.policy_steps * self.flops_per_action
+        """FLOPs of the stage's training: updates, acting, and the sweep that it begins with; without evaluation."""
+        return self.updates * self.flops_per_update + self.policy_steps * self.flops_per_action + self.flops_of_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class Memory:
 
     Attributes:
         replay: the whole ring; `replay_index` of it is on the host wherever the learner is.
+        frozen_values: what is kept beside it of networks that are frozen whole.
         networks: online and target twice over (an injection keeps the old ones to go back to), gradients, slots, temporaries.
         batch: the batches drawn at once and an update's activations.
         process: everything else on the host.
@@ -147,13 +150,14 @@ class Memory:
 
     replay: int
     replay_index: int
+    frozen_values: int
     networks: int
     batch: int
     process: int
 
     def needed(self, device_type: str) -> dict[str, int]:
         """Bytes of `host` and, for a learner on `cuda`, of `GPU` memory."""
-        learner = self.replay - self.replay_index + self.networks + self.batch
+        learner = self.replay - self.replay_index + self.frozen_values + self.networks + self.batch
         if device_type == "cpu":
             return {"host": self.process + self.replay_index + learner}
         return {"host": self.process + self.replay_index + CUDA_HOST_BYTES, "GPU": learner + CUDA_DEVICE_BYTES}
@@ -215,7 +219,12 @@ def network_shape(config: Config, spec: Spec, width: int) -> NetworkShape:
 
 
 def update_flops(
-    shape: NetworkShape, batch_size: int, num_frozen: int, encoder_trains: bool, num_live: int = 1
+    shape: NetworkShape,
+    batch_size: int,
+    num_frozen: int,
+    encoder_trains: bool,
+    num_live: int = 1,
+    double_dqn: bool = True,
 ) -> UpdateFlops:
     """The FLOPs of one Double-DQN update with `num_frozen` heads that do not train beside the `num_live` that do.
 
@@ -225,13 +234,14 @@ def update_flops(
     flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.head
     encoder_trains = encoder_trains and encoder > 0
     first = (*shape.head_convolutions, shape.hidden)[0]  # of a head's layers, what lies below it is the encoder
-    encoder_passes = PASSES if encoder_trains else SHARED_PASSES
-    frozen_passes = PASSES if encoder_trains or num_live > 1 else SHARED_PASSES
+    passes = PASSES if double_dqn else PASSES - 1
+    encoder_passes = passes if encoder_trains else SHARED_PASSES
+    frozen_passes = passes if encoder_trains or num_live > 1 else SHARED_PASSES
     return UpdateFlops(
         encoder_forward=flops * encoder_passes * encoder,
         encoder_weight_gradients=flops * encoder_trains * encoder,
         encoder_input_gradients=flops * encoder_trains * sum(shape.convolutions[1:]),
-        live_forward=flops * PASSES * num_live * head,
+        live_forward=flops * passes * num_live * head,
         live_weight_gradients=flops * num_live * head,
         live_input_gradients=flops * num_live * (head - first + encoder_trains * first),
         frozen_forward=flops * frozen_passes * num_frozen * head,
@@ -245,7 +255,7 @@ def update_flops(
 def make_plan(config: Config, spec: Spec) -> Plan:
     """The costs of a run of `config` on what `spec` says of its game; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
-    kind = KINDS[schedule.intervention]
+    kind = kind_of(schedule.intervention, config)
     at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
     stages, end = [], 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
@@ -253,11 +263,13 @@ def make_plan(config: Config, spec: Spec) -> Plan:
         first, last = start // config.frame_skip, end // config.frame_skip
         width = config.width * (schedule.width_multiplier + (stage if kind.adds == "units" else 0))
         shape = network_shape(config, spec, width)
-        injections = stage if kind.adds == "heads" else 0
+        injections, snapshots = (stage if kind.adds == what else 0 for what in ("heads", "snapshot"))
         num_live = 1 + (injections if config.trainable_heads == "all" else 0)
         num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
         encoder_trains = not 0 < config.freeze_encoder_at <= stage
-        flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live)
+        flops = update_flops(
+            shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn
+        )
         cost = StageCost(
             stage=stage,
             start_frame=start,
@@ -267,11 +279,13 @@ def make_plan(config: Config, spec: Spec) -> Plan:
             evaluations=(evaluations := _evaluations(config, start, end)),
             evaluation_frames=evaluations * config.expected_eval_frames,
             live_width=num_live * width,
-            frozen_width=(num_heads - num_live) * width,
-            parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters,
+            frozen_width=(num_heads - num_live + snapshots) * width,
+            parameters_total=(1 + snapshots) * shape.encoder_parameters
+            + (num_heads + snapshots) * shape.head_parameters,
             parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
             flops_per_update=flops.total,
-            flops_per_action=2 * (sum(shape.convolutions) + num_heads * shape.head),
+            flops_per_action=2 * (1 + snapshots) * (sum(shape.convolutions) + num_heads * shape.head),
+            flops_of_sweep=2 * snapshots * (sum(shape.convolutions) + shape.head) * _rows_filled(config, first),
         )
         stages.append(cost)
     memory = _memory(config, spec, shape, num_heads, stages)
@@ -285,17 +299,31 @@ def make_plan(config: Config, spec: Spec) -> Plan:
         periods = config.total_frames // config.diagnostics_period
         lines += periods + 2 * (min(growths, periods + 1) if schedule.periodic else growths)
     checkpoint = 4 * parameters + _measured_bytes(config, spec) + math.ceil(COMPRESSED_REPLAY * memory.replay)
+    checkpoint += memory.frozen_values
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, spec=spec, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
 
+def _rows_filled(config: Config, agent_steps: int) -> int:
+    """Rows that the replay holds after so many agent steps."""
+    return min(agent_steps, config.replay_capacity)
+
+
 def full_width(config: Config) -> Config:
-    """The baseline to compare with: the width that growth ends with, from the start. A run that never grows is its own."""
+    """The baseline to compare with: the width that growth ends with, from the start. A run that never grows is its own.
+
+    Where every injection adds an encoder, too, it is a network of the same number of parameters, with more channels and more hidden units.
+    """
     schedule = schedule_of(config)
     if not schedule.injection_frames or KINDS[schedule.intervention].adds == "nothing":
         return config
-    width = config.width * (1 + len(schedule.injection_frames))
-    return dataclasses.replace(config, schedule="fixed", intervention="inject", width=width)
+    times, channels = 1.0 + len(schedule.injection_frames), config.encoder_width
+    if kind_of(schedule.intervention, config).adds == "snapshot" and config.live_encoder == "cold":
+        times = math.sqrt(times)
+        channels *= times
+    return dataclasses.replace(
+        config, schedule="fixed", intervention="inject", width=round(config.width * times), encoder_width=channels
+    )
 
 
 def _evaluations(config: Config, start: int, end: int) -> int:
@@ -328,9 +356,12 @@ def _memory(config: Config, spec: Spec, shape: NetworkShape, num_heads: int, sta
         at_once = max(at_once, STATES)
     activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
     drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * math.prod(spec.frame_shape)
+    rows = lanes * rows_per_lane(config.replay_capacity, lanes, spec.stack_size)
+    frozen_whole = kind_of(schedule_of(config).intervention, config).adds == "snapshot" and len(stages) > 1
     return Memory(
         replay=replay_bytes(config.replay_capacity, lanes, frame_shape=spec.frame_shape, stack_size=spec.stack_size),
-        replay_index=lanes * (2 * rows_per_lane(config.replay_capacity, lanes, spec.stack_size) + 8),
+        replay_index=2 * rows + 8 * lanes,
+        frozen_values=4 * spec.num_actions * rows * frozen_whole,
         # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.
         networks=4
         * (

@@ -113,6 +113,13 @@ def synthetic_batches(config: Config, spec: Spec, num_updates: int, generator: t
     return transitions.to_tensordict().view(num_updates, config.batch_size)
 
 
+def keep_frozen_values(learner: DoubleDQN, batches: TensorDict) -> None:
+    """Puts into batches (K, B) what a replay keeps of a network that is frozen whole; nothing where none is."""
+    for part in (batches, batches["next"]):
+        if (values := learner.frozen_value(part["observation"].flatten(0, 1))) is not None:
+            part["frozen_value"] = values.view(*batches.shape, -1)
+
+
 def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: float) -> Timing:
     plan, generator, num_updates = (
         make_plan(config, spec),
@@ -129,9 +136,11 @@ def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: floa
     for stage in range(len(plan.stages)):
         if stage:
             probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
+            learner.copy_target()  # a network is frozen whole at a copy
             intervention = schedule_of(config).intervention
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
             learner.copy_target()  # what is frozen is shared with the target from its first copy on
+            keep_frozen_values(learner, batches)
         blocks, calls = _block_seconds(update, device, 0.8 * seconds)
         act_blocks, _ = _block_seconds(lambda: learner.act(observation).cpu(), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import KINDS, kind_of
 from growtrain.growth.transaction import intervene
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import make_optimizer
@@ -172,7 +172,8 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
         discount = np.where(running, np.where(terminated, 0.0, discount * learner.config.discount), discount)
         running &= ~terminated
     last, first = (ring.gather(torch.from_numpy(rows).to(ring.device)) for rows in (flat, start))
-    best = _values(learner.online, last.next_observation).argmax(1, keepdim=True)
+    chooser = learner.online if learner.config.double_dqn else learner.target
+    best = _values(chooser, last.next_observation).argmax(1, keepdim=True)
     bootstrap = _values(learner.target, last.next_observation).gather(1, best)[:, 0]
     goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
     observation = first.observation
@@ -192,7 +193,7 @@ def make_copy(
     """
     config, network = learner.config, learner.online
     if intervention := COPIES[copy]:
-        kind = KINDS[intervention]
+        kind = kind_of(intervention, config)
         for part in (network.encoder, learner.head.live)[: 2 if kind.draws_once else "encoder" not in kind.born]:
             fresh_copy(part, generator)
         intervene(kind, [network], learner.optimizer, observations, config, generator)
@@ -210,6 +211,7 @@ def _fit(
     network: QNetwork, optimizer: torch.optim.Optimizer, task: Task, order: Tensor, config: Config, test: LearningTest
 ) -> list[float]:
     """The errors at the marks, after the warm-up and `order[k]` as the transitions of update k."""
+    frozen = _values(network.snapshot, task.observation) if len(network.snapshot) else None
     goal = _chosen(_values(network, task.observation), task.action) + task.change
     spectral = [m for m in network.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
     errors = []
@@ -218,7 +220,8 @@ def _fit(
             group["lr"] = test.lr if update > 0 else 0.0
         for layer in spectral:
             layer.power_iterate()
-        q = _chosen(network(task.observation[rows]), task.action[rows])
+        known = None if frozen is None else frozen[rows]
+        q = _chosen(network(task.observation[rows], known), task.action[rows])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(task.scale * F.mse_loss(q, goal[rows]) / 2)
         if config.max_grad_norm:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain import diagnostics
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import kind_of
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.records import Diagnostics
@@ -68,7 +68,7 @@ class Measurer:
         rows = rng.choice(valid, size=min(STATES, len(valid)), replace=False)
         batch = self.ring.get(torch.from_numpy(rows))
         learner, parts = self.learner, self._parts()
-        for name in KINDS[kind].born if kind else ():
+        for name in kind_of(kind, self.config).born if kind else ():
             self._initial[name] = _copy(parts[name])
         features, q, layers = _forward(learner, batch["observation"])
         hidden = [layer for name, layer in layers.items() if name.startswith("head.live.")][-1]
@@ -171,6 +171,8 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
         with torch.no_grad():
             features = network.encoder(observations)
             q = network.head(features)
+            if len(network.snapshot):
+                q = network.snapshot(observations) + q
     finally:
         for handle in handles:
             handle.remove()

@@ -210,6 +210,11 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
             return values.to(device)
         return values.pin_memory().to(device, non_blocking=True)
 
+    def forget(self) -> None:
+        """Lets no transition be sampled that is there; rows are counted on, and a new episode has to begin."""
+        self.valid[:] = False
+        self._num_valid = 0
+
     # Which rows there are
 
     def newest_rows(self) -> Tensor:

@@ -128,6 +128,7 @@ class Collector:
         self._inherited = np.zeros(config.num_envs, np.bool_)  # lanes whose episode another run began
         self._greedy_sum, self._greedy_count = 0.0, 0
         self._actions: npt.NDArray[np.int64] | None = None
+        self._game, self._switches = 0, config.switch_frames
         assert isinstance(replay.storage, FrameRing)
         self._ring = replay.storage
         self._ring.start(environment.start().frame)
@@ -138,7 +139,12 @@ class Collector:
         return self.config.frame_skip * self.agent_steps
 
     def act(self, policy: Policy) -> None:
-        """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1."""
+        """Chooses every lane's action and lets the environments step; the policy is not asked when epsilon is 1.
+
+        Where a chain of games switches, its next game begins here.
+        """
+        if (game := sum(self.frames >= switch for switch in self._switches)) != self._game:
+            self._enter(game)
         epsilon = epsilon_at(self.config, self.frames)
         self._actions, q = decide(policy, self._ring.newest, self.environment, epsilon, self.generator)
         if q is not None:
@@ -146,12 +152,22 @@ class Collector:
             self._greedy_count += 1
         self.environment.send(self._actions)
 
-    def receive(self) -> VectorStep:
-        """Waits for the environments and stores their step."""
+    def _enter(self, game: int) -> None:
+        """Begins episodes of a chain's next game; those of the one before are broken off, and count for nothing."""
+        self._game = game
+        self.environment.enter(game)
+        if not self.config.keep_replay:
+            self._ring.forget()
+        self._ring.start(self.environment.start().frame)
+        self.recent_returns.clear()
+        self._inherited[:] = False
+
+    def receive(self) -> Tensor:
+        """Waits for the environments and stores their step; returns the rows (N,) int64 that its transitions leave."""
         step = self.environment.recv()
         clip = self.config.reward_clip
         lost = step.terminated | step.life_lost if self.config.life_loss_terminal else step.terminated
-        self.replay.extend(
+        left: Tensor = self.replay.extend(
             TensorDict(
                 {
                     "action": self._actions,
@@ -170,7 +186,7 @@ class Collector:
         self.recent_returns.extend(ended)
         self.num_episodes += len(ended)
         self._inherited &= ~step.started
-        return step
+        return left
 
     def disown_episodes(self) -> None:
         """Leaves out what another run has played: scores reported or not, and the episodes that are open now."""
@@ -190,6 +206,7 @@ class Collector:
         return {
             "environment": self.environment.state_dict(),
             "exploration": dict(self.generator.bit_generator.state),
+            "game": self._game,
             "agent_steps": self.agent_steps,
             "episode_returns": list(self.episode_returns),
             "recent_returns": list(self.recent_returns),
@@ -208,6 +225,7 @@ class Collector:
         environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["environment"].items()}
         self.environment.load_state_dict(environment)
         self.generator.bit_generator.state = state["exploration"]
+        self._game = int(state["game"])
         self.agent_steps = int(state["agent_steps"])
         self.episode_returns = [float(score) for score in state["episode_returns"]]
         self.recent_returns.extend(float(score) for score in state.get("recent_returns", ()))

@@ -9,6 +9,8 @@ would favour the short ones, and so would a number of frames.) With fewer episod
 episodes; a lane without one left plays on unseen until the last is over. An episode that is cut at `max_episode_frames` is whole: that is
 the game's rule, and it bounds the cost.
 
+Of a chain of games it is the one that was played last.
+
 Deviations from DQN Zoo: it plays 500k frames, and counts the episodes that end in them, in one environment.
 
 Units: frames.
@@ -50,6 +52,7 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
     num_episodes = config.num_eval_episodes
     num_lanes = min(config.num_envs, num_episodes)
     environment = make_environment(dataclasses.replace(config, num_envs=num_lanes), seed=seed)
+    environment.enter(config.game_after(frames))
     scores: dict[int, float] = {}
     playing = list(range(num_lanes))  # the number of each lane's episode, in the order in which they are begun
     num_begun, num_steps = num_lanes, 0

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Decision, Record
 from growtrain.runs.acting import Collector
+from growtrain.runs.frozen_values import FrozenValues
 from growtrain.settings.budget import crossed
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Schedule
@@ -35,6 +36,7 @@ class Growing:
         config: of the run.
         schedule: its schedule.
         measurer: of the learner, on the replay.
+        frozen_values: kept in the replay, of networks that are frozen whole.
         collector: whose frames and scores count.
         accounts: charged.
         generator: of fresh weights, and of the observations on which a growth is verified.
@@ -52,15 +54,18 @@ class Growing:
         schedule: Schedule,
         *,
         measurer: Measurer,
+        frozen_values: FrozenValues,
         collector: Collector,
         accounts: Accounts,
         generator: torch.Generator,
     ) -> None:
         self.config, self.schedule, self.measurer = config, schedule, measurer
+        self.frozen_values, self.kind = frozen_values, kind_of(schedule.intervention, config)
         self.collector, self.accounts, self.generator = collector, accounts, generator
         self.entries = self.interventions = 0
         self.grown_at: list[int] = []
         self.decision: Decision | None = None
+        self._decided: str | None = None  # the reason of a growth that waits for a copy of the target
 
     @property
     def stage(self) -> int:
@@ -76,7 +81,7 @@ class Growing:
     def to_decide(self) -> bool:
         """Whether an adaptive schedule has to be decided on after this step."""
         rule = self.schedule.adaptive
-        return rule is not None and crossed(self.config, rule.period, self.collector.frames)
+        return rule is not None and self._decided is None and crossed(self.config, rule.period, self.collector.frames)
 
     def decide(self) -> Iterator[Record]:
         """Measures whether plasticity is lost, on copies, which changes nothing in the run; grows if so."""
@@ -101,18 +106,22 @@ class Growing:
             )
         yield self.decision
         if self.decision.inject:
-            yield from self.grow(self.decision.reason)
+            self._decided = self.decision.reason
 
     def due(self) -> bool:
-        """Whether an entry of the schedule is due."""
-        return self.schedule.due(self.collector.frames, self.entries)
+        """Whether the network is to grow now; one that is frozen whole waits for a copy of the target."""
+        frames = self.collector.frames
+        if self._decided is None and not self.schedule.due(frames, self.entries):
+            return False
+        return not self.kind.at_target_copy or crossed(self.config, self.config.target_period, frames)
 
-    def grow(self, reason: str = "schedule") -> Iterator[Record]:
+    def grow(self) -> Iterator[Record]:
         """Carries out the next entry of the schedule.
 
         Raises:
             GrowthFailed: it was rolled back, and that is to end the run.
         """
+        reason, self._decided = self._decided or "schedule", None
         frames, intervention, ring = self.collector.frames, self.schedule.intervention, self.measurer.ring
         measured = self._measured()
         if measured:
@@ -123,9 +132,12 @@ class Growing:
         self.entries += 1
         self.grown_at.append(frames)
         with self.accounts.phases("growth"):
+            if self.kind.at_target_copy:
+                self.measurer.learner.end_of_step(frames)
+                self.frozen_values.prepare()
             valid = torch.from_numpy(np.flatnonzero(ring.valid))
-            size = KINDS[intervention].num_observations
-            chosen = valid[torch.randint(len(valid), (size,), generator=self.generator)]
+            size = (self.kind.num_observations,)
+            chosen = valid[torch.randint(len(valid), size, generator=self.generator)]
             try:
                 event = apply(
                     self.measurer.learner,
@@ -138,12 +150,16 @@ class Growing:
                     reason=reason,
                 )
             except GrowthFailed as error:
+                self.frozen_values.release()
                 if self.config.on_growth_failure == "stop":
                     raise
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
+            start = time.perf_counter()
+            self.frozen_values.sweep()
         self.interventions += 1
-        yield dataclasses.replace(event, stage=self.stage)
+        pause = event.pause_seconds + time.perf_counter() - start
+        yield dataclasses.replace(event, stage=self.stage, pause_seconds=pause)
         if measured:
             with self.accounts.phases("diagnostics"):
                 after = self.measurer.measure(frames, "after growth", intervention)
@@ -164,6 +180,7 @@ class Growing:
             "interventions": self.interventions,
             "grown_at": self.grown_at,
             "decision": dataclasses.asdict(self.decision) if self.decision else None,
+            "decided": self._decided,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,3 +189,4 @@ class Growing:
         self.entries, self.interventions = int(state["stage"]), int(state["interventions"])
         self.grown_at = [int(frames) for frames in state["grown_at"]]
         self.decision = Decision(**state["decision"]) if state["decision"] else None
+        self._decided = state["decided"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from growtrain.environments.make import make_environment
 from growtrain.learners.base import AbstractLearner
@@ -26,6 +27,7 @@ from growtrain.runfiles import Unreadable, write_json
 from growtrain.runs.acting import Collector
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.evaluation import evaluate
+from growtrain.runs.frozen_values import FrozenValues
 from growtrain.runs.growing import Growing
 from growtrain.runs.provenance import describe
 from growtrain.runs.resuming import resumption, take_up
@@ -87,6 +89,7 @@ class Run:
             load_initial(learner, run_dir)
         self.learner: AbstractLearner = learner
         self.captured = make_captured(learner, self.ring) if uses_graph(config, self.device) else None
+        self.frozen_values = FrozenValues(learner, self.ring)
         self.measurer = Measurer(config, learner, self.ring)
         self.accounts = Accounts(self.schedule.num_stages, _PAUSES)
         self.phases = self.accounts.phases
@@ -94,6 +97,7 @@ class Run:
             config,
             self.schedule,
             measurer=self.measurer,
+            frozen_values=self.frozen_values,
             collector=self.collector,
             accounts=self.accounts,
             generator=torch.Generator().manual_seed(growth),
@@ -121,11 +125,15 @@ class Run:
     def step(self) -> None:
         """One step of every environment, and the updates owed, which are done while the environments step."""
         with self.phases("act"):
-            self.collector.act(self.learner.act)  # the environments step from here on
+            self.collector.act(self.act)  # the environments step from here on
         with self.phases("learn"):
             self.learn()
         with self.phases("environment"):
-            self.collector.receive()
+            self.frozen_values.extend(self.collector.receive())
+
+    def act(self, observation: Tensor) -> Tensor:
+        """What acting chooses from, of the newest observations in the replay."""
+        return self.learner.act(observation, self.frozen_values.newest())
 
     def learn(self) -> None:
         """Does the updates owed so far, their batches drawn in one call."""
@@ -275,6 +283,7 @@ class Run:
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
+        self.frozen_values.restored()
         self.ring.check_valid()
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growing.load_state_dict(state)

@@ -52,6 +52,7 @@ class Episode:
     Attributes:
         config: of the run, with one environment.
         seed: of the environment that played the episode.
+        game: of a chain, counted from 0.
         action_names: A names, such as "NOOP".
         actions: (T,) int64, what was chosen.
         q: (T, A) float32, action values before each choice.
@@ -62,6 +63,7 @@ class Episode:
 
     config: Config
     seed: int
+    game: int
     action_names: tuple[str, ...]
     actions: npt.NDArray[np.int64]
     q: npt.NDArray[np.float32]
@@ -134,7 +136,8 @@ def _film(
 def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episode:
     """Plays the first episode of the evaluation at `trained` frames of training, or `max_frames` of it."""
     generator, seed = random_streams(config, trained)
-    environment = make_environment(config, seed=seed)
+    environment, game = make_environment(config, seed=seed), config.game_after(trained)
+    environment.enter(game)
     actions, values, rewards = [], [], []
     num_steps = max_frames // config.frame_skip
     ending = f"not over after {format_count(num_steps * config.frame_skip)} frames"
@@ -152,6 +155,7 @@ def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episo
     return Episode(
         config=config,
         seed=seed,
+        game=game,
         action_names=environment.action_meanings,
         actions=np.concatenate(actions),
         q=np.concatenate(values),
@@ -168,7 +172,7 @@ def screens(episode: Episode) -> Iterator[Frames]:
         RuntimeError: a reward or the end is not that of the episode.
     """
     last = len(episode.actions) - 1
-    shown = replay_screens(episode.config, seed=episode.seed, actions=episode.actions)
+    shown = replay_screens(episode.config, seed=episode.seed, game=episode.game, actions=episode.actions)
     yield next(shown).picture
     for t, screen in enumerate(shown):
         if screen.reward != episode.rewards[t] or screen.ended != (episode.ended and t == last):

@@ -4,7 +4,6 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from growtrain.environments.games import canonical_game, family_of
 from growtrain.settings.config import Config, Shrinks
 from growtrain.settings.text import format_count
 
@@ -13,7 +12,7 @@ SHRINKING: dict[str, Shrinks] = {
 }
 
 
-def shrunk(full: Config, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
+def shrunk(full: Config, explicit: dict[str, Any], whole: int) -> tuple[Config, list[str]]:
     """A preset's configuration with explicitly given settings, the others shrunk to a smaller budget.
 
     Evaluation, logs and checkpoints stay at about what a person would look at; the rest leaves most of the run to learning.
@@ -21,11 +20,12 @@ def shrunk(full: Config, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
     Args:
         full: the preset at its own budget.
         explicit: settings by field name; they always win and are never scaled.
+        whole: the budget in frames below which they shrink.
 
     Returns:
         The configuration, and what there is to say of it.
     """
-    total, whole = int(explicit.get("total_frames", full.total_frames)), full.total_frames
+    total = int(explicit.get("total_frames", full.total_frames))
     if total <= 0 or total >= whole:
         return dataclasses.replace(full, **explicit), []
     scaled: dict[str, int] = {}
@@ -36,8 +36,7 @@ def shrunk(full: Config, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
             if rule.at_most:
                 least = min(least, max(1, total // rule.at_most))
             if name == "learning_starts":  # every environment steps before
-                skip = family_of(canonical_game(explicit.get("game", full.game))).frame_skip
-                least = max(least, skip * int(explicit.get("num_envs", full.num_envs)))
+                least = max(least, full.frame_skip * int(explicit.get("num_envs", full.num_envs)))
             scaled[name] = min(max(round(value * total / whole), least), value)
     changes = [
         f"{name} {format_count(value)} (of {format_count(getattr(full, name))})"
@@ -60,8 +59,14 @@ def epsilon_at(config: Config, frames: int) -> float:
 
 
 def updates_due(config: Config, agent_steps: int) -> int:
-    """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, since learning started."""
-    steps = max(0, agent_steps - config.learning_starts // config.frame_skip)
+    """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, of the steps in which it learned.
+
+    It does not until `learning_starts`, nor for as long from where the replay is emptied, which comes before the updates of the step there.
+    """
+    warm_up, skip = config.learning_starts // config.frame_skip, config.frame_skip
+    emptied = () if config.keep_replay else config.switch_frames
+    begun = (0, *(frames // skip - config.num_envs for frames in emptied))
+    steps = agent_steps - sum(min(max(0, agent_steps - start), warm_up) for start in begun)
     return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
 
 

@@ -16,29 +16,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
-from growtrain.environments.games import canonical_game, family_of
+from growtrain.environments.games import canonical_game, family_of, games_of
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.schedules import Intervention, Schedule, schedule_of
 from growtrain.settings.text import ConfigError, flag
 
 PAPER_TOTAL_FRAMES = 200_000_000
-_FRAMES_AN_EVAL_EPISODE = (
-    5_000  # of early agents; those of good ones are longer, which is what 30 in 500k frames allows for
-)
 _MOST_EVAL_EPISODES = 30  # Mnih et al. 2015, "Evaluation procedure"
 
 Activation = Literal["relu", "crelu", "fourier"]
 Anchor = Literal["frozen", "zero", "mirrored"]
+Freeze = Literal["heads", "network"]
+LiveEncoder = Literal["warm", "cold"]
 Split = Literal["fc1", "conv3", "conv2", "conv1"]
 TrainableHeads = Literal["newest", "all"]
 Normalization = Literal["none", "layer", "spectral"]
 Regularizer = Literal["none", "l2", "l2-init", "parseval"]
 WeightProjection = Literal["none", "nap"]
-OptimizerName = Literal["centered_rmsprop", "adam"]
+OptimizerName = Literal["centered_rmsprop", "rmsprop", "adam"]
 OutputBias = Literal["shared", "per_action"]
 Execution = Literal["auto", "eager", "graph"]
 Device = Literal["auto", "cpu", "cuda"]
-PresetName = Literal["paper", "modern"]
+PresetName = Literal["paper", "modern", "minatar"]
 OnGrowthFailure = Literal["stop", "continue"]
 DiagnosticsDepth = Literal["light", "full"]
 Tracker = Literal["wandb", "trackio"]
@@ -122,6 +121,10 @@ def _does(intervention: Intervention) -> Callable[["Config"], bool]:
     return lambda config: config.growth.intervenes and config.growth.intervention == intervention
 
 
+def _injects_heads(config: "Config") -> bool:
+    return _does("inject")(config) and config.freeze == "heads"
+
+
 def _is_adaptive(config: "Config") -> bool:
     return config.growth.adaptive is not None
 
@@ -136,16 +139,24 @@ class Config:
     """All settings of a run. `dataclasses.replace` makes variants; construction validates and raises `ConfigError`."""
 
     # What is run
-    game: str = setting("phoenix", "Atari 2600 game, in any spelling.", common=True)
+    game: str = setting(
+        "phoenix",
+        "Atari 2600 game, or minatar/breakout, asterix, freeway, seaquest or space_invaders, in any spelling; minatar/asterix+seaquest "
+        "is a chain, played one after the other for equal shares of the budget.",
+        common=True,
+    )
     schedule: str = setting(
         "grow3x",
-        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions); to compare with: reset, "
-        "shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is measured to be lost.",
+        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions), or at-switch (of games); to compare "
+        "with: reset, shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is measured "
+        "to be lost.",
         forkable=True,
         common=True,
     )
     preset: PresetName = setting(
-        "paper", "Where the defaults come from: the paper's baseline agent, or a modern DQN.", common=True
+        "paper",
+        "Where the defaults come from: the paper's baseline agent, a modern DQN, or MinAtar's (for its games unless another is given).",
+        common=True,
     )
     seed: int = setting(
         0,
@@ -178,6 +189,15 @@ class Config:
         "Losing a life ends the return (discount 0) while the episode goes on.",
         forkable=True,
         needs=_played("life_loss_terminal"),
+    )
+    minimal_actions: bool = setting(
+        False, "Only the actions that do something in the game, instead of all.", needs=_played("minimal_actions")
+    )
+    keep_replay: bool = setting(
+        True,
+        "Where a chain of games switches, the replay is kept; no: it is emptied, and learning waits for --learning-starts again.",
+        forkable=True,
+        needs=lambda config: len(config.games) > 1,
     )
     noop_max: int = setting(
         30,
@@ -231,14 +251,28 @@ class Config:
         "frozen",
         "What cancels the new head at its injection: frozen is the paper's; zero and mirrored cost less.",
         forkable=True,
+        needs=_injects_heads,
+        common=True,
+    )
+    freeze: Freeze = setting(
+        "heads",
+        "What an injection freezes: heads (the paper), on an encoder that goes on learning; or the whole network, whose values are kept in "
+        "the replay from then on, so that an update costs what the small network's costs.",
+        forkable=True,
         needs=_does("inject"),
         common=True,
+    )
+    live_encoder: LiveEncoder = setting(
+        "warm",
+        "Beside a network that was frozen: warm goes on with its encoder's weights and moments, cold begins anew with an encoder, too.",
+        forkable=True,
+        needs=lambda config: _does("inject")(config) and config.freeze == "network",
     )
     trainable_heads: TrainableHeads = setting(
         "newest",
         "Which heads train after an injection: the newest, or all but the anchors (the paper's ablation).",
         forkable=True,
-        needs=_does("inject"),
+        needs=_injects_heads,
     )
     freeze_encoder_at: int = setting(
         0,
@@ -302,7 +336,10 @@ class Config:
     )
 
     # Agent
-    optimizer: OptimizerName = setting("centered_rmsprop", "centered_rmsprop (epsilon inside the root) or adam.")
+    optimizer: OptimizerName = setting(
+        "centered_rmsprop",
+        "centered_rmsprop (epsilon inside the root), rmsprop (centred too, epsilon outside, as in PyTorch), or adam.",
+    )
     lr: float = setting(2.5e-4, "Learning rate.", bounds=_FINITE, forkable=True)
     optimizer_eps: float = setting(0.01 / 32**2, "Epsilon of the optimizer.", bounds=_FINITE, forkable=True)
     optimizer_decay: float = setting(
@@ -310,11 +347,14 @@ class Config:
         "Decay of centred RMSProp's moments.",
         bounds=Bounds(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
         forkable=True,
-        needs=lambda config: config.optimizer == "centered_rmsprop",
+        needs=lambda config: config.optimizer != "adam",
     )
     batch_size: int = setting(32, "Transitions in one update.", "transitions", bounds=_POSITIVE, forkable=True)
     replay_ratio: float = setting(0.25, "Updates per agent step.", bounds=_FINITE)
     discount: float = setting(0.99, "Discount per agent step.", bounds=_SHARE, forkable=True)
+    double_dqn: bool = setting(
+        True, "The online network chooses the action that the target network values; no: plain DQN.", forkable=True
+    )
     target_period: int = setting(
         120_000,
         "Interval between copies of the online network into the target.",
@@ -370,7 +410,7 @@ class Config:
     )
     eval_episodes: int = setting(
         0,
-        "Whole episodes of an evaluation (0: one for each 5k frames of --eval-frames, from 1 to 30).",
+        "Whole episodes of an evaluation (0: one for each 5k frames of --eval-frames, 500 of MinAtar, from 1 to 30).",
         identity=False,
         bounds=_NOT_NEGATIVE,
         evaluation=True,
@@ -476,6 +516,22 @@ class Config:
             "anchor",
             f"needs --activation relu, not {self.activation}: use --anchor zero or --anchor frozen",
         )
+        if self.freeze == "network":
+            self._require(
+                self.activation == "relu",
+                "freeze",
+                f"needs --activation relu, not {self.activation}: the live head is silent by paired units",
+            )
+            self._require(
+                self.trainable_heads == "newest",
+                "freeze",
+                "leaves no older head to train: use --trainable-heads newest",
+            )
+            self._require(
+                self.live_encoder == "warm" or not self.freeze_encoder_at,
+                "freeze_encoder_at",
+                "would freeze fresh weights with --live-encoder cold: leave one of them out",
+            )
         skip = self.frame_skip
         self._require(self.max_episode_frames >= skip, "max_episode_frames", f"must be at least {skip}")
         self._require(
@@ -518,6 +574,21 @@ class Config:
         return family_of(self.game).frame_skip
 
     @property
+    def games(self) -> tuple[str, ...]:
+        """The games of a chain, by their family's names for them; a single game is its own."""
+        return games_of(self.game)
+
+    @property
+    def switch_frames(self) -> tuple[int, ...]:
+        """The frames at which a chain goes on to its next game: all have equal shares of the budget."""
+        count = len(self.games)
+        return tuple(self.total_frames * index // count for index in range(1, count))
+
+    def game_after(self, frames: int) -> int:
+        """Which game of a chain, counted from 0, an agent has played last that has played so many frames."""
+        return sum(frames > switch for switch in self.switch_frames)
+
+    @property
     def keeps_initial_weights(self) -> bool:
         """Whether learning needs the weights that what trains had at its start."""
         return self.regularizer == "l2-init" or self.weight_projection == "nap"
@@ -545,7 +616,8 @@ class Config:
 
     @property
     def _usual_eval_episodes(self) -> int:
-        return max(1, min(_MOST_EVAL_EPISODES, self.eval_frames // _FRAMES_AN_EVAL_EPISODE))
+        # Good agents' episodes are longer, which is what 30 in 500k frames of Atari allow for.
+        return max(1, min(_MOST_EVAL_EPISODES, self.eval_frames // family_of(self.game).early_episode_frames))
 
     @property
     def entropy(self) -> int:

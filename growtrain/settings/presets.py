@@ -2,13 +2,20 @@
 
 `paper`: the baseline of Nikishin et al. (2023), inferred to be DQN Zoo's `double_q` agent (Quan & Ostrovski 2020; van Hasselt et al. 2016).
 `modern`: what later work made of it: sticky actions (Machado et al. 2018) and Adam (Obando-Ceron & Castro 2021; Dopamine).
+`minatar`: the agent that comes with MinAtar (Young & Tian 2019), but for Double DQN, which `--double-dqn no` turns off. Its games are
+played with it unless a preset is given: with the paper's numbers a run of theirs would be over before learning had begun.
 
 Deviations from DQN Zoo: 1. environments are stepped as a vector and are not reset every 1M frames (with many lanes that would cut
 most episodes short); 2. for budgets below 200M frames, warm-up, epsilon's decay, target period, replay, evaluation and periods shrink.
+Deviations from MinAtar's agent: 1. Double DQN; 2. batches are drawn with replacement; 3. below 1M frames, a fifth of its budget,
+they shrink, too.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
+from growtrain.environments.games import family_of
 from growtrain.settings.budget import shrunk
 from growtrain.settings.config import Config, PresetName
 from growtrain.settings.text import ConfigError
@@ -36,17 +43,76 @@ def modern(**overrides: Any) -> Config:
     return Config(**values | overrides)
 
 
-def resolve(preset: PresetName, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
+def minatar(**overrides: Any) -> Config:
+    """The DQN of MinAtar's repository, `examples/dqn.py`; the names in capitals are its constants."""
+    values: dict[str, Any] = {
+        "preset": "minatar",
+        "game": "minatar/breakout",
+        "total_frames": 5_000_000,  # NUM_FRAMES
+        "num_envs": 1,  # `dqn`: an update after every frame of one environment
+        "sticky_actions": 0.1,  # `Environment`: sticky_action_prob; Young & Tian 2019, section 2
+        "max_episode_frames": 10_000,  # ours, beyond any published agent's: the package cuts no episode
+        "reward_clip": 0.0,  # `train` takes rewards as they are
+        "width": 128,  # QNetwork: fc_hidden
+        "output_bias": "per_action",  # QNetwork: output
+        "optimizer": "rmsprop",  # optim.RMSprop(centered=True), whose epsilon is outside the root
+        "lr": 2.5e-4,  # STEP_SIZE
+        "optimizer_eps": 0.01,  # MIN_SQUARED_GRAD
+        "optimizer_decay": 0.95,  # SQUARED_GRAD_MOMENTUM; GRAD_MOMENTUM is not used
+        "batch_size": 32,  # BATCH_SIZE
+        "replay_ratio": 1.0,  # TRAINING_FREQ
+        "discount": 0.99,  # GAMMA
+        "target_period": 1_000,  # TARGET_NETWORK_UPDATE_FREQ, in updates, of which each frame has one
+        "replay_capacity": 100_000,  # REPLAY_BUFFER_SIZE
+        "learning_starts": 5_000,  # REPLAY_START_SIZE
+        "epsilon_start": 1.0,  # EPSILON
+        "epsilon_end": 0.1,  # END_EPSILON
+        "epsilon_decay_frames": 100_000,  # FIRST_N_FRAMES
+        # Ours: what a person looks at; and on networks as small as this a second thread is waited for longer than it computes.
+        "num_threads": 1,
+        "eval_period": 250_000,
+        "eval_frames": 15_000,
+        "log_period": 10_000,
+        "diagnostics_period": 50_000,
+        "checkpoint_period": 500_000,
+    }
+    return Config(**values | overrides)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset: what makes its configuration, and the budget in frames below which its settings shrink (None: its own)."""
+
+    make: Callable[..., Config]
+    whole: int | None = None
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "paper": Preset(paper),
+    "modern": Preset(modern),
+    "minatar": Preset(minatar, 1_000_000),
+}
+
+
+def resolve(preset: PresetName | None, explicit: dict[str, Any]) -> tuple[Config, list[str]]:
     """The configuration of a preset with explicitly given settings, scaled to its budget.
 
     Args:
-        preset: `paper` or `modern`.
+        preset: its name; None: that of the game's family.
         explicit: settings by field name; they always win and are never scaled.
 
     Returns:
-        The configuration, and what there is to say of it: which settings a budget below 200M frames has shrunk.
+        The configuration, and what there is to say of it: which preset the game has chosen, and which settings a short budget has shrunk.
     """
-    makers = {"paper": paper, "modern": modern}
-    if preset not in makers:
-        raise ConfigError(f"--preset is {preset!r}: choose one of {', '.join(makers)}")
-    return shrunk(makers[preset](), explicit)
+    if preset is None:
+        chosen, default = family_of(explicit.get("game", Config.game)).preset, Config.preset
+        if chosen == default:
+            return resolve(default, explicit)
+        preset = cast(PresetName, chosen)
+        config, notes = resolve(preset, explicit)
+        return config, [f"the defaults are those of --preset {preset}, because of the game", *notes]
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset is {preset!r}: choose one of {', '.join(PRESETS)}")
+    row = PRESETS[preset]
+    full = row.make(**({"game": explicit["game"]} if "game" in explicit else {}))
+    return shrunk(full, explicit, row.whole or full.total_frames)

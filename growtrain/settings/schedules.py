@@ -122,7 +122,7 @@ _NAMED: dict[str, tuple[tuple[float, ...], int]] = {
     "adaptive": ((), 1),
 }
 _NUMBERED = re.compile(r"(grow|full)([1-9][0-9]?)x")
-_KNOWN = "fixed, grow3x, full3x (any number), reset, shrink-perturb, widen3x, redo, adaptive, at:25M,50M, at:0.1,0.5 or every:5M"
+_KNOWN = "fixed, grow3x, full3x (any number), reset, shrink-perturb, widen3x, redo, adaptive, at:25M,50M, at:0.1,0.5, every:5M or at-switch"
 # The schedules that have an intervention of their own.
 _OWN: dict[str, Intervention] = {
     "reset": "reset-head",
@@ -141,6 +141,7 @@ def schedule_of(config: "Config") -> Schedule:
         config.intervention,
         config.redo_period,
         config.frame_skip / config.replay_ratio,
+        config.switch_frames,
     )
     if config.schedule == "adaptive":
         schedule = _adaptive(config)
@@ -201,23 +202,25 @@ def make_schedule(
     intervention: Intervention = "inject",
     redo_period: int = 0,
     frames_per_update: float = 16.0,
+    switches: tuple[int, ...] = (),
 ) -> Schedule:
     """The schedule of that name for a budget.
 
     Args:
         name: `fixed`, `growNx`, `fullNx`, `reset`, `shrink-perturb`, `widen3x`, `redo`, `at:` and a comma-separated list of frames (25M)
-            or fractions (0.125), or `every:` and a period. The times of `growNx` halve back from half the budget, but for `grow1x`, the
-            paper's, at a quarter; `fullNx` has the width that `growNx` ends with.
+            or fractions (0.125), `every:` and a period, or `at-switch`. The times of `growNx` halve back from half the budget, but for
+            `grow1x`, the paper's, at a quarter; `fullNx` has the width that `growNx` ends with.
         total_frames: the budget in frames.
         learning_starts: frames before the first update; nothing may be injected before.
         intervention: what happens at the times of `growNx`, `at:` and `every:`.
         redo_period: frames between the interventions of `redo`; 0 is 1,000 updates, a fifth of a short budget.
         frames_per_update: what an update is owed for.
+        switches: the frames at which a chain of games switches.
 
     Raises:
         ConfigError: one line that names the entry and the remedy.
     """
-    times, multiplier = _times(name, total_frames, learning_starts)
+    times, multiplier = _times(name, total_frames, learning_starts, switches)
     if name == "redo":
         usual = max(1, round(_REDO_UPDATES * frames_per_update))
         period = redo_period or min(usual, max(_REDO_MINIMUM, total_frames // _REDO_SHARE))
@@ -249,7 +252,9 @@ def make_schedule(
     return Schedule(times, multiplier, own, periodic=name == "redo")
 
 
-def _times(name: str, total_frames: int, learning_starts: int) -> tuple[tuple[int, ...], int]:
+def _times(
+    name: str, total_frames: int, learning_starts: int, switches: tuple[int, ...]
+) -> tuple[tuple[int, ...], int]:
     """The times of a schedule, in frames, and its width multiplier; those of `redo` and `adaptive` are found elsewhere."""
     if name in _NAMED:
         fractions, multiplier = _NAMED[name]
@@ -259,6 +264,12 @@ def _times(name: str, total_frames: int, learning_starts: int) -> tuple[tuple[in
         if numbered[1] == "full":
             return (), count + 1
         return tuple(math.floor(total_frames / 2**k) for k in range(count, 0, -1)), 1
+    if name == "at-switch":
+        if not switches:
+            raise ConfigError(
+                "--schedule at-switch: a single game never switches: name a chain, as --game minatar/space_invaders+asterix"
+            )
+        return switches, 1
     if name.startswith("at:"):
         return tuple(_parse_time(entry.strip(), total_frames) for entry in name.removeprefix("at:").split(",")), 1
     if name.startswith("every:"):

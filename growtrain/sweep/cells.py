@@ -17,7 +17,6 @@ from growtrain.environments.games import ATARI, canonical_game
 from growtrain.runfiles import read_plain
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
-from growtrain.settings.schedules import make_schedule
 from growtrain.settings.text import ConfigError, flag, parse_count
 
 Status = Literal["pending", "running", "done", "failed"]
@@ -89,8 +88,7 @@ def expand(games: str, schedules: str, seeds: str, explicit: dict[str, Any]) -> 
     cells = []
     for seed, game, schedule in itertools.product(_seeds(seeds), _games(games), listed):
         settings = explicit | {"game": game, "schedule": schedule, "seed": seed}
-        config, _ = resolve(explicit.get("preset", "paper"), settings)
-        make_schedule(schedule, config.total_frames, config.learning_starts)
+        config, _ = resolve(explicit.get("preset"), settings)
         cells.append(_cell(config, settings))
     return cells
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from growtrain.environments.atari import make_spec
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -47,9 +49,18 @@ def test_stages_are_weighted_by_their_share_of_the_frames(growth_cost):
     assert growth_cost.stage_shares("grow1x") == [1 / 4, 3 / 4]
 
 
-def test_every_stage_of_every_anchor_is_measured_beside_its_full_width(growth_cost):
+def test_every_stage_of_every_form_is_measured_beside_its_full_width(growth_cost):
     subjects = {subject.name: subject for subject in growth_cost.make_subjects(512, 2)}
-    assert len(subjects) == 3 + 3 * 3
+    assert len(subjects) == 3 + 4 * 3  # fresh weights are not frozen: no cold encoder
+    whole = {subject.name: subject for subject in growth_cost.make_subjects(512, 0)}
+    assert len(whole) == 4 + 5 * 3
+    full, config = whole[growth_cost.FULL_PARAMETERS], growth_cost.paper()
+    shapes = [
+        growth_cost.network_shape(growth_cost.config_of(whole[name], config), make_spec(6), whole[name].width)
+        for name in ("small", full.name)
+    ]
+    small, large = (shape.encoder_parameters + shape.head_parameters for shape in shapes)
+    assert large / small == pytest.approx(4, rel=0.02)  # as many parameters as four small networks
     assert (subjects["full1x"].width, subjects["full3x"].width) == (1024, 2048)
     assert [subjects[f"zero {stage}"].encoder_trains for stage in (1, 2, 3)] == [True, False, False]
     assert all(subject.encoder_trains for subject in growth_cost.make_subjects(512, 0))
@@ -78,7 +89,7 @@ def test_a_tiny_measurement_and_its_figures_again(growth_cost, tmp_path, capsys)
     assert growth_cost.main([*sizes, "--updates-per-turn", "1", "--seconds", "0.1", "--output", str(output)]) == 0
     record = json.loads(output.with_suffix(".json").read_text())
     learners = [learner for group in record["groups"] for learner in group["learners"]]
-    assert len(learners) == 12
+    assert len(learners) == 15
     assert all(learner["flops_planned"] > 0 for learner in learners)
     assert all(len(learner["seconds"]) >= growth_cost.LEAST_ROUNDS for learner in learners)
     assert min(seconds for learner in learners for seconds in learner["seconds"]) > 0

@@ -62,7 +62,7 @@ def make(pool: Pool) -> Iterator[Make]:
 
 
 def random_actions(environment: AtariEnvironment, steps: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, environment.num_actions, (steps, environment.num_envs))
+    return np.random.default_rng(seed).integers(0, environment.spec.num_actions, (steps, environment.num_envs))
 
 
 def play(environment: AtariEnvironment, actions: np.ndarray) -> list[VectorStep]:
@@ -370,7 +370,8 @@ def test_a_hung_emulator_is_reported_with_lanes_and_actions(make: Make) -> None:
     environment.start()
     environment._watchdog_seconds = 0.3  # only now: on a busy machine a reset may take longer
     # An action that ALE does not know makes it wait for ever; the range check is what normally keeps it away.
-    environment.num_actions, environment.action_meanings = 5, (*environment.action_meanings, "BOGUS")
+    environment.spec = dataclasses.replace(environment.spec, num_actions=5)
+    environment.action_meanings = (*environment.action_meanings, "BOGUS")
     emulators = environment._vector.ale
     environment.send(np.array([1, 4]))
     with pytest.raises(EnvironmentHung, match=r"breakout: no answer within 0\.3 s to FIRE in lane 0, BOGUS in lane 1"):

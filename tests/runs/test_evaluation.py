@@ -33,6 +33,9 @@ class Toy:
         self.steps = 0
         self.closed = False
 
+    def enter(self, game: int) -> None:
+        assert game == 0
+
     def start(self) -> VectorStep:
         return self._step(np.zeros(self.num_envs, np.bool_), np.zeros(0))
 

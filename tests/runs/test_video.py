@@ -91,6 +91,7 @@ def of_values(q: list[list[float]], actions: list[int]) -> Episode:
     return Episode(
         config=BREAKOUT,
         seed=0,
+        game=0,
         action_names=("NOOP", "FIRE", "RIGHT", "LEFT"),
         actions=np.array(actions),
         q=np.array(q, dtype=np.float32),

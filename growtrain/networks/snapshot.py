@@ -1,0 +1,96 @@
+"""A network that grows by freezing all of itself: Q(s) = F(s) + live(s).
+
+A plasticity injection (Nikishin et al. 2023) freezes heads, on an encoder that goes on learning. Here the whole network is frozen, encoder
+and head, as a snapshot F, and a fresh head whose output is exactly 0 is put on the live encoder: predictions and the number of trainable
+parameters stay what they were. At the next injection F becomes F + live.
+
+F is a fixed function of the observation. So it passes no gradient to the live encoder, which the paper's frozen heads do (this is another
+algorithm than the paper's), and whoever stores observations can store F beside them and never compute it again: an update then costs what
+the small network's costs, however often it has grown. growtrain's own trainer does (`replay.frames`, column `frozen_value`).
+
+Prior art: SEER (Chen et al. 2021) caches the latents of a frozen encoder; boosted fitted Q-iteration (Tosatto et al. 2017) adds value
+functions that are fitted one after another.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Snapshot(nn.Module):
+    """F: networks that were frozen one after another, whose outputs are added in that order; nothing in it ever trains or moves."""
+
+    def __init__(self, networks: Sequence[nn.Module] = ()) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.requires_grad_(False).eval()
+
+    def __len__(self) -> int:
+        """How many networks have been frozen."""
+        return len(self.networks)
+
+    def grown(self, network: nn.Module) -> "Snapshot":
+        """F + network, with a copy of the network as it is; `self` stays as it was, and what is frozen already is shared with it.
+
+        Raises:
+            ValueError: a weight is not finite, which F would be for ever.
+        """
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} is not finite: a network frozen with it would stay so")
+        return Snapshot([*self.networks, copy.deepcopy(network)])
+
+    @torch.no_grad()
+    def forward(self, *observation: Any) -> Tensor:
+        """F of a batch, (B, A), without a graph; the sum is taken as it was when each network was still live, so to the bit."""
+        total: Tensor = self.networks[0](*observation)
+        for network in list(self.networks)[1:]:
+            total = total + network(*observation)
+        return total
+
+    def train(self, mode: bool = True) -> Self:
+        """What is frozen stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+
+def num_snapshots(network: nn.Module) -> int:
+    """How often a network was frozen whole."""
+    snapshot = getattr(network, "snapshot", None)
+    return len(snapshot) if isinstance(snapshot, Snapshot) else 0
+
+
+class InjectedNetwork(nn.Module):
+    """Any network, to be frozen as a whole in one's own training loop by `growtrain.inject_network`.
+
+    Before the first injection it computes `live` and nothing else; afterwards F(s) + live(s). F is computed in every forward pass, without
+    a graph: a target or a replay that keeps F(s) beside s saves that (see the module's text; `frozen_value` takes it from there).
+
+    Args:
+        live: the network that trains, from observations to (B, A).
+    """
+
+    def __init__(self, live: nn.Module) -> None:
+        super().__init__()
+        self.live = live
+        self.snapshot = Snapshot()
+
+    def forward(self, *observation: Any, frozen_value: Tensor | None = None) -> Tensor:
+        """Values (B, A).
+
+        Args:
+            observation: as `live` takes it.
+            frozen_value: F of it (B, A), where the caller has kept it.
+        """
+        live: Tensor = self.live(*observation)
+        if not len(self.snapshot):
+            return live
+        return (self.snapshot(*observation) if frozen_value is None else frozen_value) + live
+
+    @property
+    def num_injections(self) -> int:
+        """How often the network has been frozen."""
+        return len(self.snapshot)

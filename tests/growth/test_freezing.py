@@ -1,0 +1,250 @@
+"""Freezing a whole network: predictions stay to the bit, what trains is as much as before, and F never moves."""
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tiny import tiny
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from growtrain import InjectedNetwork, inject_network
+from growtrain.environments.atari import make_spec
+from growtrain.growth.transaction import GrowthFailed, apply
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.planning.speed import synthetic_batches
+from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
+
+SPEC, CPU = make_spec(6), torch.device("cpu")
+
+
+def make_learner(**settings: object) -> DoubleDQN:
+    config = tiny(freeze="network", **settings)
+    return DoubleDQN(config, SPEC, width=config.width, device=CPU, generator=torch.Generator().manual_seed(0))
+
+
+def batches(config: Config, seed: int, count: int = 3) -> TensorDict:
+    return synthetic_batches(config, SPEC, count, torch.Generator().manual_seed(seed))
+
+
+def with_values(learner: DoubleDQN, batch: TensorDict) -> TensorDict:
+    """The batches as the replay gives them, with the frozen network's values."""
+    for part in (batch, batch["next"]):
+        values = learner.frozen_value(part["observation"].flatten(0, 1))
+        if values is not None:
+            part["frozen_value"] = values.view(*part["observation"].shape[:2], -1)
+    return batch
+
+
+def observations() -> Tensor:
+    return torch.randint(
+        256, (32, *SPEC.observation_shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(7)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["centered_rmsprop", "adam"])
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+def test_three_injections_keep_predictions_trainable_count_and_what_is_frozen(
+    live_encoder: str, optimizer: str
+) -> None:
+    learner = make_learner(live_encoder=live_encoder, optimizer=optimizer)
+    config, seen, generator = learner.config, observations(), torch.Generator().manual_seed(3)
+    frozen: Tensor | None = None
+    for stage in range(1, 4):
+        learner.update(batches(config, stage))
+        learner.copy_target()
+        before, slots = learner.act(seen), dict(learner.optimizer.state)
+        encoder = list(learner.online.encoder.parameters())
+        event = apply(learner, "inject", seen, config=config, generator=generator)
+        assert torch.equal(learner.act(seen), before)
+        assert torch.equal(learner.target(seen), before)
+        assert (event.max_abs_q_change_online, event.max_abs_q_change_target, event.stage) == (0.0, 0.0, stage)
+        assert event.parameters_trainable == event.parameters_trainable_before
+        assert event.parameters_total == (1 + stage) * event.parameters_trainable
+        # The snapshot is one for both networks, without gradients; the head's slots are fresh, a warm encoder's are those it had.
+        assert learner.online.snapshot is learner.target.snapshot
+        assert not any(p.requires_grad for p in learner.online.snapshot.parameters())
+        kept = set(learner.optimizer.state)
+        assert kept == (set(encoder) if live_encoder == "warm" else set())
+        assert all(learner.optimizer.state[p] is slots[p] for p in kept)
+        assert torch.equal(learner.online.head(learner.online.encoder(seen)), torch.zeros_like(before))
+        if frozen is not None:
+            assert not torch.equal(learner.frozen_value(seen), frozen)
+        frozen = learner.frozen_value(seen)
+        # Training goes on and moves the live network, never what is frozen.
+        learner.update(batches(config, 10 + stage))
+        assert torch.equal(learner.frozen_value(seen), frozen)
+        assert not torch.equal(learner.act(seen), before)
+
+
+def test_the_encoder_learns_beside_a_frozen_network_and_gets_no_gradient_from_it() -> None:
+    learner = make_learner()
+    apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
+    before = [p.clone() for p in learner.online.encoder.parameters()]
+    for seed in range(3):  # at birth the halves cancel in the encoder's gradient, too
+        learner.update(batches(learner.config, seed))
+    assert all(not torch.equal(p, old) for p, old in zip(learner.online.encoder.parameters(), before, strict=True))
+    seen = observations().float().requires_grad_()
+    learner.online.snapshot(seen)
+    assert seen.grad is None and not learner.online.snapshot(seen).requires_grad  # noqa: PT018
+
+
+def flops_and_shapes(learner: DoubleDQN) -> tuple[int, list[tuple[int, ...]]]:
+    batch = with_values(learner, batches(learner.config, 0, 1))
+    with FlopCounterMode(display=False) as counter:
+        learner.step(batch[0])
+    return counter.get_total_flops(), [tuple(p.shape) for p in learner.online.parameters() if p.requires_grad]
+
+
+def test_an_update_costs_the_same_at_every_stage() -> None:
+    learner = make_learner()
+    costs = [flops_and_shapes(learner)]
+    for seed in range(3):
+        learner.copy_target()
+        apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(seed))
+        costs.append(flops_and_shapes(learner))
+    assert costs[1:] == costs[:1] * 3
+
+
+def test_an_update_on_kept_values_is_the_update_on_computed_ones() -> None:
+    learners = make_learner(), make_learner()
+    for learner in learners:
+        apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
+        learner.update(batches(learner.config, 0))
+    kept, computed = learners
+    batch = batches(kept.config, 1)
+    # A wrong value is seen: the loss reads it.
+    wrong = with_values(kept, batches(kept.config, 1))
+    wrong["next", "frozen_value"] += 1.0
+    assert not torch.equal(kept.compute_loss(wrong[0]), computed.compute_loss(batch[0]))
+    kept.update(with_values(kept, batches(kept.config, 1)))
+    computed.update(batch)
+    torch.testing.assert_close(kept.act(observations()), computed.act(observations()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("execution", ["auto", "eager"])
+def test_torchrl_s_loss_gives_the_same_numbers(execution: str) -> None:
+    learner = make_learner(execution=execution)
+    apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
+    direct = make_learner()
+    direct.load_state_dict(learner.state_dict())
+    batch = with_values(learner, batches(learner.config, 1))[0]
+    torch.testing.assert_close(learner.compute_loss(batch), direct.compute_loss(batch), rtol=0, atol=1e-7)
+
+
+def test_a_saved_learner_goes_on_to_the_bit() -> None:
+    learner = make_learner()
+    for seed in range(2):
+        learner.update(batches(learner.config, seed))
+        learner.copy_target()
+        apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(seed))
+    learner.update(batches(learner.config, 3))
+    again = make_learner()
+    again.load_state_dict(copy.deepcopy(learner.state_dict()))
+    for each in (learner, again):
+        each.update(batches(learner.config, 4))
+    assert torch.equal(again.act(observations()), learner.act(observations()))
+    assert len(again.online.snapshot) == 2
+    assert again.online.snapshot is again.target.snapshot
+
+
+def test_a_target_that_lags_and_a_weight_that_is_not_finite_are_refused_and_nothing_changes() -> None:
+    learner = make_learner()
+    learner.update(batches(learner.config, 0))
+    before, generator = learner.act(observations()), torch.Generator().manual_seed(0)
+    with pytest.raises(GrowthFailed, match="right after a copy of the target"):
+        apply(learner, "inject", observations(), config=learner.config, generator=generator)
+    assert torch.equal(learner.act(observations()), before)
+    assert not len(learner.online.snapshot)
+    with torch.no_grad():
+        next(learner.online.encoder.parameters())[0, 0, 0, 0] = torch.nan
+    learner.copy_target()
+    with pytest.raises(GrowthFailed, match="not finite"):
+        apply(learner, "inject", observations(), config=learner.config, generator=generator)
+    assert not len(learner.online.snapshot)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"activation": "crelu"}, "--activation relu"),
+        ({"trainable_heads": "all"}, "--trainable-heads newest"),
+        ({"live_encoder": "cold", "freeze_encoder_at": 1}, "fresh weights"),
+    ],
+)
+def test_what_does_not_go_with_a_frozen_network_gets_one_line(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        tiny(freeze="network", **settings)
+
+
+def test_a_reset_gives_up_what_was_frozen_and_heads_are_not_frozen_alone_any_more() -> None:
+    learner = make_learner()
+    apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(GrowthFailed, match="--freeze network"):
+        apply(learner, "inject", observations(), config=tiny(), generator=torch.Generator().manual_seed(1))
+    apply(learner, "reset-head", observations(), config=learner.config, generator=torch.Generator().manual_seed(1))
+    assert learner.frozen_value(observations()) is None
+
+
+# In anybody's loop
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
+        self.head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x))
+        return out
+
+
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    ((network(x) - 1) ** 2).mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+def test_the_drop_in_keeps_both_networks_predictions_and_the_lag(live_encoder: str) -> None:
+    torch.manual_seed(0)
+    network, x = InjectedNetwork(Net()), torch.randn(16, 8)
+    target = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for stage in range(1, 4):
+        for _ in range(5):
+            train(network, optimizer, x)
+        before, lagging = network(x), target(x)
+        assert not torch.equal(before, lagging)
+        moments = [optimizer.state[p]["exp_avg"].clone() for p in network.live.encoder.parameters()]
+        event = inject_network(network, optimizer=optimizer, target=target, live_encoder=live_encoder)
+        assert torch.equal(network(x), before)
+        assert torch.equal(target(x), lagging)
+        assert (event.stage, event.anchor, event.parameters_trainable) == (
+            stage,
+            None,
+            event.parameters_trainable_before,
+        )
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert held == {id(p) for p in network.parameters() if p.requires_grad}
+        if live_encoder == "warm":
+            kept = [optimizer.state[p]["exp_avg"] for p in network.live.encoder.parameters()]
+            assert all(map(torch.equal, kept, moments))
+        else:
+            assert not any(p in optimizer.state for p in network.live.encoder.parameters())
+        frozen = network.snapshot(x)
+        train(network, optimizer, x)
+        assert torch.equal(network.snapshot(x), frozen)
+        assert torch.equal(network(x, frozen_value=frozen), network(x))
+
+
+def test_a_layer_that_draws_at_every_call_cannot_be_frozen() -> None:
+    net = Net()
+    net.encoder.append(nn.Dropout(0.5))
+    network = InjectedNetwork(net)
+    with pytest.raises(ValueError, match="dropout in training mode"):
+        inject_network(network, optimizer=torch.optim.Adam(network.parameters()))
+    assert not network.num_injections

@@ -1,0 +1,160 @@
+"""The values of what is frozen whole, kept in the replay: right at every row that can be read, through growth, wrap-around and resume."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+from torch import Tensor
+
+from growtrain.growth.kinds import kind_of
+from growtrain.learners.base import Diverged
+from growtrain.records import GrowthEvent
+from growtrain.runs.checkpoint import open_newest
+from growtrain.runs.frozen_values import COLUMN
+from growtrain.runs.loop import train
+from growtrain.runs.run import Run
+from growtrain.settings.config import Config
+
+ROUNDING = 1e-6  # a snapshot's output at another batch size differs in the last bits
+
+
+def config_of(**changes: Any) -> Config:
+    """Breakout loses lives and ends; its episodes are cut short, too, and the ring wraps around."""
+    settings: dict[str, Any] = {
+        "game": "breakout",
+        "schedule": "at:1200,2000,3600",
+        "freeze": "network",
+        "total_frames": 6_400,
+        "num_envs": 4,
+        "max_episode_frames": 760,
+        "epsilon_end": 0.95,
+        "sticky_actions": 0.25,
+        "replay_capacity": 400,
+        "target_period": 240,
+        "checkpoint_period": 3_200,
+    }
+    return tiny(**settings | changes)
+
+
+def snapshot_values(run: Run, observations: Tensor) -> Tensor:
+    values = run.learner.frozen_value(observations)
+    assert values is not None
+    return values
+
+
+def assert_right(run: Run) -> None:
+    """What is kept is what the snapshot says, at every row that can be read, and in the batches that are drawn."""
+    rows = run.ring.rows_read()
+    kept = run.ring.columns[COLUMN].index_select(0, rows)
+    torch.testing.assert_close(kept, snapshot_values(run, run.ring.observations(rows)), rtol=0, atol=ROUNDING)
+    valid = torch.from_numpy(np.flatnonzero(run.ring.valid))
+    batch = run.ring.get(valid)
+    for part in (batch, batch["next"]):
+        expected = snapshot_values(run, part["observation"].contiguous())
+        torch.testing.assert_close(part[COLUMN], expected, rtol=0, atol=ROUNDING)
+    newest = run.frozen_values.newest()
+    torch.testing.assert_close(newest, snapshot_values(run, run.ring.newest()), rtol=0, atol=ROUNDING)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(config_of(), tmp_path / "run")
+    yield run
+    run.collector.environment.close(raise_if_closed=False)
+
+
+def test_kept_values_are_the_snapshot_s_on_real_episodes(run: Run) -> None:
+    kinds = {"terminated": 0, "truncated": 0, "life_lost": 0}
+    receive = run.collector.environment.recv
+
+    def counted() -> Any:
+        step = receive()
+        for kind in kinds:
+            kinds[kind] += int(getattr(step, kind).sum())
+        return step
+
+    run.collector.environment.recv = counted  # type: ignore[method-assign]
+    events = []
+    while run.frames < run.config.total_frames:
+        run.step()
+        if run.growing.due():
+            events += [record for record in run.growing.grow() if isinstance(record, GrowthEvent)]
+            assert_right(run)
+        run.learner.end_of_step(run.frames)
+        if events and run.frames % 800 < 16:
+            assert_right(run)
+    assert [event.stage for event in events] == [1, 2, 3]
+    assert all(event.max_abs_q_change_online == event.max_abs_q_change_target == 0.0 for event in events)
+    # At the first copy of the target at or after its time.
+    period = run.config.target_period
+    assert [event.frames for event in events] == [-(-time // period) * period for time in (1200, 2000, 3600)]
+    assert (run.ring.written > run.ring.rows).all(), "the ring has not wrapped around"
+    assert kinds["truncated"] > 0
+    assert kinds["life_lost"] > kinds["terminated"] > 0
+
+
+def final(run_dir: Path) -> tuple[dict[str, Tensor], Tensor]:
+    state = open_newest(run_dir).state
+    return state["learner"]["online"], state["ring"]["columns"][COLUMN]
+
+
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+def test_a_run_that_stops_in_a_stage_goes_on_to_the_bit(live_encoder: str, tmp_path: Path) -> None:
+    config = config_of(live_encoder=live_encoder)
+    list(train(config, tmp_path / "whole"))
+    steps = iter(range(10**6))
+    list(
+        train(config, tmp_path / "parted", should_stop=lambda: next(steps) == 220)
+    )  # 1,760 frames: two injections, one to come
+    start = open_newest(tmp_path / "parted")
+    assert 2_400 < start.frames < 3_600
+    resumed = Run(config, tmp_path / "parted", start)
+    assert_right(resumed)
+    resumed.collector.environment.close()
+    list(train(config, tmp_path / "parted", start=open_newest(tmp_path / "parted")))
+    (whole, kept), (parted, kept_parted) = final(tmp_path / "whole"), final(tmp_path / "parted")
+    assert whole.keys() == parted.keys()
+    assert all(torch.equal(tensor, parted[name]) for name, tensor in whole.items())
+    assert torch.equal(kept, kept_parted)
+    assert sum(name.startswith("snapshot.networks.2.") for name in whole) > 0
+
+
+def test_a_value_that_is_missing_is_never_learned_from(run: Run) -> None:
+    while not run.growing.due():
+        run.step()
+        run.learner.end_of_step(run.frames)
+    list(run.growing.grow())
+    before = [p.clone() for p in run.learner.plastic_parts["q_network"][0].parameters()]
+    run.ring.columns[COLUMN].fill_(torch.nan)
+    batches = run.replay.sample(100 * run.config.batch_size).view(100, run.config.batch_size)
+    with pytest.raises(Diverged):
+        run.learner.update(batches)
+    after = run.learner.plastic_parts["q_network"][0].parameters()
+    assert all(map(torch.equal, before, after))
+
+
+def test_nothing_is_kept_where_nothing_is_frozen_whole(tmp_path: Path) -> None:
+    run = Run(config_of(freeze="heads"), tmp_path / "run")
+    run.step()
+    assert COLUMN not in run.ring.columns
+    assert run.frozen_values.newest() is None
+    assert not kind_of("inject", run.config).at_target_copy
+    run.collector.environment.close()
+
+
+def test_an_injection_that_is_rolled_back_keeps_nothing(run: Run) -> None:
+    while not run.growing.due():
+        run.step()
+    online, target = run.learner.plastic_parts["q_network"]
+    assert target is not None
+    with torch.no_grad():
+        online.get_submodule("head").get_parameter("live.2.weight")[0, 0] = torch.nan
+    run.growing.config = config_of(on_growth_failure="continue")
+    with pytest.warns(UserWarning, match="is not finite.*training goes on ungrown"):
+        list(run.growing.grow())
+    assert COLUMN not in run.ring.columns
+    assert run.frozen_values.newest() is None
