@@ -23,7 +23,7 @@ FEATURES, BATCH = 6, 16
 
 
 def batches(count: int, seed: int) -> TensorDict:
-    return synthetic_batches(tiny(), ACTIONS, count, torch.Generator().manual_seed(seed))
+    return synthetic_batches(tiny(), make_spec(ACTIONS), count, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("freeze_encoder", [False, True])
