@@ -65,7 +65,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def git_commit() -> str | None:
     """The commit of growtrain's own source tree; None for a package that is installed, wherever that is, or copied into another tree."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     try:
         if tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] != "growtrain":
             return None
