@@ -20,7 +20,7 @@ from growtrain.settings.schedules import schedule_of
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
-COMMANDS = sorted(set(re.findall(r"python -m growtrain\b([^`#\n|]*)", README)))
+COMMANDS = sorted({words.strip() for words in re.findall(r"python -m growtrain\b([^`#\n|]*)", README)})
 
 
 def slug(heading: str) -> str:
@@ -72,12 +72,20 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
         raise Parsed
 
     monkeypatch.setattr(Parser, "parse_strict", parse_and_leave)
-    words = shlex.split(command.strip(" ,;."))
+    words = shlex.split(command)
     with pytest.raises(Parsed):
         main(words)
     if not words or words[0].startswith("-") or words[0] == "plan":
         explicit = explicit_with_game(read[0])
         schedule_of(resolve(explicit.get("preset", "paper"), explicit)[0])
+
+
+def test_every_flag_exists() -> None:
+    frozen = (ROOT / "tests/commands/flags.txt").read_text(
+        encoding="utf-8"
+    )  # of all commands, which a test compares with them
+    known = {"--help-all", "--dist", *re.findall(r" (--[a-z-]+)", frozen)}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - known == set()
 
 
 def test_the_two_commands_of_a_first_run_are_there_and_ci_runs_the_second() -> None:

@@ -102,12 +102,12 @@ class FrozenBank(nn.Module):
         product = hidden_linear if self.kind is HiddenLinear else F.linear
         hidden = product(features, self.hidden_weight, self.hidden_bias)
         if isinstance(self.activation, POINTWISE):
-            parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=1)
+            parts: Iterable[Tensor] = torch.split(self.activation(hidden), self.widths, dim=-1)
             # Products of operands that are aligned alike round alike.
             if any(width % ALIGNED for width in self.widths):
                 parts = map(torch.clone, parts)
         else:  # what concatenates does so head by head
-            parts = map(self.activation, torch.split(hidden, self.widths, dim=1))
+            parts = map(self.activation, torch.split(hidden, self.widths, dim=-1))
         for part, output in zip(parts, self.outputs, strict=True):
             yield output(part)
 

@@ -39,7 +39,7 @@ class MirroredLinear(nn.Module):
         half = self.weight.shape[1] // 2
         odd = self.weight.shape[1] - 2 * half
         sizes = [half, half, odd] if odd else [half, half]
-        parts = list(zip(torch.split(hidden, sizes, dim=1), torch.split(self.weight, sizes, dim=1), strict=True))
+        parts = list(zip(torch.split(hidden, sizes, dim=-1), torch.split(self.weight, sizes, dim=1), strict=True))
         if half % ALIGNED:  # products of operands that are aligned alike round alike
             parts = [(units.clone(), weight.clone()) for units, weight in parts]
         products = [F.linear(units, weight) for units, weight in parts]
@@ -69,4 +69,4 @@ class PairedLinear(nn.Module):
         if half * self.weight.shape[1] % ALIGNED:  # products of operands that are aligned alike round alike
             weights = [weight.clone() for weight in weights]
         biases = [None] * 3 if self.bias is None else torch.split(self.bias, sizes)
-        return torch.cat([F.linear(features, *parts) for parts in zip(weights, biases, strict=True)], dim=1)
+        return torch.cat([F.linear(features, *parts) for parts in zip(weights, biases, strict=True)], dim=-1)

@@ -502,7 +502,7 @@ def test_where_the_network_is_split_changes_nothing_until_it_is_injected(split: 
     default, deeper = (
         DoubleDQN(
             Config(width=WIDTH, encoder_width=0.25, split=name),  # type: ignore[arg-type]
-            ACTIONS,
+            make_spec(ACTIONS),
             width=WIDTH,
             device=CPU,
             generator=torch.Generator().manual_seed(4),

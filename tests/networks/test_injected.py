@@ -293,3 +293,12 @@ def test_shared_bias_is_one_scalar() -> None:
     assert layer.bias.shape == (1,)
     x = torch.randn(3, 8)
     assert torch.allclose(layer(x), x @ layer.weight.T + layer.bias)
+
+
+@pytest.mark.parametrize("anchor", ["frozen", "zero", "mirrored"])
+def test_a_single_observation_needs_no_batch(anchor: str) -> None:
+    head = InjectedHead(nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)))
+    features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    for seed in range(2):
+        head.inject(torch.Generator().manual_seed(seed), anchor)
+    torch.testing.assert_close(head(features[0]), head(features)[0], rtol=0, atol=1e-6)

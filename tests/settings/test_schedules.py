@@ -90,7 +90,7 @@ def test_an_intervention_happens_at_the_times_of_a_schedule_that_has_none_of_its
     schedule = schedule_of(Config(schedule="at:0.1,0.5", intervention="shrink-perturb"))
     assert schedule == Schedule((20 * M, 100 * M), intervention="shrink-perturb")
     assert schedule_of(Config(schedule="reset", intervention="reset-head")).intervention == "reset-head"
-    assert schedule_of(Config(intervention="widen", normalization="layer")).widens
+    assert schedule_of(Config(intervention="widen", normalization="layer")).intervention == "widen"
 
 
 @pytest.mark.parametrize(
