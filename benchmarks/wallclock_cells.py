@@ -23,6 +23,7 @@ from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.planning.speed import make_update, synthetic_batches
 from growtrain.plasticity.measurer import Measurer
 from growtrain.runs.evaluation import evaluate
+from growtrain.runs.frozen_values import FrozenValues
 from growtrain.runs.growing import Growing
 from growtrain.runs.run import Run
 from growtrain.settings.budget import updates_due
@@ -126,6 +127,7 @@ def build(run: Run, config: Config, stage: int) -> Cell:
         config,
         run.schedule,
         measurer=Measurer(config, learner, run.ring),
+        frozen_values=FrozenValues(learner, run.ring),
         collector=run.collector,
         accounts=run.accounts,
         generator=run.growing.generator,

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (MemoryError, ImportError, RuntimeError) as error:
+    except (MemoryError, ImportError, RuntimeError, SystemError) as error:
         if not (reason := _out_of_memory(error)):
             raise
         print(f"growtrain: {reason}", file=sys.stderr)
@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _out_of_memory(error: Exception) -> str:
     """Says that memory ran out, and under which limit, in one line; empty if it was something else."""
     limits = " and ".join(f"{limit.name} of {limit.limit / 1e9:.2f} GB" for limit in process_limits())
-    if isinstance(error, ImportError):  # a library that cannot be mapped
+    if isinstance(error, SystemError):  # of a library that found no memory while it was loaded
+        exhausted = bool(limits)
+    elif isinstance(error, ImportError):  # a library that cannot be mapped
         exhausted = bool(limits) and any(
             text in str(error) for text in ("cannot map", "failed to map", "allocate memory")
         )

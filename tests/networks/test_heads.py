@@ -71,6 +71,7 @@ def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype) -> None:
     assert torch.equal(hidden_linear(*given), F.linear(*given))
 
 
+@pytest.mark.usefixtures("compiling")
 def test_a_compiler_is_shown_a_linear_layer() -> None:
     """PyTorch's own cannot lower a product by oneDNN that it has not made itself."""
     graphs: list[str] = []

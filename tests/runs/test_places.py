@@ -113,7 +113,7 @@ def on_broken(what: str, tmp_path: Path, *words: str) -> subprocess.CompletedPro
     site = tmp_path / "site"
     site.mkdir(exist_ok=True)
     shutil.copy(Path(__file__).parents[1] / "broken_filesystem.py", site / "sitecustomize.py")
-    path = os.pathsep.join([str(site), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(site), str(Path(__file__).parents[2])])
     environment = os.environ | {"BROKEN": what, "PYTHONPATH": path}
     command = [sys.executable, "-m", "growtrain", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import growtrain
 from growtrain.runs import provenance
 
 
@@ -37,7 +38,7 @@ def test_a_resume_on_another_instruction_set_says_so(monkeypatch: pytest.MonkeyP
 
 # The commit
 
-SOURCE = Path(provenance.__file__).parents[1]
+SOURCE = Path(growtrain.__file__).parent
 
 
 def repository(directory: Path) -> str:
