@@ -32,8 +32,8 @@ Intervention = Literal[
     "fresh-optimizer",
 ]
 
-# The redo schedule's period: 1,000 updates, as in the experiments of Sokar et al. 2023 (appendix, hyperparameters of ReDo). The argument's
-# default in the authors' code, 200,000 (Dopamine, `labs/redo/weight_recyclers.py`), is set by none of its configurations.
+# The redo schedule's period: 1,000 updates, as reimplementations of Sokar et al. 2023 have it. The argument's default in the authors' code,
+# 200,000 (Dopamine, `labs/redo/weight_recyclers.py`), would recycle 62 times in 200M frames.
 # A fifth of a budget that is shorter than five of them, and then at least so many frames.
 _REDO_UPDATES, _REDO_SHARE, _REDO_MINIMUM = 1_000, 5, 4_000
 _DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 30k frames of training: a seventeenth of this

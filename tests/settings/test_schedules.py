@@ -81,7 +81,7 @@ def test_redo_comes_at_every_multiple_of_its_period_after_learning_starts() -> N
         config = Config(schedule="redo", replay_ratio=replay_ratio, total_frames=M, learning_starts=32)
         first, second = schedule_of(config).injection_frames[:2]
         assert second - first == period
-        assert period / 4 * replay_ratio == 1_000  # updates, as in the paper
+        assert period / 4 * replay_ratio == 1_000  # updates
     with pytest.raises(ConfigError, match="lower the period"):
         make_schedule("redo", 20_000, redo_period=20_000)
 
