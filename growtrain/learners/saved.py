@@ -17,7 +17,8 @@ class SavedLearner:
 
     Attributes:
         updates: gradient steps.
-        injections: the anchor of each, in order.
+        injections: the anchor of each that froze heads, in order.
+        snapshots: how often the network was frozen whole.
         width: hidden units of the live head.
         num_parameters: of the online network, buffers included.
         num_slots: parameters of which the optimizer has slots.
@@ -26,6 +27,7 @@ class SavedLearner:
 
     updates: int
     injections: tuple[str, ...]
+    snapshots: int
     width: int
     num_parameters: int
     num_slots: int
@@ -37,6 +39,7 @@ def read_saved(state: dict[str, Any]) -> SavedLearner:
     return SavedLearner(
         updates=state["updates"],
         injections=tuple(state["head"]["injections"]),
+        snapshots=len(state["snapshot"]),
         width=state["width"],
         num_parameters=sum(tensor.numel() for tensor in state["online"].values()),
         num_slots=len(state["optimizer"]),
@@ -53,16 +56,21 @@ def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int)
         spec: what is observed and can be done.
         entries: of the schedule that were carried out.
     """
-    injections, width = len(state["head"]["injections"]), state["width"]
+    networks = {"": (state["width"], state["head"])} | {
+        f"snapshot.networks.{index}.": (frozen["width"], frozen["head"])
+        for index, frozen in enumerate(state["snapshot"])
+    }
+    injections = len(networks) - 1 + sum(len(head["injections"]) for _, head in networks.values())
     if injections > entries:
         raise ValueError(f"{injections} injections in {entries} interventions")
     first = config.width * schedule_of(config).width_multiplier
-    if not (isinstance(width, int) and first <= width <= first + entries * config.width):
-        raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
-    with torch.device("meta"):  # the shapes of a network, without its memory
-        parts = dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
-    for part, module in parts.items():
-        for name, tensor in module.state_dict().items():
-            said, found = tuple(tensor.shape), tuple(state["online"][f"{part}.{name}"].shape)
-            if said != found:
-                raise ValueError(f"{part}.{name}: {said} by the configuration, {found} by the tensors")
+    for prefix, (width, _) in networks.items():
+        if not (isinstance(width, int) and first <= width <= first + entries * config.width):
+            raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
+        with torch.device("meta"):  # the shapes of a network, without its memory
+            parts = dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
+        for part, module in parts.items():
+            for name, tensor in module.state_dict().items():
+                said, found = tuple(tensor.shape), tuple(state["online"][f"{prefix}{part}.{name}"].shape)
+                if said != found:
+                    raise ValueError(f"{prefix}{part}.{name}: {said} by the configuration, {found} by the tensors")

@@ -17,7 +17,7 @@ class CReLU(nn.Module):
 
     def forward(self, units: Tensor) -> Tensor:
         """relu(x), then relu(-x)."""
-        return torch.cat([F.relu(units), F.relu(-units)], dim=-1)
+        return torch.cat([F.relu(units), F.relu(-units)], dim=1)
 
 
 class Fourier(nn.Module):
@@ -25,7 +25,7 @@ class Fourier(nn.Module):
 
     def forward(self, units: Tensor) -> Tensor:
         """sin(x), then cos(x)."""
-        return torch.cat([torch.sin(units), torch.cos(units)], dim=-1)
+        return torch.cat([torch.sin(units), torch.cos(units)], dim=1)
 
 
 def make_activation(activation: Activation, *, inplace: bool = False) -> nn.Module:

@@ -21,6 +21,7 @@ from growtrain import diagnostics
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import CONCATENATING, POINTWISE
+from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import Diagnostics
 from growtrain.replay.frames import FrameRing
 from growtrain.settings.config import Config
@@ -88,7 +89,7 @@ class Measurer:
         return Diagnostics(
             frames=frames,
             updates=learner.updates,
-            stage=learner.head.num_injections,
+            stage=learner.head.num_injections + num_snapshots(learner.online),
             when=when,
             states=len(rows),
             dormant_fraction={name: float(diagnostics.dormant_fraction(layer)) for name, layer in layers.items()},
@@ -165,7 +166,7 @@ def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, 
     handles = [
         module.register_forward_hook(functools.partial(keep, name))
         for name, module in network.named_modules()
-        if isinstance(module, (*POINTWISE, *CONCATENATING))
+        if isinstance(module, (*POINTWISE, *CONCATENATING)) and not name.startswith("snapshot.")
     ]
     try:
         with torch.no_grad():

@@ -12,6 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import AbstractLearner
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.ring import Column
@@ -39,10 +40,14 @@ class FrozenValues:
         return COLUMN in self.ring.columns
 
     def prepare(self) -> None:
-        """Makes room for the column, so that a lack of memory is known before anything is frozen."""
-        if not self.kept:
+        """Makes room for the column; raises `GrowthFailed` where there is no memory for it, before anything is frozen."""
+        if self.kept:
+            return
+        try:
             self.ring.add_column(COLUMN, Column((self.learner.spec.num_actions,), torch.float32))
-            self.ring.columns[COLUMN].fill_(torch.nan)
+        except (RuntimeError, MemoryError) as error:
+            raise GrowthFailed(f"no memory for the frozen network's values in the replay: {error}") from error
+        self.ring.columns[COLUMN].fill_(torch.nan)
 
     def release(self) -> None:
         """Gives up the column where nothing is frozen whole, as after a growth that was rolled back, or a reset."""
@@ -58,6 +63,8 @@ class FrozenValues:
         start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), _CHUNK)
         for done, rows in enumerate(chunks, start=1):
             self._write(rows)
+            if done in (8, len(chunks)) and self.ring.device.type == "cuda":
+                torch.cuda.synchronize()  # the pause is a wall-clock claim
             if done == 8 and (seconds := (time.perf_counter() - start) * len(chunks) / done) > _LONG_SWEEP:
                 warnings.warn(
                     f"the frozen network's values of {len(chunks) * _CHUNK} rows take about {seconds:.0f} s",
@@ -73,6 +80,8 @@ class FrozenValues:
         if not self.kept:
             return
         arrived, newest = self.ring.following(left), self.ring.newest_rows()
+        if (self._written != self.ring.written - 1 - (arrived != newest).numpy()).any():
+            self._write(left)  # episodes began before the step, and nobody asked for their values
         self._write(newest)
         self.restored()
         if len(last := arrived[arrived != newest]):  # of episodes that ended, which nobody acts on

@@ -134,11 +134,12 @@ class Growing:
         with self.accounts.phases("growth"):
             if self.kind.at_target_copy:
                 self.measurer.learner.end_of_step(frames)
-                self.frozen_values.prepare()
             valid = torch.from_numpy(np.flatnonzero(ring.valid))
             size = (self.kind.num_observations,)
             chosen = valid[torch.randint(len(valid), size, generator=self.generator)]
             try:
+                if self.kind.adds == "snapshot":
+                    self.frozen_values.prepare()
                 event = apply(
                     self.measurer.learner,
                     intervention,
@@ -156,7 +157,10 @@ class Growing:
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
             start = time.perf_counter()
-            self.frozen_values.sweep()
+            if self.kind.adds == "snapshot":
+                self.frozen_values.sweep()
+            else:
+                self.frozen_values.release()
         self.interventions += 1
         pause = event.pause_seconds + time.perf_counter() - start
         yield dataclasses.replace(event, stage=self.stage, pause_seconds=pause)
@@ -189,4 +193,4 @@ class Growing:
         self.entries, self.interventions = int(state["stage"]), int(state["interventions"])
         self.grown_at = [int(frames) for frames in state["grown_at"]]
         self.decision = Decision(**state["decision"]) if state["decision"] else None
-        self._decided = state["decided"]
+        self._decided = state.get("decided") if self.schedule.adaptive else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from growtrain.growth.kinds import KINDS
+from growtrain.growth.kinds import kind_of
 from growtrain.learners.saved import read_saved
 from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
@@ -140,11 +140,15 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--schedule {config.schedule}: at {checkpoint.frames} frames the past cannot change: use --schedule {keep} to go on "
             f"without another injection, or add later times, as in --schedule {later}"
         )
-    kind = KINDS[new.intervention]
+    kind = kind_of(new.intervention, config)
     learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
-    if learner.injections and kind.needs_single_head:
+    if (learner.injections or learner.snapshots) and kind.needs_single_head:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
+        )
+    if learner.snapshots and kind.adds == "heads":
+        raise ConfigError(
+            "--freeze heads: the network was frozen whole, and its heads cannot be frozen alone: use --freeze network"
         )
     if learner.encoder_frozen and config.split != "conv1" and "encoder" in kind.born:
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
@@ -170,7 +174,8 @@ def resumption(
     before = start.config.to_dict()
     changes = {name: value for name, value in config.to_dict().items() if before[name] != value}
     ways = [
-        (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at) for c in (start.config, config)
+        (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at, c.freeze, c.live_encoder)
+        for c in (start.config, config)
     ]
     return (
         {"frames": start.frames, "changes": changes, "skew": skew}
@@ -226,7 +231,9 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
             f"{learner.updates} updates, {state['wall_seconds']:.1f} s"
         ),
         (
-            f"network     {len(learner.injections)} injections ({', '.join(learner.injections) or 'none'}), width {learner.width}, "
+            f"network     {len(learner.injections)} injections ({', '.join(learner.injections) or 'none'}), "
+            f"frozen whole {learner.snapshots} times, "
+            f"width {learner.width}, "
             f"{format_count(learner.num_parameters)} parameters, encoder {'frozen' if learner.encoder_frozen else 'learning'}, "
             f"optimizer slots of {learner.num_slots} tensors"
         ),

@@ -491,7 +491,7 @@ class Config:
         except ValueError as error:
             raise ConfigError(f"--game: {error}") from error
         self._check_relations()
-        schedule_of(self)
+        self._check_copies(schedule_of(self))
 
     def _check_relations(self) -> None:
         if self.activation == "fourier":
@@ -558,6 +558,20 @@ class Config:
             self._require(
                 self.eval_frames > 0, "eval_frames", "must be positive, or turn evaluation off with --eval-period 0"
             )
+
+    def _check_copies(self, schedule: Schedule) -> None:
+        """A network is frozen whole at a copy of the target: one must come for every injection."""
+        if self.freeze == "heads" or schedule.intervention != "inject" or schedule.adaptive:
+            return
+        copy = 0
+        for time in schedule.injection_frames:
+            copy = max(-(-time // self.target_period) * self.target_period, copy + self.target_period)
+        self._require(
+            copy < self.total_frames,
+            "target_period",
+            f"brings no copy of the target for every injection before --total-frames {self.total_frames}, at which --freeze network "
+            "freezes: lower it, or inject earlier",
+        )
 
     def _require(self, holds: bool, name: str, remedy: str) -> None:
         if not holds:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.base import Diverged
+from growtrain.learners.saved import check_saved, read_saved
 from growtrain.records import GrowthEvent
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.frozen_values import COLUMN
 from growtrain.runs.loop import train
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 
 ROUNDING = 1e-6  # a snapshot's output at another batch size differs in the last bits
 
@@ -158,3 +160,24 @@ def test_an_injection_that_is_rolled_back_keeps_nothing(run: Run) -> None:
         list(run.growing.grow())
     assert COLUMN not in run.ring.columns
     assert run.frozen_values.newest() is None
+
+
+def test_every_injection_needs_a_copy_of_the_target_before_the_end() -> None:
+    with pytest.raises(ConfigError, match="no copy of the target for every injection"):
+        config_of(schedule="at:6000", target_period=3_500)
+    assert config_of(schedule="at:6000", target_period=3_500, freeze="heads").growth.num_stages == 2
+
+
+def test_a_snapshot_that_the_checkpoint_only_claims_is_refused(run: Run) -> None:
+    while not run.growing.due():
+        run.step()
+        run.learner.end_of_step(run.frames)
+    list(run.growing.grow())
+    state, spec = run.learner.state_dict(), run.learner.spec
+    check_saved(state, run.config, spec, 1)
+    assert read_saved(state).snapshots == 1
+    with pytest.raises(ValueError, match="1 injections in 0"):
+        check_saved(state, run.config, spec, 0)
+    for width in (10**9, 33):
+        with pytest.raises(ValueError, match=r"width|by the tensors"):
+            check_saved(state | {"snapshot": [state["snapshot"][0] | {"width": width}]}, run.config, spec, 10**9)
