@@ -1,5 +1,6 @@
 """The values of what is frozen whole, kept in the replay: right at every row that can be read, through growth, wrap-around and resume."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
+from growtrain.diagnosis.forks import fork_config
+from growtrain.diagnosis.page import Settings
+from growtrain.diagnosis.rescue import rescue_run
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.base import Diverged
 from growtrain.learners.saved import check_saved, read_saved
@@ -17,6 +21,7 @@ from growtrain.records import GrowthEvent
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.frozen_values import COLUMN
 from growtrain.runs.loop import train
+from growtrain.runs.resuming import changed_config
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -181,3 +186,28 @@ def test_a_snapshot_that_the_checkpoint_only_claims_is_refused(run: Run) -> None
     for width in (10**9, 33):
         with pytest.raises(ValueError, match=r"width|by the tensors"):
             check_saved(state | {"snapshot": [state["snapshot"][0] | {"width": width}]}, run.config, spec, 10**9)
+
+
+def test_a_fork_of_a_run_that_waits_for_a_copy_of_the_target_injects_at_it_or_drops_it(tmp_path: Path) -> None:
+    config = config_of(schedule="at:1300", total_frames=2_400)
+    steps = iter(range(10**6))
+    list(train(config, tmp_path / "run", should_stop=lambda: next(steps) == 86))
+    start = open_newest(tmp_path / "run")
+    assert 1_300 < start.frames < 1_440
+    assert not start.state["stage"]
+    forked, _ = changed_config(start, {"seed": 1}, fork=True)
+    events = [record for record in train(forked, tmp_path / "fork", start=start) if isinstance(record, GrowthEvent)]
+    assert [event.frames for event in events] == [1_440]
+    assert COLUMN in open_newest(tmp_path / "fork").state["ring"]["columns"]
+
+    start = open_newest(tmp_path / "run")
+    settings = Settings(seeds=1, frames=400, arms=("untouched", "inject"))
+    assert fork_config(start, "untouched", 0, settings).schedule == "fixed"
+    assert fork_config(start, "inject", 0, settings).schedule == f"at:{start.frames}"
+    rescued, _ = rescue_run(start, {}, 400)
+    assert rescued.schedule == f"at:{start.frames}"
+    with pytest.raises(ConfigError, match="the past cannot change"):
+        changed_config(start, {"schedule": "at:1310"}, fork=True)
+    # A copy at the checkpoint itself is over.
+    with pytest.raises(ConfigError, match="brings no copy of the target.*between 1440 frames and the end at 1640"):
+        rescue_run(dataclasses.replace(start, frames=1_440), {}, 200)
