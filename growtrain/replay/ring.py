@@ -202,6 +202,10 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         column = self.columns[name]
         return column.index_select(0, self._to(column.device, flat))
 
+    def unwritten(self, name: str) -> Tensor:
+        """A column's entries of rows that were never written, (num_lanes, rows, *shape), as a view."""
+        return self._by_lane(self.columns[name], self.rows)[:, self._filled :]
+
     def _to(self, device: torch.device, values: Array) -> Tensor:
         """A host array where a column is. No sync: the cached page-locked block of pin_memory() is not reused before the copy is done."""
         if isinstance(values, np.ndarray):

@@ -18,6 +18,7 @@ from growtrain.replay.frames import FrameRing
 from growtrain.replay.ring import Column
 
 COLUMN = "frozen_value"
+_DTYPE = torch.float32
 _CHUNK = 256  # rows of a sweep's forward pass
 _LONG_SWEEP = 10.0  # seconds, from which it is announced
 
@@ -44,7 +45,7 @@ class FrozenValues:
         if self.kept:
             return
         try:
-            self.ring.add_column(COLUMN, Column((self.learner.spec.num_actions,), torch.float32))
+            self.ring.add_column(COLUMN, Column((self.learner.spec.num_actions,), _DTYPE))
         except (RuntimeError, MemoryError) as error:
             raise GrowthFailed(f"no memory for the frozen network's values in the replay: {error}") from error
         self.ring.columns[COLUMN].fill_(torch.nan)
@@ -59,7 +60,7 @@ class FrozenValues:
         self.release()
         if not self.kept:
             return
-        self.restored()
+        self._all_written()
         start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), _CHUNK)
         for done, rows in enumerate(chunks, start=1):
             self._write(rows)
@@ -83,7 +84,7 @@ class FrozenValues:
         if (self._written != self.ring.written - 1 - (arrived != newest).numpy()).any():
             self._write(left)  # episodes began before the step, and nobody asked for their values
         self._write(newest)
-        self.restored()
+        self._all_written()
         if len(last := arrived[arrived != newest]):  # of episodes that ended, which nobody acts on
             self._write(last)
 
@@ -95,11 +96,17 @@ class FrozenValues:
             self._written != self.ring.written
         ).any():  # episodes began on all lanes, as where a chain of games switches
             self._write(self.ring.newest_rows())
-            self.restored()
+            self._all_written()
         return self.ring.read(COLUMN, self.ring.newest_rows())
 
-    def restored(self) -> None:
-        """Takes the column to hold what belongs to every row of the ring, as after a ring was loaded."""
+    def loaded(self) -> None:
+        """Takes over the column of a ring that was loaded; what the saved ring had not reached is missing, as in a ring that was not."""
+        if self.kept:
+            self.ring.unwritten(COLUMN).fill_(torch.nan)
+        self._all_written()
+
+    def _all_written(self) -> None:
+        """Takes the column to hold what belongs to every row of the ring."""
         self._written[:] = self.ring.written
 
     def _write(self, rows: Tensor) -> None:

@@ -282,7 +282,7 @@ class Run:
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
-        self.frozen_values.restored()
+        self.frozen_values.loaded()
         self.ring.check_valid()
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growing.load_state_dict(state)

@@ -209,5 +209,25 @@ def test_a_fork_of_a_run_that_waits_for_a_copy_of_the_target_injects_at_it_or_dr
     with pytest.raises(ConfigError, match="the past cannot change"):
         changed_config(start, {"schedule": "at:1310"}, fork=True)
     # A copy at the checkpoint itself is over.
-    with pytest.raises(ConfigError, match="brings no copy of the target.*between 1440 frames and the end at 1640"):
+    with pytest.raises(ConfigError, match=r"brings no copy of the target.*between 1440 frames and the end at 1640"):
         rescue_run(dataclasses.replace(start, frames=1_440), {}, 200)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one injection whose replay is not full."""
+    run_dir = tmp_path_factory.mktemp("grown") / "run"
+    config = config_of(schedule="at:480", total_frames=640, learning_starts=160, replay_capacity=400)
+    list(train(config, run_dir))
+    return run_dir
+
+
+def test_a_ring_that_is_loaded_lacks_what_the_saved_one_had_not_reached(grown: Path) -> None:
+    start = open_newest(grown)
+    run = Run(start.config, grown, start)
+    run.collector.environment.close()
+    missing = run.ring.columns[COLUMN].isnan().all(1).view(run.ring.num_lanes, run.ring.rows)
+    filled = run.ring.state_dict()["filled"]
+    assert 0 < filled < run.ring.rows
+    assert missing[:, filled:].all()
+    assert not missing[:, :filled].all()
