@@ -38,6 +38,7 @@ from growtrain.replay import segments as replay_segments
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
+from growtrain.runs.frozen_values import check_saved_column
 from growtrain.runs.provenance import describe_machine
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
@@ -343,6 +344,7 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
             f"{schedule.num_stages} stages"
         )
     check_saved(state["learner"], config, Spec.from_dict(state["spec"]), stage)
+    check_saved_column(state)
     sizes = {
         "num_envs": ((config.num_envs,), tuple(ring["written"].shape)),
         "filled rows": (ring["filled"], ring["transitions"].shape[1]),

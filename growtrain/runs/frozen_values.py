@@ -8,6 +8,7 @@ Units: rows are agent steps.
 
 import time
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,12 @@ class FrozenValues:
             self.ring.unwritten(COLUMN).fill_(torch.nan)
         self._all_written()
 
+    def check_valid(self) -> None:
+        """Asserts that no value is missing of a row that can be read; slow, since it looks at every row."""
+        if self.kept:
+            missing = int(self.ring.read(COLUMN, self.ring.rows_read()).isnan().any(1).sum())
+            assert not missing, f"the frozen network's values of {missing} rows are missing"
+
     def _all_written(self) -> None:
         """Takes the column to hold what belongs to every row of the ring."""
         self._written[:] = self.ring.written
@@ -113,3 +120,19 @@ class FrozenValues:
         values = self.learner.frozen_value(self.ring.observations(rows))
         assert values is not None
         self.ring.write(COLUMN, rows, values)
+
+
+def check_saved_column(state: dict[str, Any]) -> None:
+    """Raises `ValueError` unless a run's saved replay has the column that its learner needs, and no other.
+
+    Args:
+        state: what the run's `state_dict` gave.
+    """
+    ring, frozen = state["ring"], len(state["learner"]["snapshot"])
+    size = (*ring["transitions"].shape[:2], int(state["spec"]["num_actions"]))
+    needed = {COLUMN: (size, _DTYPE)} if frozen else {}
+    saved = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in ring.get("columns", {}).items()}
+    if saved != needed:
+        raise ValueError(
+            f"the replay has the columns {saved or 'none'} where {frozen} frozen networks need {needed or 'none'}"
+        )

@@ -284,6 +284,7 @@ class Run:
         self.ring.load_state_dict(state["ring"])
         self.frozen_values.loaded()
         self.ring.check_valid()
+        self.frozen_values.check_valid()
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growing.load_state_dict(state)
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None

@@ -18,8 +18,9 @@ from growtrain.growth.kinds import kind_of
 from growtrain.learners.base import Diverged
 from growtrain.learners.saved import check_saved, read_saved
 from growtrain.records import GrowthEvent
-from growtrain.runs.checkpoint import open_newest
-from growtrain.runs.frozen_values import COLUMN
+from growtrain.runfiles import Unreadable
+from growtrain.runs.checkpoint import CheckpointWriter, NoCheckpoint, open_newest
+from growtrain.runs.frozen_values import COLUMN, check_saved_column
 from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config
 from growtrain.runs.run import Run
@@ -231,3 +232,41 @@ def test_a_ring_that_is_loaded_lacks_what_the_saved_one_had_not_reached(grown: P
     assert 0 < filled < run.ring.rows
     assert missing[:, filled:].all()
     assert not missing[:, :filled].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda ring, _: ring.update(columns={}), "columns none where 1 frozen"),
+        (lambda ring, _: ring["columns"].update({COLUMN: ring["columns"][COLUMN].double()}), "torch.float64"),
+        (lambda ring, _: ring["columns"].update({COLUMN: ring["columns"][COLUMN][..., :-1]}), "need"),
+        (lambda ring, _: ring["columns"].update({COLUMN: ring["columns"][COLUMN][:, :-1]}), "need"),
+        (lambda ring, _: ring["columns"].update(other=ring["columns"][COLUMN]), "other"),
+        (lambda _, snapshots: snapshots.clear(), "where 0 frozen networks need none"),
+    ],
+)
+def test_a_column_that_is_not_the_one_the_networks_need_is_refused_in_one_line(
+    change: Any, says: str, grown: Path
+) -> None:
+    start = open_newest(grown)
+    change(start.state["ring"], start.state["learner"]["snapshot"])
+    with pytest.raises(ValueError, match=says) as refusal:
+        check_saved_column(start.state)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_whose_column_is_missing_is_passed_over_and_one_with_a_missing_value_refused(
+    grown: Path, tmp_path: Path
+) -> None:
+    start = open_newest(grown)
+    start.state["ring"]["columns"][COLUMN][:, 20] = torch.nan
+    with pytest.raises(Unreadable, match="values of 4 rows are missing"):
+        Run(start.config, tmp_path / "fork", start)
+    start = open_newest(grown)
+    ring = Run(start.config, grown, open_newest(grown)).ring
+    start.state["ring"]["columns"] = {}
+    CheckpointWriter(tmp_path / "run", keep=0).save(
+        start.state, ring, start.config, frames=start.frames, device=torch.device("cpu")
+    )
+    with pytest.raises(NoCheckpoint, match="columns none where 1 frozen"):
+        open_newest(tmp_path / "run")
