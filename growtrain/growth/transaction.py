@@ -7,7 +7,7 @@ ones stay as they were, so going back is putting the old objects in place again.
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ def apply(
     freeze_encoder: bool = False,
     frames: int | None = None,
     reason: str = "schedule",
+    also: Callable[[], None] | None = None,
 ) -> GrowthEvent:
     """Applies an intervention to a live learner.
 
@@ -71,6 +72,7 @@ def apply(
         freeze_encoder: the encoder stops learning and leaves the optimizer.
         frames: frames played so far, for the event.
         reason: why now, for the event.
+        also: what else belongs to it, done last; if it raises, the learner is rolled back, and the caller undoes what it has done.
 
     Returns:
         The event, with the measured changes of Q and the pause in seconds.
@@ -98,6 +100,8 @@ def apply(
                 raise NotPreserved(f"the {name} network's Q is not finite")
             if agree and not agree(old, new):
                 raise NotPreserved(f"the {name} network's Q changed by {_max_change(old, new):g}")
+        if also is not None:
+            also()
     if observations.is_cuda:
         torch.cuda.synchronize()  # the pause is a wall-clock claim
     return GrowthEvent(

@@ -74,8 +74,13 @@ class AbstractLearner(ABC):
             frozen_value: what `frozen_value` gives for them, where that is known already.
         """
 
-    def frozen_value(self, observation: Tensor) -> Tensor | None:
-        """What networks that were frozen whole say of observations, (B, A): a fixed function until the next injection; None without any."""
+    def frozen_value(self, observation: Tensor, before: Tensor | None = None) -> Tensor | None:
+        """What networks that were frozen whole say of observations, (B, A): a fixed function until the next injection; None without any.
+
+        Args:
+            observation: of B moments.
+            before: what it was of them before the newest injection, where that is known: it costs the newest network's then.
+        """
         return None
 
     @abstractmethod

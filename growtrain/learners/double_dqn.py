@@ -357,9 +357,9 @@ class DoubleDQN(AbstractLearner):
         return q
 
     @torch.no_grad()
-    def frozen_value(self, observation: Tensor) -> Tensor | None:
+    def frozen_value(self, observation: Tensor, before: Tensor | None = None) -> Tensor | None:
         """F of observations, (B, A), which never changes until the next injection; None where no network was frozen whole."""
-        return self.online.snapshot(observation) if len(self.online.snapshot) else None
+        return self.online.snapshot(observation, before=before) if len(self.online.snapshot) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later updates depend on: tensors by name (views), plain values, and the head's spec, which rebuilds it.

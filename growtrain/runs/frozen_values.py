@@ -1,7 +1,8 @@
 """The values of what is frozen whole, kept in the replay: a column beside the frames, with F(s) of every row that can be read.
 
-F is a fixed function of the observation (see `networks.snapshot`), so it is computed once for every row: when the row is written, and for
-what is there already in one sweep after an injection. A row whose F is missing holds NaN, which no update survives unseen.
+F is a fixed function of the observation (see `networks.snapshot`), so it is computed once for every row: when the row is written. An
+injection adds the values of the network that it freezes to those that are there, in one sweep that costs the same at every injection, as
+part of the same transaction. A row whose F is missing holds NaN, which no update survives unseen.
 
 Units: rows are agent steps.
 """
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import AbstractLearner
+from growtrain.networks.snapshot import ROWS_AT_ONCE, num_snapshots
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.ring import Column
 
 COLUMN = "frozen_value"
 _DTYPE = torch.float32
-_CHUNK = 256  # rows of a sweep's forward pass
 _LONG_SWEEP = 10.0  # seconds, from which it is announced
 
 
@@ -35,6 +36,7 @@ class FrozenValues:
     def __init__(self, learner: AbstractLearner, ring: FrameRing) -> None:
         self.learner, self.ring = learner, ring
         self._written = ring.written.copy()  # the rows that are taken account of
+        self._before: Tensor | None = None  # the column as it was before an injection that is being carried out
 
     @property
     def kept(self) -> bool:
@@ -42,36 +44,42 @@ class FrozenValues:
         return COLUMN in self.ring.columns
 
     def prepare(self) -> None:
-        """Makes room for the column; raises `GrowthFailed` where there is no memory for it, before anything is frozen."""
-        if self.kept:
-            return
+        """Makes room for what an injection computes; raises `GrowthFailed` where there is no memory for it, before anything is frozen."""
         try:
+            if self.kept:
+                self._before = self.ring.columns[COLUMN].clone()
+                return
             self.ring.add_column(COLUMN, Column((self.learner.spec.num_actions,), _DTYPE))
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:  # an OSError is of a mapping
             raise GrowthFailed(f"no memory for the frozen network's values in the replay: {error}") from error
         self.ring.columns[COLUMN].fill_(torch.nan)
 
-    def release(self) -> None:
-        """Gives up the column where nothing is frozen whole, as after a growth that was rolled back, or a reset."""
-        if self.kept and self.learner.frozen_value(self.ring.newest()) is None:
-            self.ring.drop_column(COLUMN)
-
     def sweep(self) -> None:
-        """Computes the values of all rows that can be read anew, after an injection; nothing is kept where nothing is frozen whole."""
-        self.release()
-        if not self.kept:
-            return
-        self._all_written()
-        start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), _CHUNK)
+        """Adds what a newly frozen network says to the values of all rows that can be read; where it raises, `undo` what it has done."""
+        start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), ROWS_AT_ONCE)
         for done, rows in enumerate(chunks, start=1):
-            self._write(rows)
-            if done in (8, len(chunks)) and self.ring.device.type == "cuda":
-                torch.cuda.synchronize()  # the pause is a wall-clock claim
-            if done == 8 and (seconds := (time.perf_counter() - start) * len(chunks) / done) > _LONG_SWEEP:
-                warnings.warn(
-                    f"the frozen network's values of {len(chunks) * _CHUNK} rows take about {seconds:.0f} s",
-                    stacklevel=2,
-                )
+            self._write(rows, before=self.ring.read(COLUMN, rows))
+            if done == 8:
+                if self.ring.device.type == "cuda":
+                    torch.cuda.synchronize()  # the estimate is of what has been done
+                if (seconds := (time.perf_counter() - start) * len(chunks) / done) > _LONG_SWEEP:
+                    warnings.warn(
+                        f"the frozen network's values of {len(chunks) * ROWS_AT_ONCE} rows take about {seconds:.0f} s",
+                        stacklevel=2,
+                    )
+        self._all_written()
+
+    def undo(self) -> None:
+        """Puts the column back as it was before an injection that was rolled back."""
+        if self._before is not None:
+            self.ring.columns[COLUMN].copy_(self._before)
+        self.settle()
+
+    def settle(self) -> None:
+        """Gives up what an injection needed, and the column where nothing is frozen whole, as after a reset."""
+        self._before = None
+        if self.kept and not any(num_snapshots(online) for online, _ in self.learner.plastic_parts.values()):
+            self.ring.drop_column(COLUMN)
 
     def extend(self, left: Tensor) -> None:
         """Computes those of the rows that a step has written.
@@ -116,8 +124,8 @@ class FrozenValues:
         """Takes the column to hold what belongs to every row of the ring."""
         self._written[:] = self.ring.written
 
-    def _write(self, rows: Tensor) -> None:
-        values = self.learner.frozen_value(self.ring.observations(rows))
+    def _write(self, rows: Tensor, before: Tensor | None = None) -> None:
+        values = self.learner.frozen_value(self.ring.observations(rows), before)
         assert values is not None
         self.ring.write(COLUMN, rows, values)
 

@@ -1,6 +1,7 @@
 """The values of what is frozen whole, kept in the replay: right at every row that can be read, through growth, wrap-around and resume."""
 
 import dataclasses
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from growtrain.diagnosis.forks import fork_config
 from growtrain.diagnosis.page import Settings
 from growtrain.diagnosis.rescue import rescue_run
 from growtrain.growth.kinds import kind_of
+from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import Diverged
 from growtrain.learners.saved import check_saved, read_saved
 from growtrain.records import GrowthEvent
@@ -166,6 +168,102 @@ def test_an_injection_that_is_rolled_back_keeps_nothing(run: Run) -> None:
         list(run.growing.grow())
     assert COLUMN not in run.ring.columns
     assert run.frozen_values.newest() is None
+
+
+def play_to_injection(run: Run) -> None:
+    while not run.growing.due():
+        run.step()
+        run.learner.end_of_step(run.frames)
+
+
+def test_a_sweep_computes_the_newest_network_alone_and_gives_what_all_of_them_do_to_the_bit(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play_to_injection(run)
+    networks = list[tuple[int, int]]()  # of the forward passes of frozen networks: which, of how many rows
+    sweep = run.frozen_values.sweep
+
+    def counted(network: nn.Module, arguments: tuple[Tensor]) -> None:
+        frozen = list(run.learner.plastic_parts["q_network"][0].get_submodule("snapshot.networks").children())
+        if network in frozen:
+            networks.append((frozen.index(network), len(arguments[0])))
+
+    def watched() -> None:
+        hook = nn.modules.module.register_module_forward_pre_hook(counted)
+        sweep()
+        hook.remove()
+
+    monkeypatch.setattr(run.frozen_values, "sweep", watched)
+    for stage in range(1, 4):
+        run.learner.update(run.ring.sample_batches(4, run.config.batch_size))
+        run.learner.copy_target()  # type: ignore[attr-defined]
+        networks.clear()
+        list(run.growing.grow())
+        rows = run.ring.rows_read()
+        assert networks == [(stage - 1, 256), (stage - 1, len(rows) - 256)]
+        for chunk in rows.split(256):
+            assert torch.equal(run.ring.read(COLUMN, chunk), snapshot_values(run, run.ring.observations(chunk)))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_injection_whose_sweep_finds_no_memory_is_rolled_back_and_the_run_goes_on(
+    stage: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.growing.config = config_of(on_growth_failure="continue")
+    for _ in range(stage - 1):
+        play_to_injection(run)
+        list(run.growing.grow())
+    play_to_injection(run)
+    before = run.ring.columns.get(COLUMN, torch.empty(0)).clone()
+    online, target = run.learner.plastic_parts["q_network"]
+    assert target is not None
+    names = list(online.state_dict())
+    write, writes = run.ring.write, iter(range(10**6))
+
+    def failing(*arguments: Any) -> None:
+        if next(writes):
+            raise torch.OutOfMemoryError("out of memory")
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("growtrain.runs.frozen_values.ROWS_AT_ONCE", 64)
+        patch.setattr(run.ring, "write", failing)
+        with pytest.warns(UserWarning, match=r"rolled back: out of memory.*goes on ungrown"):
+            list(run.growing.grow())
+    assert next(writes) == 2, "the sweep did not fail in the middle"
+    assert list(online.state_dict()) == list(target.state_dict()) == names
+    if stage == 1:
+        assert COLUMN not in run.ring.columns
+    else:
+        assert torch.equal(run.ring.columns[COLUMN].nan_to_num(7.0), before.nan_to_num(7.0))
+        assert_right(run)
+    assert (run.growing.entries, run.growing.interventions) == (stage, stage - 1)
+    play_to_injection(run)  # and the next one is carried out
+    list(run.growing.grow())
+    assert_right(run)
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_an_injection_finds_no_memory_for_the_column(policy: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.growing.config = config_of(on_growth_failure=policy)
+    play_to_injection(run)
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("growtrain.replay.ring.mmap.mmap", no_memory)
+        if policy == "stop":
+            with pytest.raises(GrowthFailed, match="no memory for the frozen network's values"):
+                list(run.growing.grow())
+            return
+        with pytest.warns(UserWarning, match=r"no memory for the frozen network's values.*training goes on ungrown"):
+            list(run.growing.grow())
+    assert COLUMN not in run.ring.columns
+    assert run.frozen_values.newest() is None
+    play_to_injection(run)
+    list(run.growing.grow())
+    assert_right(run)
 
 
 def test_every_injection_needs_a_copy_of_the_target_before_the_end() -> None:
