@@ -46,8 +46,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
 on a GPU
-         replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer {format_bytes(memory.networks)}, \
-batches {format_bytes(memory.batch)}
+         replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer \
+{format_bytes(memory.networks + memory.injection)}, batches {format_bytes(memory.batch)}
 disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {COMPRESSED_REPLAY:.0%}
 """.rstrip().split("\n")
     if speed:
