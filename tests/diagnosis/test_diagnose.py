@@ -545,6 +545,40 @@ def test_an_archive_of_stable_baselines3_is_told_by_its_content(tmp_path: Path) 
         read_weights(tmp_path / "agent")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_programs_are_refused_unread_since_reading_them_runs_what_they_bring_along(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+
+    class Writes(nn.Module):
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self.path = path
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        @torch.jit.export
+        def __getstate__(self) -> tuple[str, bool]:
+            return self.path, self.training
+
+        @torch.jit.export
+        def __setstate__(self, state: tuple[str, bool]) -> None:
+            self.path = state[0]
+            self.training = state[1]
+            torch.save(torch.ones(1), self.path)
+
+    torch.jit.script(Writes(str(written))).save(str(tmp_path / "script.pt"))
+    with pytest.raises(ConfigError, match=r"program of TorchScript.*state_dict\(\)"):
+        read_weights(tmp_path / "script.pt")
+    assert not written.exists()
+    torch.jit.load(tmp_path / "script.pt")
+    assert written.exists(), "reading such a file does not run it any more: it could be taken"
+    exported = torch.export.export(nn.Linear(3, 2), (torch.zeros(1, 3),))
+    torch.export.save(exported, tmp_path / "program.pt2")
+    with pytest.raises(ConfigError, match=r"program of torch\.export.*state_dict\(\)"):
+        read_weights(tmp_path / "program.pt2")
+
+
 def test_single_numbers_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
     tensors = {f"network.{name}": tensor for name, tensor in cleanrl().state_dict().items()}
     numbers = {"log_alpha": torch.zeros(1), "step": torch.tensor(3), "running.mean": torch.tensor(0.5)}
