@@ -538,6 +538,25 @@ def test_cleanrls_own_file_is_rescued(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_jsonl(tmp_path / "run" / "growth_events.jsonl")] == ["inject"]
 
 
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+def test_the_network_of_a_file_is_frozen_as_it_is(live_encoder: str, tmp_path: Path) -> None:
+    """At a copy of the target, before any update; its period is no multiple of the environments' step."""
+    torch.manual_seed(0)
+    file, run = tmp_path / "agent.pth", tmp_path / "run"
+    torch.save({f"network.{name}": tensor for name, tensor in cleanrl().state_dict().items()}, file)
+    words = ["--game=breakout", "--num-envs=2", "--batch-size=8", "--replay-capacity=300", "--eval-period=0"]
+    words += ["--freeze=network", f"--live-encoder={live_encoder}", "--target-period=300"]
+    assert main(["rescue", str(file), "--frames", "800", "--run-dir", str(run), *words]) == 0
+    (event,) = read_jsonl(run / "growth_events.jsonl")
+    assert (event["frames"], event["max_abs_q_change_online"]) == (304, 0.0)
+    saved = open_newest(run).state["learner"]
+    assert saved["updates"] > 0
+    for name, tensor in read_weights(file).tensors.items():
+        assert torch.equal(saved["online"][f"snapshot.networks.0.{name}"], tensor)
+    wider = ["--width", "64"]
+    assert main(["rescue", str(file), "--frames", "800", "--run-dir", str(tmp_path / "wider"), *words, *wider]) == 2
+
+
 def test_an_archive_of_stable_baselines3_is_told_by_its_content(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "agent", "w") as archive:
         archive.writestr("policy.pth", b"")
