@@ -9,6 +9,7 @@ Units: seconds; bytes; FLOPs, 2 per multiply-add; frames of an emulator.
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from growtrain.settings.text import ConfigError
 
@@ -66,7 +67,8 @@ class Hardware:
 
     def with_scaled(self, constant: str, factor: float) -> "Hardware":
         """The same with one constant multiplied."""
-        return dataclasses.replace(self, **{constant: self.constants[constant].scaled(factor)})
+        scaled: dict[str, Any] = {constant: self.constants[constant].scaled(factor)}
+        return dataclasses.replace(self, **scaled)
 
 
 _A100, _H100 = "NVIDIA A100 data sheet (2021)", "NVIDIA H100 data sheet (2023), dense"

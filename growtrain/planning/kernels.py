@@ -68,7 +68,7 @@ class Kernel:
         return sum(access.size * access.times for access in self.accesses)
 
 
-class KernelCounter(TorchDispatchMode):
+class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # nor has it stubs
     """Counts kernels while it is entered; results are what they are without it.
 
     Args:
@@ -79,7 +79,7 @@ class KernelCounter(TorchDispatchMode):
     """
 
     def __init__(self, *, gpu: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.gpu = gpu
         self.kernels: list[Kernel] = []
         self._buffers: dict[int, int] = {}
@@ -100,8 +100,9 @@ class KernelCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carries an operator out and counts it."""
         result = func(*args, **(kwargs or {}))
-        outputs = _tensors(result)
-        if outputs and func.namespace != "profiler" and "empty" not in (name := func.overloadpacket.__name__):
+        outputs, name = _tensors(result), func.overloadpacket.__name__
+        works = outputs or func._schema.is_mutable  # in place, foreach operators return nothing
+        if works and func.namespace != "profiler" and "empty" not in name:
             self._count(func, name, args, kwargs or {}, result, outputs)
         return result
 
@@ -144,7 +145,7 @@ class KernelCounter(TorchDispatchMode):
                 self._add("bias_gradient", "none", 0, [above], [to_bias])
         elif name.startswith("_foreach_") and not self.gpu:
             lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
-            for place, each in enumerate(_tensors(result) if not written else written):
+            for place, each in enumerate(written or outputs):
                 operands = [tensors[place] for tensors in lists if isinstance(tensors[place], Tensor)]
                 self._add(name, "none", 0, operands, [each])
         else:
@@ -170,8 +171,8 @@ class KernelCounter(TorchDispatchMode):
         sizes = read | wrote
         if rows_only:
             largest = max(sizes, key=lambda buffer: sizes[buffer])
-            drawn = sum(size for buffer, size in sizes.items() if buffer != largest)
-            accesses = [Access(None, drawn), *(Access(b, size) for b, size in sizes.items() if b != largest)]
+            small = {buffer: size for buffer, size in sizes.items() if buffer != largest}
+            accesses = [Access(None, max(small.values())), *(Access(buffer, size) for buffer, size in small.items())]
         else:
             accesses = [Access(b, size, (b in read) + (b in wrote)) for b, size in sizes.items()]
         if self._fused is not None:

@@ -1,4 +1,4 @@
-"""The least time that a run can take on named hardware, and what growing can save there at most: modelled, not measured.
+"""The least time that a run can take on named hardware, and what growing saves there: modelled, not measured.
 
 The kernels of a stage's updates, of acting and of storing a step are counted from the real ones (`growtrain.planning.kernels`), of a
 learner that was really grown. A kernel takes the longest of
@@ -14,7 +14,7 @@ launch takes.
 
 Deviations, all of which make real runs slower: 1. peaks are had at any shape; 2. no Python but launches: sampling, records, checkpoints;
 3. stages last as planned, and the target's copies are left out; 4. the sweep of the replay after an injection of the whole network costs
-its FLOPs.
+its FLOPs. What growing saves is the difference of two least times: where everything is twice as slow, it saves twice the hours.
 
 Units: seconds unless a name says hours; FLOPs; bytes; frames.
 """
@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -189,12 +189,14 @@ def _copies(*sizes: int) -> tuple[Kernel, ...]:
 
 def _fuse_banks(learner: DoubleDQN) -> None:
     """Fuses what a GPU would: rounding does not speak against it there, see `InjectedHead.grown`."""
+    frozen = learner.head.frozen
+    if frozen is None or frozen.fused or learner.head.beside or not can_fuse(frozen.unfused()):
+        return
     for network in (learner.online, learner.target):
         head = network.head
         assert isinstance(head, InjectedHead)
-        if head.frozen is not None and not head.frozen.fused and not head.beside and can_fuse(head.frozen.unfused()):
-            head.rebuild_bank(fused=True)
-            learner.rebuild()
+        head.rebuild_bank(fused=True)
+    learner.rebuild()
 
 
 def _filled_ring(config: Config, spec: Spec) -> FrameRing:
@@ -309,7 +311,8 @@ class StageLimit:
         update_seconds: of an update.
         shares: of that time, by what binds its kernels.
         training_hours, evaluation_hours: of the whole stage.
-        bound: what its training waits for, `learning` or `playing` (emulators, and launching what acts and stores); `both` in the reference stack.
+        bound: what its training waits for, `learning` or `playing` (emulators, and the launches of what acts and stores); `both` in the
+            reference stack.
     """
 
     cost: StageCost
@@ -418,9 +421,9 @@ def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware,
         play = max(play, launch * len(work.play)) + emulators
     seconds += cost.flops_of_sweep / min(hardware.product_flops.value, hardware.convolution_flops.value)
     evaluation = cost.evaluation_frames / config.frame_skip / min(lanes, config.num_eval_episodes) * play
-    shares = {
-        bound: total(t for t in times if t.bound == bound) / update for bound in ("latency", "memory", "arithmetic")
-    }
+    shares: dict[Bound, float] = {each: 0.0 for each in get_args(Bound)}
+    for time in times:
+        shares[time.bound] += time.seconds / update
     return StageLimit(
         cost=cost,
         num_kernels=len(work.update),
