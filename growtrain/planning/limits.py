@@ -12,9 +12,10 @@ from memory. Emulators take frames / (frames per second of a core), as many at o
 alternation of one environment and a learner that launches operator after operator: its times add up, and a kernel takes at least what its
 launch takes.
 
-Deviations, all of which make real runs slower: 1. peaks are had at any shape; 2. no Python but launches: sampling, records, checkpoints;
-3. stages last as planned, and the target's copies are left out; 4. the sweep of the replay after an injection of the whole network costs
-its FLOPs. What growing saves is the difference of two least times: where everything is twice as slow, it saves twice the hours.
+Deviations: 1. peaks are had at any shape; 2. no Python but launches: drawing batches, records, checkpoints; 3. the target's copies are left
+out; 4. the sweep of the replay after an injection of the whole network costs its FLOPs; 5. every game's emulator is as fast as Atari's.
+All but the last make real runs slower. What growing saves is the difference of two least times: where everything takes twice as long, so
+does what it saves.
 
 Units: seconds unless a name says hours; FLOPs; bytes; frames.
 """
@@ -129,7 +130,10 @@ def count_work(config: Config, spec: Spec) -> tuple[Work, ...]:
         learner.update(batches)  # optimizer slots exist
         stages.append(
             Work(
-                update=count_update(learner, partial(_gather, ring, rows), gpu=True, compiled=compiled),
+                update=(
+                    *_copies(8 * config.batch_size),
+                    *count_update(learner, partial(_gather, ring, rows), gpu=True, compiled=compiled),
+                ),
                 act=(
                     *_copies(index * spec.stack_size, *kept),
                     *_counted(partial(_act, learner, ring, newest)),
