@@ -409,12 +409,11 @@ def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware,
     times = kernel_times(work.update, hardware, least)
     update = total(times)
     act, store, play = (total(kernel_times(part, hardware, least)) for part in (work.act, work.store, work.play))
-    emulators = math.ceil(lanes / hardware.cores.value) * config.frame_skip / hardware.emulator_frames.value
+    emulators, evaluated = _emulation(lanes, config, hardware), min(lanes, config.num_eval_episodes)
     steps, decisions = cost.frames / config.frame_skip / lanes, cost.policy_steps / lanes
     if stack == "reference":
         seconds = cost.updates * update + decisions * act + steps * (emulators + store)
         bound = "both"
-        play += emulators
     else:
         # What Python launches one by one: two calls an update, the rows and the graph, while the emulators step; the rest between steps.
         at_once = max(emulators, 2 * launch * cost.updates / max(1.0, steps))
@@ -422,9 +421,10 @@ def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware,
         learning = cost.updates * update + steps * store
         seconds = max(host, learning) + decisions * act
         bound = "learning" if learning >= host else "playing"
-        play = max(play, launch * len(work.play)) + emulators
+        play = max(play, launch * len(work.play))
     seconds += cost.flops_of_sweep / min(hardware.product_flops.value, hardware.convolution_flops.value)
-    evaluation = cost.evaluation_frames / config.frame_skip / min(lanes, config.num_eval_episodes) * play
+    play += _emulation(evaluated, config, hardware)
+    evaluation = cost.evaluation_frames / config.frame_skip / evaluated * play
     shares: dict[Bound, float] = {each: 0.0 for each in get_args(Bound)}
     for time in times:
         shares[time.bound] += time.seconds / update
@@ -438,6 +438,11 @@ def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware,
         evaluation_hours=evaluation / 3600,
         bound=bound,
     )
+
+
+def _emulation(lanes: int, config: Config, hardware: Hardware) -> float:
+    """Seconds of a step of so many lanes."""
+    return math.ceil(lanes / hardware.cores.value) * config.frame_skip / hardware.emulator_frames.value
 
 
 def sensitivity(model: Model, hardware: Hardware, width: int | None = None) -> dict[str, tuple[float, float]]:
