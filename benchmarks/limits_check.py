@@ -8,7 +8,8 @@ the real transaction, are timed in turns as `growth_cost.py` does, and the same 
 
 1. On a CPU a kernel begins when the one before has ended, and the model counts one operator a tensor where a GPU has one a list.
 2. A machine that others use, too, says so: `quiet` is whether their cores stayed below a quarter and the constants stayed within a tenth.
-3. The optimizer's step is compiled, as in a long run; `--uncompiled` leaves that out, which takes seconds for each learner.
+3. With `--cpu-time` one thread's CPU time is counted instead of the wall's: others who share its core are left out, if not its caches.
+4. The optimizer's step is compiled, as in a long run; `--uncompiled` leaves that out, which takes seconds for each learner.
 
 Units: seconds; FLOPs; bytes.
 """
@@ -31,13 +32,14 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from growth_cost import Subject, build, config_of, stage_name, time_rounds
 from recording import describe_machine, machine_lines, say, summarize, table, write_outputs
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain.environments.make import spec_of
-from growtrain.networks.heads import hidden_linear
+from growtrain.networks.heads import hidden_linear, make_head
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.hardware import Constant, Hardware
+from growtrain.planning.kernels import KernelCounter
 from growtrain.planning.limits import count_update, kernel_times, total
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.presets import resolve
@@ -53,7 +55,7 @@ def subjects_of(width: int) -> list[Subject]:
     return plain + [Subject(name=stage_name(form, at), width=width, form=form, stage=at) for form, at in FORMS]
 
 
-def measure_constants(batch_size: int) -> dict[str, float]:
+def measure_constants(batch_size: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """The constants of this CPU. Operands take turns, so that they come from where an update's come from, not from a core's own cache."""
     width, channels, side = 1024, 64, 20
     inner = torch.channels_last
@@ -63,39 +65,45 @@ def measure_constants(batch_size: int) -> dict[str, float]:
     above = torch.rand(batch_size, channels, side - 2, side - 2).contiguous(memory_format=inner)
     convolved = [image.contiguous(memory_format=inner).requires_grad_() for image in images]
     large, resident = torch.rand(2, 2**25), torch.rand(2, 2**19)
-    small, chain = torch.rand(batch_size, 8).requires_grad_(), 50
+    tiny = make_head(4 * 4 * 4, 8, 4)  # a network whose arithmetic takes no time
+    network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), *tiny)
+    network.to(memory_format=inner)  # type: ignore[call-overload]
+    small = torch.rand(batch_size, 4, 8, 8).contiguous(memory_format=inner)
 
     def convolve(image: Tensor) -> object:
         return torch.autograd.grad(F.conv2d(image, kernel), (image, kernel), above)
 
-    def many(x: Tensor) -> object:
-        for _ in range(chain):
-            x = x * 1.5
-        return torch.autograd.grad(x, small, torch.ones_like(x))
+    def pass_through(x: Tensor) -> None:
+        network.zero_grad(set_to_none=True)
+        network(x).sum().backward()
 
+    with KernelCounter(gpu=False) as counter:
+        pass_through(small)
     with torch.no_grad():
-        product = typical(lambda weight: hidden_linear(rows, weight, bias), list(weights))
-        memory, cache = (typical(lambda pair: pair[0].copy_(pair[1]), [pair]) for pair in (large, resident))
-    convolution = typical(convolve, convolved)
+        product = typical(lambda weight: hidden_linear(rows, weight, bias), list(weights), clock)
+        memory, cache = (typical(lambda pair: pair[0].copy_(pair[1]), [pair], clock) for pair in (large, resident))
+    convolution = typical(convolve, convolved, clock)
     return {
         "product_flops": 2 * batch_size * width * width / product,
         "convolution_flops": 3 * 2 * batch_size * channels**2 * 9 * (side - 2) ** 2 / convolution,
         "memory_bandwidth": 2 * large[0].nbytes / memory,
         "cache_bandwidth": 2 * resident[0].nbytes / cache,
         "cache_bytes": cache_bytes(),
-        "eager_kernel": typical(many, [small]) / (2 * chain),
+        "eager_kernel": typical(pass_through, [small], clock) / len(counter.kernels),
     }
 
 
-def typical(call: Callable[[Tensor], object], operands: Sequence[Tensor], seconds: float = 0.5) -> float:
+def typical(
+    call: Callable[[Tensor], object], operands: Sequence[Tensor], clock: Callable[[], float], seconds: float = 0.5
+) -> float:
     """Median seconds of many calls, each with the next of the operands."""
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    end = clock() + seconds
     for operand in itertools.cycle(operands):
-        start = time.perf_counter()
+        start = clock()
         call(operand)
-        times.append(time.perf_counter() - start)
-        if time.perf_counter() > end and len(times) > 2 * len(operands):
+        times.append(clock() - start)
+        if clock() > end and len(times) > 2 * len(operands):
             return statistics.median(times[len(operands) :])
     raise AssertionError("there are operands")
 
@@ -115,13 +123,14 @@ def as_hardware(constants: dict[str, float]) -> Hardware:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures constants and updates, and models the updates; returns the record that goes into the JSON file."""
-    torch.set_num_threads(arguments.num_threads or usable_cores())
+    torch.set_num_threads(1 if arguments.cpu_time else arguments.num_threads or usable_cores())
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     keep_freed_memory()  # as a run does
     machine, device = describe_machine("cpu"), torch.device("cpu")
     # A short run has fewer updates than it is worth compiling for.
     config, _ = resolve("paper", {"total_frames": 100_000} if arguments.uncompiled else {})
     spec = spec_of(config)
-    before = measure_constants(config.batch_size)
+    before = measure_constants(config.batch_size, clock)
     rows: list[dict[str, Any]] = []
     updates, kernels = [], []
     for width in arguments.widths:
@@ -134,13 +143,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     psutil.cpu_percent()
     others = psutil.Process().cpu_times()
     start = time.perf_counter()
-    times = time_rounds(updates, device, arguments.seconds, arguments.updates_per_turn)
+    times = time_rounds(updates, device, arguments.seconds, arguments.updates_per_turn, clock)
     wall = time.perf_counter() - start
     own = psutil.Process().cpu_times()
     busy = (
         psutil.cpu_percent() / 100 * psutil.cpu_count() - (own.user + own.system - others.user - others.system) / wall
     )
-    after = measure_constants(config.batch_size)
+    after = measure_constants(config.batch_size, clock)
     constants = {name: (before[name] * after[name]) ** 0.5 for name in before}
     hardware = as_hardware(constants)
     for row, seconds, each in zip(rows, times, kernels, strict=True):
@@ -177,7 +186,7 @@ def report(record: dict[str, Any]) -> str:
         "memory_bandwidth": ("copy of 128 MiB", 1e-9, "GB/s"),
         "cache_bandwidth": ("copy of 2 MiB, which stays in the cache", 1e-9, "GB/s"),
         "cache_bytes": ("last-level cache, as Linux tells it", 1e-6, "MB"),
-        "eager_kernel": ("an operator on batch x 8 numbers, forward or backward", 1e6, "us"),
+        "eager_kernel": ("an operator of a tiny network of such layers, forward and backward", 1e6, "us"),
     }
     measured = [
         [
@@ -210,6 +219,7 @@ def report(record: dict[str, Any]) -> str:
         f"{record['drift']:.0%}): measure it again"
     )
     step = "not compiled" if record["settings"]["uncompiled"] else "compiled"
+    clock = "CPU time of one thread" if record["settings"]["cpu_time"] else "wall-clock"
     error = (
         f"- Error: modelled / median of the measured - 1, from {min(errors):+.0%} to {max(errors):+.0%}; {within} of {len(rows)} "
         f"networks within the aim of {AIM:.0%}"
@@ -222,7 +232,7 @@ def report(record: dict[str, Any]) -> str:
             "",
             machine_lines(record["machine"])
             + f"- Measured: {rounds} rounds of {record['settings']['updates_per_turn']} updates of each network, the optimizer's step "
-            f"{step}; {quiet}",
+            f"{step}, by {clock}; {quiet}",
             error,
             "",
             table([*header, "latency", "memory", "arithmetic"], networks),
@@ -240,6 +250,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120.0, help="of timing updates; building comes on top")
     parser.add_argument("--updates-per-turn", type=int, default=3)
     parser.add_argument("--num-threads", type=int, default=0, help="0: all that this process may use")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time, where others share its core")
     parser.add_argument("--uncompiled", action="store_true", help="do not compile the optimizer's step")
     parser.add_argument("--output", type=Path, help="path without suffix; .json and .md are added")
     parser.add_argument("--again", type=Path, metavar="JSON", help="a .json written before: no measuring, .md anew")
