@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 from growtrain.commands.commandline import Parser
+from growtrain.environments.games import ATARI, FAMILIES, Family
 from growtrain.settings.machine import cpu_name, cpu_quota, memory_headrooms, process_limits, usable_cores
+from growtrain.settings.presets import resolve
 
 
 def main(words: Sequence[str]) -> int:
@@ -39,7 +41,8 @@ def examine() -> Iterator[tuple[str, bool, str]]:
     limits += [f"{each.name} leaves {(each.limit - each.used) / 1e9:.1f} GB" for each in process_limits()]
     text = f"{memory.available / 1e9:.1f} GB available of {memory.total / 1e9:.1f} GB"
     yield "memory", True, ", ".join([text, *limits])
-    yield "atari", *_atari()
+    for family in FAMILIES:
+        yield family.name, *_starts(family)
     yield "gpu", *_gpu()
     yield "limit", *_limit()
     yield "nvml", *_nvml()
@@ -55,15 +58,16 @@ def _import(package: str) -> tuple[bool, str]:
         return False, f"unavailable: {error}"
 
 
-def _atari() -> tuple[bool, str]:
-    from growtrain.environments.atari import AtariEnvironment
+def _starts(family: Family) -> tuple[bool, str]:
+    from growtrain.environments.make import make_environment
 
+    game = family.games[0] if family is ATARI else f"{family.name}/{family.games[0]}"
     try:
-        environment = AtariEnvironment(game="pong", num_envs=1, seed=0)
+        environment = make_environment(resolve(None, {"game": game, "num_envs": 1})[0], seed=0)
         environment.start()
         environment.close()
-        return True, "Pong starts; all 57 games come with ale-py"
-    except Exception as error:
+        return True, f"{game} starts; {len(family.games)} games"
+    except Exception as error:  # whatever stops it is the answer
         return False, f"unavailable: {error}"
 
 

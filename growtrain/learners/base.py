@@ -7,6 +7,7 @@ Units: frames; a batch is (K x B) transitions, K updates of B.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.environments.base import Spec
+from growtrain.replay.frames import Batch
 from growtrain.settings.config import Config
 
 
@@ -77,15 +79,18 @@ class AbstractLearner(ABC):
         return None
 
     @abstractmethod
-    def update(self, batches: TensorDict) -> None:
-        """One gradient step on each of K batches (K, B); what follows an update, as a Polyak average does, is part of it.
+    def update(self, batches: TensorDict | Sequence[Batch]) -> None:
+        """One gradient step on each of K batches; what follows an update, as a Polyak average does, is part of it.
+
+        Args:
+            batches: (K, B) transitions in TorchRL's layout, or K batches (B,) of them as dictionaries.
 
         Raises:
             Diverged: where that can be known without waiting for the device.
         """
 
     @abstractmethod
-    def step(self, batch: TensorDict) -> None:
+    def step(self, batch: TensorDict | Batch) -> None:
         """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
 
     @abstractmethod

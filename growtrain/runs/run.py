@@ -78,7 +78,7 @@ class Run:
             device=self.device,
         )
         self.replay = frame_replay(self.ring)
-        self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
+        self.collector = Collector(environment, self.ring, config, np.random.default_rng(exploration))
         learner = make_learner(
             config,
             environment.spec,
@@ -141,8 +141,7 @@ class Run:
         if owed <= 0:
             return
         if self.captured is None:
-            batches = self.replay.sample(owed * self.config.batch_size)
-            self.learner.update(batches.view(owed, self.config.batch_size))
+            self.learner.update(self.ring.sample_batches(owed, self.config.batch_size))
         else:
             self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
