@@ -9,7 +9,8 @@ the real transaction, are timed in turns as `growth_cost.py` does, and the same 
 1. On a CPU a kernel begins when the one before has ended, and the model counts one operator a tensor where a GPU has one a list.
 2. A machine that others use, too, says so: `quiet` is whether their cores stayed below a quarter and the constants stayed within a tenth.
 3. With `--cpu-time` one thread's CPU time is counted instead of the wall's: others who share its core are left out, if not its caches.
-4. The optimizer's step is compiled, as in a long run; `--uncompiled` leaves that out, which takes seconds for each learner.
+4. Updates are those of a run of some 25,000, operator by operator with the optimizer's step compiled; `--uncompiled` leaves that out, too,
+which takes seconds for each learner. A longer run compiles all of an update, of which the model knows nothing.
 
 Units: seconds; FLOPs; bytes.
 """
@@ -127,8 +128,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     keep_freed_memory()  # as a run does
     machine, device = describe_machine("cpu"), torch.device("cpu")
-    # A short run has fewer updates than it is worth compiling for.
-    config, _ = resolve("paper", {"total_frames": 100_000} if arguments.uncompiled else {})
+    # What is compiled depends on how many updates a run has.
+    config, _ = resolve("paper", {"total_frames": 100_000 if arguments.uncompiled else 400_000})
     spec = spec_of(config)
     before = measure_constants(config.batch_size, clock)
     rows: list[dict[str, Any]] = []

@@ -119,6 +119,7 @@ def count_work(config: Config, spec: Spec) -> tuple[Work, ...]:
     stages = []
     for learner, batches in grown_stage_by_stage(config, spec, torch.device("cpu")):
         learner.asynchronous = True  # as on a GPU: no value is read
+        learner.rebuild()
         _fuse_banks(learner)
         ring = _filled_ring(config, spec)
         frozen = learner.frozen_value(ring.newest())
