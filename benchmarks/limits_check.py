@@ -41,7 +41,8 @@ from growtrain.networks.heads import hidden_linear, make_head
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.hardware import Constant, Hardware
 from growtrain.planning.kernels import KernelCounter
-from growtrain.planning.limits import count_update, kernel_times, total
+from growtrain.planning.limits import kernel_times, total
+from growtrain.planning.work import count_update
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.presets import resolve
 

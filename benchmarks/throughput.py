@@ -58,7 +58,8 @@ from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.networks.heads import matrix_product
 from growtrain.planning.costs import network_shape, update_flops
 from growtrain.planning.hardware import hardware_of
-from growtrain.planning.limits import count_work, kernel_times, total
+from growtrain.planning.limits import kernel_times, total
+from growtrain.planning.work import count_work
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config, Execution
 from growtrain.settings.presets import paper

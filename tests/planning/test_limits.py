@@ -11,16 +11,9 @@ from growtrain.environments.atari import make_spec
 from growtrain.planning.costs import make_plan
 from growtrain.planning.hardware import HARDWARE, hardware_named, hardware_of
 from growtrain.planning.kernels import Access, Kernel, KernelCounter
-from growtrain.planning.limits import (
-    Model,
-    Work,
-    WorkByWidth,
-    count_work,
-    kernel_times,
-    missed_bytes,
-    sensitivity,
-)
+from growtrain.planning.limits import Model, kernel_times, missed_bytes, sensitivity
 from growtrain.planning.table import render_limit
+from growtrain.planning.work import Work, WorkByWidth, count_work
 from growtrain.settings.config import Config
 from growtrain.settings.presets import paper
 from growtrain.settings.text import ConfigError
