@@ -202,8 +202,8 @@ class Model:
 def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware, stack: Stack) -> StageLimit:
     """The least time of one stage of a run."""
     lanes, launch = config.num_envs, hardware.eager_kernel.value
+    times = kernel_times(work.update, hardware, launch if config.execution == "eager" else hardware.graph_kernel.value)
     least = hardware.graph_kernel.value if stack == "fast" else launch
-    times = kernel_times(work.update, hardware, least)
     update = total(times)
     act, store, play = (total(kernel_times(part, hardware, least)) for part in (work.act, work.store, work.play))
     emulators, evaluated = _emulation(lanes, config, hardware), min(lanes, config.num_eval_episodes)

@@ -209,6 +209,9 @@ def test_stages_of_the_fast_stack_overlap_and_those_of_the_reference_add_up(mode
         else:
             assert waiting.training_hours - quick.training_hours == pytest.approx(0.999 * emulating)
     assert models["reference"].config.num_envs == 1
+    eager = Model(paper(execution="eager", schedule="fixed"), SPEC, "fast").limit(A100).stages[0]
+    assert eager.update_seconds == models["reference"].limit(A100).stages[0].update_seconds
+    assert eager.training_hours < models["reference"].limit(A100).baseline[0].training_hours
 
 
 def test_every_constant_counts_for_something_and_names_its_source(models: dict[str, Model]) -> None:
