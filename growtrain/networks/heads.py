@@ -22,11 +22,11 @@ def _flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     return 2 * a[0] * a[1] * b[0]
 
 
-_library = torch.library.Library("growtrain", "DEF")
-_library.define("matrix_product(Tensor a, Tensor b) -> Tensor")
+_library = torch.library.Library("growtrain", "DEF")  # type: ignore[no-untyped-call]
+_library.define("matrix_product(Tensor a, Tensor b) -> Tensor")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("growtrain::matrix_product", lib=_library)
+@torch.library.register_fake("growtrain::matrix_product", lib=_library)  # type: ignore[untyped-decorator]
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0])
 
@@ -41,8 +41,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
-_library.impl("matrix_product", _by_onednn, "CPU")
-_library.impl("matrix_product", torch.library.fallthrough_kernel, "Autograd")  # what differentiates it is around it
+_library.impl("matrix_product", _by_onednn, "CPU")  # type: ignore[no-untyped-call]
+# What differentiates it is around it.
+_library.impl("matrix_product", torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
 if _HAS_ONEDNN:  # PyTorch's counter takes them for free
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
     register_flop_formula(torch.ops.growtrain.matrix_product)(_flops)
@@ -74,7 +75,9 @@ def matrix_product(a: Tensor, b: Tensor) -> Tensor:
     through the operator that its compiler emits. What is compiled calls it through an operator of ours, which the compiler leaves as it is;
     its own it would give copies of transposed operands.
     """
-    product: Tensor = _MatrixProduct.apply(a, b) if torch.is_grad_enabled() else _product(a, b)
+    if not torch.is_grad_enabled():
+        return _product(a, b)
+    product: Tensor = _MatrixProduct.apply(a, b)  # type: ignore[no-untyped-call]
     return product
 
 
