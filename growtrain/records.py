@@ -146,8 +146,11 @@ class GrowthEvent:
         parameters_total: parameters of the online network after it.
         parameters_trainable_before: parameters that required a gradient before it.
         parameters_trainable: parameters that require a gradient after it.
-        max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
+        max_abs_q_change_online: largest absolute change of an online action value on the probe batch; where several networks grow, of an
+            output of any of them.
         max_abs_q_change_target: the same for the target network; None without one.
+        changes: the largest change of each network that was grown by its name, online and then of its target if it has one; None, and left
+            out of the file, of a learner with a single network.
         recycled_units: dormant units that `redo` recycled; None for the others.
         pause_seconds: time for which training stood still; what the next update takes longer (capture on a GPU) is not in it.
     """
@@ -164,12 +167,16 @@ class GrowthEvent:
     parameters_trainable: int
     max_abs_q_change_online: float
     max_abs_q_change_target: float | None
+    changes: dict[str, list[float]] | None = None
     recycled_units: int | None = None
     pause_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.changes is None:
+            del values["changes"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,8 +59,21 @@ class AbstractLearner(ABC):
 
     @property
     @abstractmethod
+    def networks(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+        """What learns, by name: online, and its lagging target or None; each with `encoder` and `head`, so that it can be grown."""
+
+    @property
     def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
-        """The networks that can be grown, each with `encoder` and `head`, by name: online, and its lagging target or None."""
+        """Those of the networks that this run's interventions act on, all in one transaction."""
+        return self.networks
+
+    @abstractmethod
+    def inputs(self, batch: TensorDict) -> dict[str, Tensor]:
+        """What each of the networks takes of a batch (B,) of transitions, by its name."""
+
+    @abstractmethod
+    def trainable(self) -> list[nn.Parameter]:
+        """All that trains now, which is what the optimizer must hold."""
 
     @abstractmethod
     def act(self, observation: Tensor, frozen_value: Tensor | None = None) -> Tensor:

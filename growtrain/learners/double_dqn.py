@@ -92,7 +92,7 @@ class DoubleDQN(AbstractLearner):
         updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
         return make_optimizer(
             config.optimizer,
-            [parameter for parameter in self.online.parameters() if parameter.requires_grad],
+            self.trainable(),
             lr=config.lr,
             eps=config.optimizer_eps,
             decay=config.optimizer_decay,
@@ -116,7 +116,7 @@ class DoubleDQN(AbstractLearner):
         self.version += 1
         self._loss: DQNLoss | None = None
         self._share_frozen()
-        self._trainable = [p for p in self.online.parameters() if p.requires_grad]
+        self._trainable = self.trainable()
         self._penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
         if self.config.keeps_initial_weights:
             self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
@@ -125,9 +125,17 @@ class DoubleDQN(AbstractLearner):
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
 
     @property
-    def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+    def networks(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
         """The Q-network and its target."""
         return {"q_network": (self.online, self.target)}
+
+    def inputs(self, batch: TensorDict) -> dict[str, Tensor]:
+        """The observations of a batch."""
+        return {"q_network": batch["observation"]}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """What trains of the Q-network."""
+        return [parameter for parameter in self.online.parameters() if parameter.requires_grad]
 
     @property
     def loss(self) -> "DQNLoss":

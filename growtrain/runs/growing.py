@@ -143,7 +143,7 @@ class Growing:
                 event = apply(
                     self.measurer.learner,
                     intervention,
-                    ring.get(chosen)["observation"],
+                    self.measurer.learner.inputs(ring.get(chosen)),
                     config=self.config,
                     generator=self.generator,
                     freeze_encoder=self.entries == self.config.freeze_encoder_at,
