@@ -24,7 +24,8 @@ class Metrics:
         episode_return: mean true score of the episodes that ended; None if none did.
         episodes: how many ended.
         loss: mean over the updates; None without any.
-        q_mean: mean over the observations acted on of the greedy action's value; None while acting is random.
+        q_mean: mean over the observations acted on of the greedy action's value, of SAC over the transitions learned from of the critics';
+            None while acting is random, or without any.
         epsilon, lr: in force at the record.
         seconds: where the interval's time went, by phase.
     """
@@ -88,7 +89,8 @@ class Evaluation:
 class Diagnostics:
     """One line of `diagnostics.jsonl`: measures of plasticity (`growtrain.diagnostics`) of the online network on states of its replay.
 
-    Layers are named as modules: `encoder.layers.1`, `head.live.1`, `head.frozen.heads.0.1`. The first frozen head is the oldest.
+    Layers are named as modules: `encoder.layers.1`, `head.live.1`, `head.frozen.heads.0.1`. The first frozen head is the oldest. Of a
+    learner with several networks all names begin with the network's: `critic_1.head.live.1`, `actor.live`; those have no encoder.
 
     Attributes:
         frames, updates, stage: counters at the time of the record.
@@ -100,11 +102,12 @@ class Diagnostics:
         distance_from_initialization: of `encoder`, since the start of the run, and `live`, since the live head's birth; None where that
             was not seen because diagnostics were off.
         gradient_norm: of the loss on a batch of an update's size, with respect to `encoder` and `live`; None of an encoder that is frozen.
-        policy_churn: share of the states of the previous record whose greedy action is another one now; None in the first.
+        policy_churn: share of the states of the previous record whose greedy action is another one now; None in the first, and of
+            continuous actions.
         policy_churn_frames: frames since the previous record.
         hessian_top_eigenvalue: of the loss on the same batch as the gradient; None unless `--diagnostics full`.
         target_fit_error: what a copy of the network leaves of random targets after a fixed number of updates with Adam; None unless
-            `--diagnostics full`.
+            `--diagnostics full`. Of several networks the first.
         seconds: what measuring took.
     """
 

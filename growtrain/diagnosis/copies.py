@@ -9,7 +9,7 @@ from growtrain.environments.base import Spec
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.make import make_ring
 from growtrain.runs.checkpoint import Checkpoint
 
 
@@ -31,14 +31,7 @@ def compare_copies_of(
     """
     config, state = checkpoint.config, checkpoint.state
     spec = Spec.from_dict(state["spec"])
-    ring = FrameRing(
-        config.replay_capacity,
-        config.num_envs,
-        rng=np.random.default_rng(0),
-        frame_shape=spec.frame_shape,
-        stack_size=spec.stack_size,
-        device=device,
-    )
+    ring = make_ring(config, spec, rng=np.random.default_rng(0), device=device)
     ring.load_state_dict(state["ring"])
     checkpoint.load_frames(ring)
     learner = make_learner(config, spec, device=device)

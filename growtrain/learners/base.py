@@ -32,10 +32,12 @@ class LearnerReport:
     Attributes:
         loss: mean per update; None without any.
         skipped: updates that were not applied, because a loss or gradient was not finite.
+        q_mean: mean value of the transitions learned from, of a learner that does not act on values; None otherwise, or without any.
     """
 
     loss: float | None
     skipped: int
+    q_mean: float | None = None
 
 
 class AbstractLearner(ABC):
@@ -98,8 +100,21 @@ class AbstractLearner(ABC):
         """
 
     @abstractmethod
+    def compute_loss(self, batch: TensorDict, generator: torch.Generator | None = None) -> Tensor:
+        """The loss () of one batch (B,), with a graph, to look at.
+
+        Args:
+            batch: in the layout of `update`.
+            generator: of what is random in it (CPU), if anything is; None: there nothing is.
+        """
+
+    @abstractmethod
+    def draw(self) -> None:
+        """Draws what is random in the next `step`, outside of any graph."""
+
+    @abstractmethod
     def step(self, batch: TensorDict) -> None:
-        """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
+        """One gradient step on one batch (B,), after `draw`; device work only, fit for a CUDA graph."""
 
     @abstractmethod
     def step_tensors(self) -> list[Tensor]:

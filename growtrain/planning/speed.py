@@ -18,7 +18,7 @@ from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
-from growtrain.replay.frames import Transitions
+from growtrain.replay.ring import Transitions
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 

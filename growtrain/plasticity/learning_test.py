@@ -42,7 +42,7 @@ from growtrain.learners.optimizers import make_optimizer
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import SpectralLinear
 from growtrain.networks.injected import fresh_copy
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 
@@ -109,7 +109,7 @@ def copies_of(config: Config, *, encoder_frozen: bool) -> list[Copy]:
 
 def compare_copies(
     learner: DoubleDQN,
-    ring: FrameRing,
+    ring: LaneRing,
     test: LearningTest,
     seeds: np.random.SeedSequence,
     copies: Sequence[Copy],
@@ -144,7 +144,7 @@ def mean_errors(errors: Mapping[Copy, Sequence[Sequence[float]]]) -> dict[Copy, 
     return {copy: [sum(curve) / len(curve) for curve in curves] for copy, curves in errors.items()}
 
 
-def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator: np.random.Generator) -> Task:
+def make_task(learner: DoubleDQN, ring: LaneRing, test: LearningTest, generator: np.random.Generator) -> Task:
     """Transitions drawn from the replay, and the change of their values that their n-step returns ask for, less its mean for each action.
 
     The return is sum_k<n gamma^k r_k + gamma^n Q_target(s_n, argmax_a Q_online(s_n, a)), cut at a terminal transition, and

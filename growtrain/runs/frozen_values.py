@@ -14,8 +14,7 @@ from torch import Tensor
 
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import AbstractLearner
-from growtrain.replay.frames import FrameRing
-from growtrain.replay.ring import Column
+from growtrain.replay.ring import Column, LaneRing
 
 COLUMN = "frozen_value"
 _CHUNK = 256  # rows of a sweep's forward pass
@@ -30,7 +29,7 @@ class FrozenValues:
         ring: gets the column, or has it from a checkpoint.
     """
 
-    def __init__(self, learner: AbstractLearner, ring: FrameRing) -> None:
+    def __init__(self, learner: AbstractLearner, ring: LaneRing) -> None:
         self.learner, self.ring = learner, ring
         self._written = ring.written.copy()  # the rows that are taken account of
 
@@ -44,7 +43,7 @@ class FrozenValues:
         if self.kept:
             return
         try:
-            self.ring.add_column(COLUMN, Column((self.learner.spec.num_actions,), torch.float32))
+            self.ring.add_column(COLUMN, Column((self.learner.spec.num_outputs,), torch.float32))
         except (RuntimeError, MemoryError) as error:
             raise GrowthFailed(f"no memory for the frozen network's values in the replay: {error}") from error
         self.ring.columns[COLUMN].fill_(torch.nan)
