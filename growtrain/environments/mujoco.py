@@ -16,6 +16,7 @@ Units: an agent step is one frame, however often the simulator steps in it; retu
 """
 
 import copy
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,8 @@ def spec_of(settings: Settings) -> Spec:
 
 def screens(settings: Settings, seed: int, game: int, actions: Actions) -> Iterator[Screen]:
     """The T + 1 screens of the first episode of lane 0, played again with its T actions; raises `Unplayable` without a renderer."""
+    if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # or a window system is tried, and what it loads stays in EGL's way
     environment = MujocoEnvironment(
         game=settings.game, num_envs=1, seed=seed, max_episode_frames=settings.max_episode_frames, render=True
     )
@@ -161,7 +164,7 @@ class MujocoEnvironment(LaneEnvironment):
             return np.asarray(self._vector.envs[0].render(), dtype=np.uint8)
         except Exception as error:  # OpenGL's loaders fail in many ways
             raise Unplayable(
-                "nothing here can draw MuJoCo's tasks without a screen: install EGL or OSMesa and set MUJOCO_GL=egl or osmesa "
+                "nothing here can draw MuJoCo's tasks without a screen: install EGL, or OSMesa and set MUJOCO_GL=osmesa "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:120]})"
             ) from error
 

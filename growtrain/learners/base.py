@@ -92,6 +92,10 @@ class AbstractLearner(ABC):
         return None
 
     @abstractmethod
+    def values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The values (B,) of actions at observations, as it has learned them; without a graph."""
+
+    @abstractmethod
     def update(self, batches: TensorDict) -> None:
         """One gradient step on each of K batches (K, B); what follows an update, as a Polyak average does, is part of it.
 

@@ -314,6 +314,12 @@ class DoubleDQN(AbstractLearner):
         return q
 
     @torch.no_grad()
+    def values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Online values (B,) of actions (B,) at observations."""
+        q: Tensor = self.online(observation)
+        return q.gather(1, action[:, None])[:, 0]
+
+    @torch.no_grad()
     def frozen_value(self, observation: Tensor) -> Tensor | None:
         """F of observations, (B, A), which never changes until the next injection; None where no network was frozen whole."""
         return self.online.snapshot(observation) if len(self.online.snapshot) else None

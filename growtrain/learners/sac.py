@@ -276,6 +276,12 @@ class SAC(AbstractLearner):
         return parameters
 
     @torch.no_grad()
+    def values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The lesser of the critics' values (B,) of actions (B, A) at observations (B, D)."""
+        both = torch.cat([observation, action], dim=-1)
+        return torch.minimum(*(self.online[name](both) for name in CRITICS))[:, 0]
+
+    @torch.no_grad()
     def frozen_value(self, observation: Tensor) -> Tensor | None:
         """What was frozen whole of the actor at observations, (B, 2 A); None without any."""
         snapshot = self.online["actor"].snapshot

@@ -297,7 +297,7 @@ def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> Stag
 def _sac_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes:
     """Of SAC's two critics, their targets, and the actor.
 
-    A critic's heads are computed three times, at (s, a), at (s, a~) and by its target at (s', a'), and pass a gradient to a~ in one of them;
+    A critic's heads are computed three times, at (s, a), at (s, a~) and by its target at (s', a'), and pass a gradient to a~ once;
     an actor's twice. Only live heads have gradients of their weights, of a critic from (s, a) alone.
     """
     schedule = schedule_of(config)
@@ -326,9 +326,10 @@ def _sac_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes
             per_update += 4 * heads * head + learning
             kept_per_unit = 1 + outputs_per_unit(config.activation)
             activations += 2 * heads * kept_per_unit * sum(layer.out_features for layer in layers)
+        if grows:
             live_width, frozen_width = (
                 live * layers[-2].out_features,
-                (heads - live + snapshots) * layers[-2].out_features,
+                (heads + snapshots - live) * layers[-2].out_features,
             )
     return StageSizes(
         live_width=live_width,
