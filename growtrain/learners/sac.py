@@ -19,7 +19,9 @@ Deviations:
 Units: a batch is (K x B) transitions, K updates of B; actions lie in [-1, 1].
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -155,6 +157,7 @@ class SAC(AbstractLearner):
         self._projected = list(normalized_layers(networks)) if self.config.weight_projection == "nap" else []
         self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._lagging, self._leading = self._apart()
+        self._critics_trainable = [p for name in CRITICS for p in self.online[name].parameters() if p.requires_grad]
 
     def _apart(self) -> tuple[list[Tensor], list[Tensor]]:
         """The targets' parameters that follow the critics', and those: all but what is frozen and equal in both, as anchors are."""
@@ -235,7 +238,8 @@ class SAC(AbstractLearner):
         taken = torch.cat([observation, batch["action"]], dim=-1)
         values = [self.online[name](taken) for name in CRITICS]
         own = torch.cat([observation, action], dim=-1)
-        q = torch.minimum(*(self._value_of_action(name, own) for name in CRITICS))
+        with self._critics_held():
+            q = torch.minimum(*(self.online[name](own) for name in CRITICS))
         losses = {
             "critic": F.mse_loss(values[0], y) + F.mse_loss(values[1], y),
             "actor": (alpha * log_pi - q[:, 0]).mean(),
@@ -243,12 +247,16 @@ class SAC(AbstractLearner):
         }
         return losses, (values[0].detach().mean() + values[1].detach().mean()) / 2
 
-    def _value_of_action(self, name: str, own: Tensor) -> Tensor:
-        """A critic's values (B, 1), with a gradient for the actions and none for its weights."""
-        network = self.online[name]
-        weights = {inside: tensor.detach() for inside, tensor in network.named_parameters()}
-        value: Tensor = torch.func.functional_call(network, weights, (own,))
-        return value
+    @contextlib.contextmanager
+    def _critics_held(self) -> Iterator[None]:
+        """What is computed inside has no gradient for the critics' weights, nor takes the time for it."""
+        for parameter in self._critics_trainable:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._critics_trainable:
+                parameter.requires_grad_(True)
 
     def _frozen_values(self, batch: TensorDict) -> tuple[Tensor | None, Tensor | None]:
         """F of the actor at s and s' (B, 2 A): those that the replay has kept, or computed; None where nothing is frozen whole."""
