@@ -6,10 +6,12 @@ import numpy as np
 import torch
 
 from growtrain.environments.base import Spec
+from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import read_saved
 from growtrain.plasticity.learning_test import Copy, LearningTest, compare_copies, copies_of
 from growtrain.replay.make import make_ring
+from growtrain.replay.ring import LaneRing
 from growtrain.runs.checkpoint import Checkpoint
 
 
@@ -18,17 +20,13 @@ def copies_of_checkpoint(checkpoint: Checkpoint) -> list[Copy]:
     return copies_of(checkpoint.config, encoder_frozen=read_saved(checkpoint.state["learner"]).encoder_frozen)
 
 
-def compare_copies_of(
-    checkpoint: Checkpoint, test: LearningTest, device: torch.device, stop: Callable[[], bool | str] = lambda: False
-) -> dict[Copy, list[list[float]]]:
-    """The errors of every copy of a checkpoint's network, see `copies_of_checkpoint`: one list a seed, one error a mark.
+def parts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The parts of a checkpoint's learner that are diagnosed apart: critic and actor; of a Q-network one without a name."""
+    return ("critic", "actor") if checkpoint.config.continuous else ("",)
 
-    The checkpoint's state is read and kept. `stop` is asked before each copy of each seed.
 
-    Raises:
-        ValueError: the replay holds too little.
-        Interrupted: it was to stop.
-    """
+def agent_of(checkpoint: Checkpoint, device: torch.device) -> tuple[AbstractLearner, LaneRing]:
+    """A checkpoint's learner and replay rebuilt; its state is read and kept."""
     config, state = checkpoint.config, checkpoint.state
     spec = Spec.from_dict(state["spec"])
     ring = make_ring(config, spec, rng=np.random.default_rng(0), device=device)
@@ -36,6 +34,26 @@ def compare_copies_of(
     checkpoint.load_frames(ring)
     learner = make_learner(config, spec, device=device)
     learner.load_state_dict(state["learner"])
-    return compare_copies(
-        learner, ring, test, np.random.SeedSequence(config.entropy), copies_of_checkpoint(checkpoint), stop
-    )
+    return learner, ring
+
+
+def compare_copies_of(
+    checkpoint: Checkpoint,
+    test: LearningTest,
+    device: torch.device,
+    stop: Callable[[], bool | str] = lambda: False,
+    part: str = "",
+) -> dict[Copy, list[list[float]]]:
+    """The errors of every copy of a checkpoint's network, see `copies_of_checkpoint`: one list a seed, one error a mark.
+
+    The checkpoint's state is read and kept. `stop` is asked before each copy of each seed. `part` is one of `parts_of`; of the two critics
+    the first is tested.
+
+    Raises:
+        ValueError: the replay holds too little.
+        Interrupted: it was to stop.
+    """
+    learner, ring = agent_of(checkpoint, device)
+    network = next(name for name in learner.networks if name.startswith(part))
+    seeds = np.random.SeedSequence(checkpoint.config.entropy)
+    return compare_copies(learner, ring, test, seeds, copies_of_checkpoint(checkpoint), stop, network)

@@ -96,6 +96,15 @@ class AbstractLearner(ABC):
         """The values (B,) of actions at observations, as it has learned them; without a graph."""
 
     @abstractmethod
+    def bootstrap(self, observation: Tensor) -> Tensor:
+        """What its targets say (B,) that acting on from observations is worth; without a graph."""
+
+    @property
+    def bonus(self) -> float:
+        """What a value may hold at every step beside the reward, at most."""
+        return 0.0
+
+    @abstractmethod
     def update(self, batches: TensorDict) -> None:
         """One gradient step on each of K batches (K, B); what follows an update, as a Polyak average does, is part of it.
 

@@ -320,6 +320,14 @@ class DoubleDQN(AbstractLearner):
         return q.gather(1, action[:, None])[:, 0]
 
     @torch.no_grad()
+    def bootstrap(self, observation: Tensor) -> Tensor:
+        """Target values (B,) of the actions that the online network, or without `double_dqn` the target, finds best."""
+        chooser = self.online if self.config.double_dqn else self.target
+        best = chooser(observation).argmax(1, keepdim=True)
+        q: Tensor = self.target(observation)
+        return q.gather(1, best)[:, 0]
+
+    @torch.no_grad()
     def frozen_value(self, observation: Tensor) -> Tensor | None:
         """F of observations, (B, A), which never changes until the next injection; None where no network was frozen whole."""
         return self.online.snapshot(observation) if len(self.online.snapshot) else None

@@ -1,20 +1,20 @@
 """Soft Actor-Critic (Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications"), by the direct path alone.
 
     y        = r + gamma (1 - terminated) (min_i Q_target_i(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
-    critics  sum_i mean (Q_i(s, a) - y)^2
+    critics  sum_i mean (Q_i(s, a) - y)^2 / 2
     actor    mean (alpha log pi(a~|s) - min_i Q_i(s, a~)),   a~ = tanh(mean(s) + std(s) noise)
     alpha    mean -log alpha (log pi(a~|s) + target entropy)
 
-TorchRL's `SACLoss` gives the same losses and gradients (tested). Two critics, each with a target that follows it by Polyak averaging, and
-an actor: three networks without an encoder, each of which can be grown. An injection adds to the actor's mean and log standard deviation
-before they are clamped and squashed, and to a critic's value: the outputs are linear at their end, as injection asks.
+TorchRL's `SACLoss` gives the same losses and gradients, but for the factor 1/2, which it leaves out (tested). Two critics, each with a
+target that follows it by Polyak averaging, and an actor: three networks without an encoder, each of which can be grown. An injection adds to
+the actor's mean and log standard deviation before they are clamped and squashed, and to a critic's value: the outputs are linear at their
+end, as injection asks.
 
 A target's frozen heads go on following the critic's, which stand still: they were frozen as lagging as they were. Anchors never differ.
 
 Deviations:
     1. All losses are taken at the same weights, and one optimizer step follows, as in TorchRL's example; the authors' code and
        Stable-Baselines3 update critics and temperature first, and the actor against the critics as they are then.
-    2. The critics' loss has no factor 1/2, as TorchRL's; Adam divides it out, up to its epsilon.
 
 Units: a batch is (K x B) transitions, K updates of B; actions lie in [-1, 1].
 """
@@ -241,7 +241,7 @@ class SAC(AbstractLearner):
         with self._critics_held():
             q = torch.minimum(*(self.online[name](own) for name in CRITICS))
         losses = {
-            "critic": F.mse_loss(values[0], y) + F.mse_loss(values[1], y),
+            "critic": (F.mse_loss(values[0], y) + F.mse_loss(values[1], y)) / 2,
             "actor": (alpha * log_pi - q[:, 0]).mean(),
             "alpha": -(self.log_alpha * (log_pi.detach() + self.target_entropy)).mean(),
         }
@@ -288,6 +288,25 @@ class SAC(AbstractLearner):
         """The lesser of the critics' values (B,) of actions (B, A) at observations (B, D)."""
         both = torch.cat([observation, action], dim=-1)
         return torch.minimum(*(self.online[name](both) for name in CRITICS))[:, 0]
+
+    @torch.no_grad()
+    def bootstrap(self, observation: Tensor) -> Tensor:
+        """The lesser of the targets' values (B,) of the mode of the policy at observations (B, D)."""
+        action = torch.tanh(self.act(observation)[:, : self.spec.num_actions])
+        both = torch.cat([observation, action], dim=-1)
+        return torch.minimum(*(self.targets[name](both) for name in CRITICS))[:, 0]
+
+    @property
+    def bonus(self) -> float:
+        """The temperature times the entropy that it aims at, whose size is the number of dimensions."""
+        return float(self.temperature) * abs(self.target_entropy)
+
+    def improvement(self, observation: Tensor) -> Tensor:
+        """Where the critics say that the actor's means should go (B, A): the gradient of the value of the policy's mode."""
+        mean = self.act(observation)[:, : self.spec.num_actions].requires_grad_()
+        both = torch.cat([observation, torch.tanh(mean)], dim=-1)
+        value = torch.minimum(*(self.online[name](both) for name in CRITICS)).sum()
+        return torch.autograd.grad(value, mean)[0]
 
     @torch.no_grad()
     def frozen_value(self, observation: Tensor) -> Tensor | None:

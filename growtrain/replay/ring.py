@@ -381,6 +381,10 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         """Returns (num,) transitions drawn uniformly, on the ring's device, in TorchRL's layout."""
         return self.gather(self._to(self.device, self.sample_indices(num))).to_tensordict()
 
+    def rewards(self, flat: Tensor) -> Tensor:
+        """Returns the rewards (n,) of the transitions that leave (n,) int64 flat rows on the host, on its device."""
+        return self._transitions[:, -3].index_select(0, self._to(self.device, flat))
+
     def newest(self) -> Tensor:
         """Returns the lanes' current observations, (num_lanes, *observation_shape) on its device, made of its frames."""
         return self.observations(self.newest_rows())
