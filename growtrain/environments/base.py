@@ -14,7 +14,7 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 Frames = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
-Actions = npt.NDArray[np.integer[Any]] | Vectors  # (N,) of discrete ones, (N, A) of continuous ones
+Actions = npt.NDArray[Any]  # (N,) integers, or (N, A) float32 of continuous ones
 
 
 class EnvironmentHung(RuntimeError):

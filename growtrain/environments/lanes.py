@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from growtrain.environments.base import Actions, Bools, Frames, Spec, Vectors, VectorStep
+from growtrain.environments.base import Actions, Bools, Spec, VectorStep
 
 
 def lane_seed(seed: int, lane: int, seeding: int) -> int:
@@ -53,7 +53,7 @@ class LaneEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         self._idle: Bools = np.ones(num_envs, dtype=np.bool_)  # lanes without one
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._return = np.zeros(num_envs, dtype=np.float64)
-        self._observation: Frames | Vectors = np.zeros(0, dtype=np.uint8)
+        self._observation: npt.NDArray[Any] = np.zeros(0, dtype=np.uint8)
         self._set_seed(seed)
 
     # To be given

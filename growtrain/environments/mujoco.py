@@ -95,7 +95,7 @@ class MujocoEnvironment(LaneEnvironment):
         task = copy.deepcopy(gymnasium.spec(self.game))
         assert task.max_episode_steps is not None
         task.max_episode_steps = min(task.max_episode_steps, max_episode_frames)
-        options = {"render_mode": "rgb_array", "width": 160, "height": 160} if render else {}
+        options: dict[str, Any] = {"render_mode": "rgb_array", "width": 160, "height": 160} if render else {}
         try:
             import mujoco
 

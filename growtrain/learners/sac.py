@@ -6,9 +6,9 @@
     alpha    mean -log alpha (log pi(a~|s) + target entropy)
 
 TorchRL's `SACLoss` gives the same losses and gradients, but for the factor 1/2, which it leaves out (tested). Two critics, each with a
-target that follows it by Polyak averaging, and an actor: three networks without an encoder, each of which can be grown. An injection adds to
-the actor's mean and log standard deviation before they are clamped and squashed, and to a critic's value: the outputs are linear at their
-end, as injection asks.
+target that follows it by Polyak averaging, and an actor: three networks without an encoder, each of which can be grown. An injection adds
+to the actor's mean and log standard deviation before they are clamped and squashed, and to a critic's value: the outputs are linear at
+their end, as injection asks.
 
 A target's frozen heads go on following the critic's, which stand still: they were frozen as lagging as they were. Anchors never differ.
 

@@ -74,7 +74,7 @@ def from_distribution(
     if sampled:
         std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
         mean = mean + std * generator.standard_normal(mean.shape, dtype=np.float32)
-    actions: Vectors = np.tanh(mean)
+    actions: Vectors = np.tanh(mean).astype(np.float32)
     if epsilon > 0:
         explore = generator.random((len(actions), 1)) < epsilon
         actions = np.where(explore, uniform(generator, actions.shape), actions)
