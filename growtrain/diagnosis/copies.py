@@ -15,9 +15,10 @@ from growtrain.replay.ring import LaneRing
 from growtrain.runs.checkpoint import Checkpoint
 
 
-def copies_of_checkpoint(checkpoint: Checkpoint) -> list[Copy]:
-    """The copies of a checkpoint's network that its learning test compares."""
-    return copies_of(checkpoint.config, encoder_frozen=read_saved(checkpoint.state["learner"]).encoder_frozen)
+def copies_of_checkpoint(checkpoint: Checkpoint, part: str = "") -> list[Copy]:
+    """The copies of a checkpoint's network that its learning test compares; `part` is one of `parts_of`."""
+    frozen = read_saved(checkpoint.state["learner"]).encoder_frozen
+    return copies_of(checkpoint.config, encoder_frozen=frozen, network=part)
 
 
 def parts_of(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -56,4 +57,4 @@ def compare_copies_of(
     learner, ring = agent_of(checkpoint, device)
     network = next(name for name in learner.networks if name.startswith(part))
     seeds = np.random.SeedSequence(checkpoint.config.entropy)
-    return compare_copies(learner, ring, test, seeds, copies_of_checkpoint(checkpoint), stop, network)
+    return compare_copies(learner, ring, test, seeds, copies_of_checkpoint(checkpoint, part), stop, network)

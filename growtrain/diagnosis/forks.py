@@ -63,7 +63,7 @@ def cost_lines(run: Path, checkpoint: Checkpoint, settings: Settings) -> list[st
     test, parts = settings.test, parts_of(checkpoint)
     arms = sum(len(parts) if arm == "inject" else 1 for arm in settings.arms)  # one for each part that is injected
     forks = arms * settings.seeds
-    networks = len(copies_of_checkpoint(checkpoint)) * len(parts)
+    networks = sum(len(copies_of_checkpoint(checkpoint, part)) for part in parts)
     lines = [f"learning test: {test.seeds} seeds x {networks} networks x {test.warm_up + test.updates} updates"]
     if forks:
         speeds = [record["frames_per_second"] for record in read_jsonl(run / "metrics.jsonl")[-100:]]

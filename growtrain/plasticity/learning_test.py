@@ -16,7 +16,8 @@ Every copy starts from its own predictions plus that change, so all have the sam
 parameters can move the function, and a fresh part has no disadvantage for knowing nothing (the idea of injection itself).
 
 Of a learner with several networks one is tested: of SAC a critic, whose value of the action that was taken is to move as above, or the
-actor, one of whose means at each state is to move where the critics' gradient says.
+actor, one of whose means at each state is to move where the critics' gradient says. An actor's slots are fresh in all copies: those of the
+run have seen the entropy's gradients, beside which such changes are small, and its optimizer is not judged.
 
 All of them learn with Adam, whatever the run's optimizer: where TD errors are small, DQN's epsilon makes the steps of centred RMSProp so
 small that no copy learns anything in a few hundred updates at the run's learning rate, and hardly one evenly at any. RMSProp's slots
@@ -102,15 +103,21 @@ class Interrupted(Exception):
     """The test was asked to stop before its end."""
 
 
-def copies_of(config: Config, *, encoder_frozen: bool) -> list[Copy]:
+def copies_of(config: Config, *, encoder_frozen: bool, network: str = "") -> list[Copy]:
     """The copies that are tested: all but what the run could not have done to its network.
 
-    Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam.
+    Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam, or the
+    network is an actor.
     """
     kinds = {copy: KINDS[intervention] for copy, intervention in COPIES.items() if intervention}
     same = {copy for copy, kind in kinds.items() if encoder_frozen and "encoder" in kind.born}
-    same |= {copy for copy, kind in kinds.items() if config.optimizer != "adam" and kind.place == "optimizer"}
+    same |= {copy for copy, kind in kinds.items() if kind.place == "optimizer" and not _keeps_slots(config, network)}
     return [copy for copy in COPIES if copy not in same]
+
+
+def _keeps_slots(config: Config, network: str) -> bool:
+    """Whether the test's Adam goes on with the run's slots."""
+    return config.optimizer == "adam" and network != "actor"
 
 
 def compare_copies(
@@ -228,7 +235,7 @@ def make_copy(
             fresh_copy(part, generator)
         intervene(kind, [network], learner.optimizer, observations, config, generator)
     trainable = [p for p in network.parameters() if p.requires_grad]
-    adam = config.optimizer == "adam"
+    adam = _keeps_slots(config, name or "")
     optimizer = make_optimizer(
         "adam", trainable, lr=config.lr, eps=config.optimizer_eps if adam else _EPS, decay=config.optimizer_decay
     )

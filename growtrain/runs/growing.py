@@ -91,7 +91,11 @@ class Growing:
         with self.accounts.phases("decision"):
             start = time.perf_counter()
             seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
-            curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, ("current", "inject"))
+            copies, network = (
+                ("current", "inject"),
+                next(iter(learner.plastic_parts)),
+            )  # the first of those that would grow
+            curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, network=network)
             errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
             self.decision = decide(
                 rule,

@@ -615,11 +615,6 @@ class Config:
             "intervention",
             "has no encoder to reset in SAC's networks: use reset-head, which is all of each of them",
         )
-        self._require(
-            schedule.adaptive is None,
-            "schedule",
-            "measures the values of discrete actions: use grow3x, at:... or every:...",
-        )
 
     def _check_copies(self, schedule: Schedule) -> None:
         """A network is frozen whole at a copy of the target: one must come for every injection."""
@@ -718,14 +713,17 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it.
 
-        A field that decides nothing of what is learned may be missing, and has its default then: a run outlives a new flag.
+        A field that decides nothing of what is learned, or has no effect beside the others, may be missing, and has its default then: a
+        run outlives a new flag.
         """
         fields = dataclasses.fields(cls)
         unknown = set(values) - {item.name for item in fields}
         missing = {item.name for item in fields if item.metadata["identity"]} - set(values)
-        if wrong := sorted(unknown | missing):
+        config = None if unknown else cls(**values)
+        if wrong := sorted(unknown | {name for name in missing if config is None or has_effect(name, config)}):
             raise ConfigError(f"configuration has unknown or missing fields: {', '.join(wrong)}")
-        return cls(**values)
+        assert config is not None
+        return config
 
     def fingerprint(self) -> str:
         """Twelve hex digits over the fields that decide what is learned; runs that differ only in how they run share it."""

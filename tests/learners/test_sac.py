@@ -1,6 +1,7 @@
 """The Soft-Actor-Critic learner against TorchRL's loss and naive oracles, before and after growth."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.losses import tanh_gaussian
 from growtrain.learners.make import make_learner
 from growtrain.learners.sac import SAC
-from growtrain.records import GrowthEvent
+from growtrain.plasticity.learning_test import LearningTest, compare_copies
+from growtrain.records import Decision, GrowthEvent
+from growtrain.runs.loop import train
 from growtrain.settings.config import Config
 from growtrain.settings.presets import sac
 from growtrain.settings.schedules import Intervention
@@ -331,6 +334,45 @@ def test_updates_that_are_not_finite_leave_everything_as_it_was() -> None:
     assert learner.report().skipped == 1
 
 
+def test_an_adaptive_run_asks_the_first_network_that_would_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mujoco")
+    asked: list[Any] = []
+
+    def compare(*arguments: Any, network: str) -> dict[str, list[list[float]]]:
+        asked.append((network, compare_copies(*arguments, network=network)))
+        return {"current": [[1.0]], "inject": [[0.5]]}
+
+    monkeypatch.setattr("growtrain.runs.growing.compare_copies", compare)
+    monkeypatch.setattr(
+        "growtrain.runs.growing.DECIDING", LearningTest(seeds=1, transitions=16, updates=4, warm_up=1, marks=1)
+    )
+    config = sac(
+        game="mujoco/Hopper-v5",
+        schedule="adaptive",
+        grow="actor",
+        total_frames=300,
+        width=16,
+        batch_size=8,
+        learning_starts=50,
+        replay_ratio=0.25,
+        adaptive_period=50,
+        adaptive_min_gap=50,
+        adaptive_patience=1,
+        eval_period=0,
+        diagnostics_period=0,
+        device="cpu",
+    )
+    records = list(train(config, tmp_path / "run"))
+    assert {name for name, _ in asked} == {"actor"}
+    assert all(set(errors) == {"current", "inject"} for _, errors in asked)
+    decisions = [record for record in records if isinstance(record, Decision)]
+    assert len(decisions) == len(asked) > 2
+    grown = [record for record in records if isinstance(record, GrowthEvent)]
+    assert len(grown) == sum(decision.inject for decision in decisions)
+
+
 def test_what_sac_cannot_do_is_said_in_a_line() -> None:
     with pytest.raises(
         ConfigError, match=r"--freeze is network: it cannot be kept in the replay for critics.*--grow actor"
@@ -340,6 +382,4 @@ def test_what_sac_cannot_do_is_said_in_a_line() -> None:
         sac(normalization="spectral")
     with pytest.raises(ConfigError, match="has no encoder to reset"):
         sac(schedule="at:0.5", intervention="reset-encoder")
-    with pytest.raises(ConfigError, match="values of discrete actions"):
-        sac(schedule="adaptive")
     assert Config(freeze="network").freeze == "network"
