@@ -1,6 +1,7 @@
 """Kills a real run with SIGKILL again and again, resumes it each time, and compares its end with a run that was never interrupted.
 
     python benchmarks/crash_soak.py --kills 50 --output results/crash_soak
+    python benchmarks/crash_soak.py --kills 20 --flags "--game minatar/breakout --freeze network" --output results/crash_soak_network
 
 Half of the kills are aimed at checkpoint writes: the process dies within milliseconds of the moment when a partial checkpoint appears.
 The others come at a random time in a life: while Python starts, while episodes are played again, while it learns, grows or publishes.
@@ -19,6 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `python -m growtrain` doe
 
 import argparse
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 from recording import describe_machine
 
+from growtrain.environments.make import spec_of
 from growtrain.replay.frames import FrameRing
 from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_newest
 from growtrain.telemetry.sinks import read_jsonl
@@ -168,28 +171,37 @@ def compare(one: Any, other: Any, path: str) -> list[str]:
             place for name in one if name not in TIMES for place in compare(one[name], other[name], f"{path}/{name}")
         ]
     if isinstance(one, torch.Tensor):
-        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(bits(one), bits(other))
     else:
         same = one == other
     return [] if same else [path]
 
 
+def bits(values: torch.Tensor) -> torch.Tensor:
+    """What is stored: a value that is not there is NaN, which equals nothing."""
+    return values.contiguous().view(torch.int32) if values.dtype == torch.float32 else values
+
+
 def replay(checkpoint: Checkpoint) -> torch.Tensor:
     """The frames in a checkpoint's replay."""
-    config = checkpoint.config
+    config, spec = checkpoint.config, spec_of(checkpoint.config)
     ring = FrameRing(
-        config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4
+        config.replay_capacity,
+        config.num_envs,
+        rng=np.random.default_rng(0),
+        frame_shape=spec.frame_shape,
+        stack_size=spec.stack_size,
     )
     ring.load_state_dict(checkpoint.state["ring"])
     checkpoint.load_frames(ring)
     return ring.frames
 
 
-def soak(kills: int, frames_per_kill: int, seed: int, directory: Path) -> dict[str, Any]:
+def soak(kills: int, frames_per_kill: int, seed: int, directory: Path, more: Sequence[str] = ()) -> dict[str, Any]:
     """Runs it all in `directory`; returns the record."""
     rng = np.random.default_rng(seed)
     checkpoint_period = max(16, frames_per_kill // (2 * CHECKPOINTS_PER_LIFE))
-    flags = settings(4_000 + kills * frames_per_kill, checkpoint_period)
+    flags = settings(4_000 + kills * frames_per_kill, checkpoint_period) + list(more)
     whole, killed = directory / "whole", directory / "killed"
     began = time.perf_counter()
     finish(launch("train", "--run-dir", str(whole), *flags))
@@ -236,10 +248,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs")
     parser.add_argument("--frames-per-kill", type=int, default=960, help="how much longer the run is for each kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--flags", default="", help="of the run, beside its own, in one string")
     parser.add_argument("--output", type=Path, help="writes the record to this path with .json added")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="crash_soak_") as directory:
-        record = soak(options.kills, options.frames_per_kill, options.seed, Path(directory))
+        record = soak(options.kills, options.frames_per_kill, options.seed, Path(directory), shlex.split(options.flags))
     if options.output:
         options.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(

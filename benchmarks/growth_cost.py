@@ -175,7 +175,11 @@ def make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]
 
 
 def time_rounds(
-    updates: Sequence[Callable[[], object]], device: torch.device, seconds: float, updates_per_turn: int
+    updates: Sequence[Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    updates_per_turn: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds per update of each learner in every round; the order of turns is reversed from round to round.
 
@@ -184,6 +188,7 @@ def time_rounds(
         device: waited for before and after a turn.
         seconds: how long to go on; at least `LEAST_ROUNDS` rounds are made after `WARM_UP_ROUNDS` that are not counted.
         updates_per_turn: updates of a learner before the next one's turn, after one that is not counted.
+        clock: in seconds, what turns are timed by.
     """
     rounds: list[list[float]] = []
     deadline, number = float("inf"), 0
@@ -195,11 +200,11 @@ def time_rounds(
         for index in order:
             updates[index]()
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             for _ in range(updates_per_turn):
                 updates[index]()
             synchronize(device)
-            taken[index] = (time.perf_counter() - start) / updates_per_turn
+            taken[index] = (clock() - start) / updates_per_turn
         if number >= WARM_UP_ROUNDS:
             rounds.append(taken)
         number += 1

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--replay-capacity 1M] [--num-envs 8] [--schedule grow3x] [--anchor frozen]
 
-Builds the run's parts, touches every row of the replay, does updates at every stage and one evaluation, and reads the process's peak
-resident size and, with `--device cuda`, the peak of what it holds of the GPU. Prints one JSON line.
+Builds the run's parts, touches every row of the replay, grows, does updates at every stage, one evaluation and a checkpoint, and reads the
+process's peak resident size and, with `--device cuda`, the peak of what it holds of the GPU. Prints one JSON line.
 
 Units: bytes.
 """
@@ -20,8 +20,8 @@ import torch
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.make import spec_of
-from growtrain.growth.transaction import grow
 from growtrain.planning.costs import make_plan
+from growtrain.runs.checkpoint import CheckpointWriter
 from growtrain.runs.evaluation import evaluate
 from growtrain.runs.run import Run
 from growtrain.settings.presets import paper
@@ -37,10 +37,10 @@ def main() -> int:
     run.ring.frames.fill_(7)
     while run.collector.agent_steps < 1_000:
         run.step()
-    observations = run.ring.sample(32)["observation"]
     for stage in range(len(run.schedule.injection_frames) + 1):
         if stage:
-            grow(run.learner, observations, anchor=config.anchor, generator=torch.Generator().manual_seed(stage))
+            run.learner.copy_target()  # a network is frozen whole at a copy
+            list(run.growing.grow())
             run.learner.copy_target()
         for _ in range(20):
             if run.captured is None:
@@ -49,6 +49,8 @@ def main() -> int:
                 run.captured.update(run.ring.sample_indices(2 * config.batch_size))
     brief = dataclasses.replace(config, eval_episodes=config.num_envs, max_episode_frames=20_000 // config.num_envs)
     evaluate(run.learner.act, brief, frames=0, stage=run.growing.stage, device=run.device)
+    writer = CheckpointWriter(run.run_dir, keep=0)
+    writer.save(run.state_dict(), run.ring, config, frames=run.frames, device=run.device)
     needed = make_plan(config, spec_of(config)).memory.needed(run.device.type)
     record = _compare(needed["host"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if run.device.type == "cuda":

@@ -24,6 +24,7 @@ import torch
 from growtrain.analysis.plots import to_svg
 from growtrain.runfiles import PARTIAL
 from growtrain.runs.provenance import git_commit
+from growtrain.settings.machine import cpu_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "git_commit": commit,
         "git_modified": None if (status := commit and _git("status", "--porcelain", "-uno")) is None else bool(status),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -179,12 +180,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    """The processor's name; its architecture where Linux does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
+from unittest import mock
 
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `growtrain` does, before torch is imported
 
@@ -47,7 +48,6 @@ from wallclock_cells import (
     measure_busy,
     measure_window,
     open_stack,
-    play,
 )
 from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
@@ -61,7 +61,7 @@ from growtrain.learners.make import resolve_device
 from growtrain.planning.costs import make_plan
 from growtrain.runs.loop import train
 from growtrain.runs.run import Run
-from growtrain.settings.config import Anchor, Config
+from growtrain.settings.config import Anchor, Config, Freeze
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import make_schedule
 from growtrain.settings.text import ConfigError, parse_count
@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> None:
                     if job.stack == stack:
                         share = job.weight / sum(later.weight for later in jobs[place:])
                         now = time.perf_counter()
-                        measure_job(run, job, raw, options, now + share * max(0.0, end - now), output)
+                        measure_job(run, job, raw, options, now + share * max(0.0, end - now), output, Path(scratch))
         validate(options, explicit, jobs, raw, Path(scratch))
     raw["seconds"] = time.perf_counter() - start
     write(output, raw)
@@ -190,23 +190,27 @@ def make_jobs(options: argparse.Namespace, explicit: dict[str, Any]) -> list[Job
 def make_arms(
     options: argparse.Namespace, settings: dict[str, Any], stack: str, anchors: Sequence[Anchor]
 ) -> tuple[Arm, ...]:
-    """The growing arms of one small width, one for each anchor and choice of a frozen encoder, and the full-width baseline."""
+    """The growing arms of one small width, one for each form of injection and choice of a frozen encoder, and the full-width baseline."""
     preset = settings.get("preset", "paper")
     config, _ = resolve(preset, settings)
     injections = len(make_schedule(config.schedule, config.total_frames, config.learning_starts).injection_frames)
     if not injections:
         raise ConfigError(f"--schedule {config.schedule} never grows: choose grow1x, grow3x or at:...")
     arms, small, full = [], config.width, config.width * (1 + injections)
-    for anchor in anchors:
+    forms = [{"freeze": "heads", "anchor": anchor} for anchor in anchors] if "heads" in options.forms else []
+    if "network" in options.forms:
+        forms.append({"freeze": "network"})
+    for form in forms:
         for freeze in options.freezes:
+            name = form.get("anchor", "network")
             cells = [f"w{small} stage 0"]
             for stage in range(1, 1 + injections):
                 cells.append(
-                    f"w{small} {anchor} stage {stage}" + (f" encoder frozen@{freeze}" if 0 < freeze <= stage else "")
+                    f"w{small} {name} stage {stage}" + (f" encoder frozen@{freeze}" if 0 < freeze <= stage else "")
                 )
-            overrides = {**settings, "anchor": anchor, "freeze_encoder_at": freeze}
+            overrides = {**settings, **form, "freeze_encoder_at": freeze}
             suffix = f", encoder frozen from {freeze}" if freeze else ""
-            arms.append((f"{config.schedule} {anchor}{suffix}", overrides, False, tuple(cells)))
+            arms.append((f"{config.schedule} {name}{suffix}", overrides, False, tuple(cells)))
     overrides = {**settings, "schedule": "fixed", "width": full}
     arms.append((f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
     return tuple(
@@ -240,6 +244,7 @@ def work_of(config: Config, spec: Spec) -> Work:
         checkpoint_transitions=sum(new),
         records=-(-config.total_frames // config.log_period),
         diagnostics=[stage.end_frame // every - stage.start_frame // every for stage in stages] if every else [],
+        sweep_rows=[min(capacity, stage.start_frame // FRAME_SKIP) if stage.flops_of_sweep else 0 for stage in stages],
     )
 
 
@@ -262,30 +267,49 @@ def _open_stack(
     return run
 
 
-def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Namespace, end: float, output: Path) -> None:
+def measure_job(
+    run: Run, job: Job, raw: dict[str, Any], options: argparse.Namespace, end: float, output: Path, scratch: Path
+) -> None:
     """Builds a job's cells and lets them take turns; without `--seconds`, until about `end`.
 
     The files are written after every turn of all cells, and again after the profiling: whatever ends the measurement, they hold what
     was measured until then.
     """
-    seconds: float | None = options.seconds
-    play(run)
-    run.save()  # what was played since the last checkpoint belongs to no cell
-    stack = raw["stacks"][job.stack]
+    with ExitStack() as open_cells:
+        _take_turns(_build_cells(run, job, options, scratch, open_cells), run, job, raw, options, end, output)
+
+
+def _build_cells(
+    run: Run, job: Job, options: argparse.Namespace, scratch: Path, open_cells: ExitStack
+) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
     for arm in job.arms:
         plan = make_plan(arm.config, run.learner.spec)
         config = cell_config(arm.config, options.fill, options.cell_capacity)
         for stage, key in enumerate(arm.cells):
             if key not in cells:
-                cells[key] = build(run, config, stage)
+                run_dir = scratch / f"{job.stack}-{job.kind}-{arm.small_width}-{len(cells)}"
+                cells[key] = build(run, config, stage, run_dir, open_cells)
                 cells[key].record |= {
                     "live_width": plan.stages[stage].live_width,
                     "frozen_width": plan.stages[stage].frozen_width,
                     "flops_per_update": plan.stages[stage].flops_per_update,
                 }
                 say(f"{job.stack}: {key} is ready")
-    left = job.weight
+    return cells
+
+
+def _take_turns(
+    cells: dict[str, Cell],
+    run: Run,
+    job: Job,
+    raw: dict[str, Any],
+    options: argparse.Namespace,
+    end: float,
+    output: Path,
+) -> None:
+    seconds: float | None = options.seconds
+    stack, left = raw["stacks"][job.stack], job.weight
     gauged = job.kind == "main" and job.stack == "fast" and options.validate
     gauge = Gauge(job.arms[0].config, run.learner.spec, run.device) if gauged else None
     for repeat in range(job.repeats):
@@ -297,14 +321,14 @@ def measure_job(run: Run, job: Job, raw: dict[str, Any], options: argparse.Names
         for key, cell in cells.items():
             share = (end - time.perf_counter()) / left / (1 + WARM_SHARE + EVALUATION_SHARE)
             left -= 1
-            window = measure_window(run, cell, seconds or max(MIN_WINDOW, share))
+            window = measure_window(cell, seconds or max(MIN_WINDOW, share))
             say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
         if not repeat:
             stack["cells"] |= {key: cell.record for key, cell in cells.items()}
             raw["arms"] += [_described(arm, run.learner.spec) for arm in job.arms]
         write(output, raw, figures=False)
     for cell in cells.values():
-        measure_busy(run, cell)
+        measure_busy(cell)
     write(output, raw, figures=False)
 
 
@@ -315,7 +339,7 @@ def _described(arm: Arm, spec: Spec) -> dict[str, Any]:
         "width": arm.small_width,
         "full_width": arm.full_width,
         "baseline": arm.baseline,
-        "anchor": None if arm.baseline else arm.config.anchor,
+        "anchor": None if arm.baseline else "network" if arm.config.freeze == "network" else arm.config.anchor,
         "cells": list(arm.cells),
         "work": dataclasses.asdict(work_of(arm.config, spec)),
     }
@@ -358,8 +382,9 @@ def validate(
         startup = time.perf_counter() - start
         before = gauge()
         run_dir, start = scratch / f"validation-{number}", time.perf_counter()
-        for _ in train(config, run_dir):
-            pass
+        with mock.patch("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE_ALL", 0):  # as in a run of full length
+            for _ in train(config, run_dir):
+                pass
         wall = time.perf_counter() - start
         work = work_of(config, make_spec(stack["num_actions"]))
         if lengths := [record["eval_frames"] for record in read_jsonl(run_dir / "evaluations.jsonl")]:
@@ -417,6 +442,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--freeze-encoder-at", dest="freezes", type=_counts, default=[0], help="arms that freeze it, as 0,1 (0: never)"
     )
+    parser.add_argument(
+        "--freeze", dest="forms", type=_forms, default=["heads"], help="heads, network, or heads,network"
+    )
     parser.add_argument("--stack", choices=("fast", "reference", "both"), default="fast")
     parser.add_argument("--width-sweep", type=_counts, default=[], help="small widths, as 512,1024,2048")
     parser.add_argument("--sweep-anchor", dest="sweep_anchors", type=_anchors, help="default: the first of --anchor")
@@ -440,6 +468,13 @@ def _anchors(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in get_args(Anchor)]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown: choose from {', '.join(get_args(Anchor))}")
+    return names
+
+
+def _forms(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in get_args(Freeze)]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown: choose from {', '.join(get_args(Freeze))}")
     return names
 
 

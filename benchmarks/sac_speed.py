@@ -49,7 +49,7 @@ def loop_arms(config: Config, run_dir: Path) -> dict[str, Arm]:
 
     def updates(count: int) -> None:
         for _ in range(count):
-            learner.update(run.replay.sample(config.batch_size).view(1, config.batch_size))
+            learner.update(run.ring.sample_batches(1, config.batch_size))
 
     return {"loop": steps, "update": updates}
 

@@ -50,12 +50,16 @@ from recording import (
 from sb3_dqn import Arm, Sample, sb3_arm
 
 from growtrain.environments.atari import FRAME_SKIP
+from growtrain.environments.base import Spec
 from growtrain.environments.games import canonical_game
 from growtrain.environments.make import make_environment
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.networks.heads import matrix_product
 from growtrain.planning.costs import network_shape, update_flops
+from growtrain.planning.hardware import hardware_of
+from growtrain.planning.limits import kernel_times, total
+from growtrain.planning.work import count_work
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config, Execution
 from growtrain.settings.presets import paper
@@ -256,8 +260,24 @@ def profile(loop: Loop, steps: int) -> dict[str, Any]:
         "seconds": seconds,
         "busy_seconds": busy,
         "busy_seconds_per_step": busy / steps,
+        "kernels_per_step": len(on_device) / steps,
         "kernels": [[name, counts[name], total / 1e6] for name, total in microseconds.most_common(TOP)],
         "operators": [[row.key, row.count, row.self_cpu_time_total / 1e6] for row in operators[:TOP]],
+    }
+
+
+def modelled(config: Config, spec: Spec, gpu: str) -> dict[str, Any]:
+    """What `plan --hardware` counts and models, to be set against the profile.
+
+    Returns:
+        `kernels_per_step`, copies included, of a step of all environments, and `update_seconds`, None where it does not know the GPU.
+    """
+    (work,), hardware = count_work(config, spec), hardware_of(gpu)
+    updates = config.num_envs * config.replay_ratio
+    least = hardware and (hardware.eager_kernel if config.execution == "eager" else hardware.graph_kernel).value
+    return {
+        "kernels_per_step": updates * len(work.update) + len(work.act) + len(work.store),
+        "update_seconds": total(kernel_times(work.update, hardware, least)) if hardware and least else None,
     }
 
 
@@ -309,6 +329,7 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         "sb3_missing": no_sb3,
         "samples": samples,
         "profile": profiled,
+        "modelled": modelled(config, spec, machine["gpu"]) if device.type == "cuda" else None,
     }
 
 
@@ -385,6 +406,13 @@ def _gpu_rows(record: dict[str, Any]) -> list[list[str]]:
         steps = [rate / FRAME_SKIP / settings["num_envs"] for rate in loop]
         busy = [record["profile"]["busy_seconds_per_step"] * rate for rate in steps]
         rows.append(_row("GPU busy in the loop (busy time of a profiled step x steps/s)", busy, 2))
+        counts = (record["profile"]["kernels_per_step"], record["modelled"]["kernels_per_step"])
+        rows.append(
+            ["kernels and copies of a step, profiled / modelled", " / ".join(f"{count:.0f}" for count in counts)]
+        )
+    if record["modelled"]["update_seconds"]:
+        least = [record["modelled"]["update_seconds"] * rate for rate in updates]
+        rows.append(_row("modelled least time of an update / measured", least, 2))
     return rows
 
 

@@ -1,17 +1,19 @@
 """One network in one stage, timed on the training loop's own parts: speed, pauses, evaluations, checkpoints, GPU.
 
-A stack has one `Run`, so one replay and one set of environments, and the cells' learners are put into it in turn.
+Every cell is a `Run` of its own, which begins with the experience of its stack's, filled once by random play.
 
 Units: seconds on a monotonic clock that stands still in suspend; frames; transitions.
 """
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from recording import covered, device_events, synchronize
@@ -19,12 +21,10 @@ from recording import covered, device_events, synchronize
 from growtrain.environments.atari import FRAME_SKIP
 from growtrain.environments.base import Spec
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.learners.graph import make_captured, uses_graph
+from growtrain.learners.graph import uses_graph
+from growtrain.learners.make import make_learner
 from growtrain.planning.speed import make_update, synthetic_batches
-from growtrain.plasticity.measurer import Measurer
 from growtrain.runs.evaluation import evaluate
-from growtrain.runs.frozen_values import FrozenValues
-from growtrain.runs.growing import Growing
 from growtrain.runs.run import Run
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Config
@@ -41,12 +41,9 @@ GAUGE_SECONDS = 1.0
 
 @dataclass(kw_only=True)
 class Cell:
-    """A network in a stage: its learner, ready to be put into a run, and what was measured of it."""
+    """A network in a stage: a run that has grown so far, and what was measured of it."""
 
-    config: Config
-    learner: DoubleDQN
-    captured: Any
-    growing: Growing
+    run: Run
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,7 +79,6 @@ def open_stack(config: Config, run_dir: Path, open_runs: ExitStack) -> tuple[Run
     run = Run(config, run_dir)
     open_runs.enter_context(run.recording())
     startup = time.perf_counter() - start
-    open_runs.callback(setattr, run, "config", config)  # the cells put theirs in its place
     play(run)
     run.save()
     checkpoints = [timed_checkpoint(run)]
@@ -118,35 +114,43 @@ def cell_config(config: Config, fill: int, capacity: int) -> Config:
     )
 
 
-def build(run: Run, config: Config, stage: int) -> Cell:
-    """A learner grown to `stage` by the run itself; compilation, pauses, first step and a checkpoint are timed."""
-    compile_seconds = timed_compilation(run, config)
-    learner = make_learner(run, config)
-    captured = make_captured(learner, run.ring) if uses_graph(config, run.device) else None
-    growing = Growing(
-        config,
-        run.schedule,
-        measurer=Measurer(config, learner, run.ring),
-        frozen_values=FrozenValues(learner, run.ring),
-        collector=run.collector,
-        accounts=run.accounts,
-        generator=run.growing.generator,
-    )
-    cell = Cell(config=config, learner=learner, captured=captured, growing=growing)
-    enter(run, cell)
-    growth_seconds = []
+def build(stack: Run, config: Config, stage: int, run_dir: Path, open_runs: ExitStack) -> Cell:
+    """A run grown to `stage` by itself; compilation, pauses, first step and a checkpoint are timed.
+
+    Args:
+        stack: whose experience it begins with.
+        config: of its arm, see `cell_config`.
+        stage: how often it grows.
+        run_dir: where its files go.
+        open_runs: closes it.
+    """
+    run_dir.mkdir(parents=True)
+    run = Run(config, run_dir)
+    open_runs.enter_context(run.recording())
+    run.ring.load_state_dict(stack.ring.state_dict())
+    run.collector.load_state_dict(stack.collector.state_dict())
+    # It owes the updates of the last step, as it does between two steps of training.
+    run.learner.updates = updates_due(config, run.collector.agent_steps - config.num_envs)
+    compile_seconds = timed_compilation(run)
+    growth_seconds, sweeps = [], []
     for _ in range(stage):
         play(run)  # so that the optimizer has what a growth must keep
+        if run.growing.kind.at_target_copy:
+            run.learner.copy_target()
         start = time.perf_counter()
-        events = list(growing.grow())
-        growth_seconds.append(time.perf_counter() - start)
+        with timed_sweep(run) as sweep:
+            events = list(run.growing.grow())
+        growth_seconds.append(time.perf_counter() - start - sweep["seconds"])
+        sweeps.append(sweep)
         assert events, "the growth was rolled back"
     first = [play(run)]
-    learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
+    run.learner.copy_target()  # what is frozen is shared with the target from its first copy on, and captured anew
     first.append(play(run))
-    cell.record = {
+    run.save()
+    record = {
         "compile_seconds": compile_seconds,
         "growth_seconds": growth_seconds,
+        "sweeps": sweeps,
         "first_step_seconds": [window["seconds"] / window["steps"] for window in first],
         "evaluations": [],
         "checkpoint_seconds": timed_checkpoint(run)["seconds"],
@@ -159,20 +163,31 @@ def build(run: Run, config: Config, stage: int) -> Cell:
             else f"the run computes on {run.device.type}, which CUDA does not profile",
         },
     }
-    return cell
+    return Cell(run=run, record=record)
 
 
-def make_learner(run: Run, config: Config) -> DoubleDQN:
-    """A fresh learner of an arm's first stage."""
-    generator = torch.Generator().manual_seed(0)
-    return DoubleDQN(config, run.learner.spec, width=config.width, device=run.device, generator=generator)
+@contextmanager
+def timed_sweep(run: Run) -> Iterator[dict[str, float]]:
+    """Rows and seconds of the sweep that a growth in it does, which a complete run does over more rows; 0 and 0 without one."""
+    values, measured = run.frozen_values, {"rows": 0, "seconds": 0.0}
+    sweep = values.sweep
+
+    def timed() -> None:
+        start = time.perf_counter()
+        sweep()
+        synchronize(run.device)
+        measured.update(rows=len(run.ring.rows_read()), seconds=time.perf_counter() - start)
+
+    with mock.patch.object(values, "sweep", timed):
+        yield measured
 
 
-def timed_compilation(run: Run, config: Config) -> float:
+def timed_compilation(run: Run) -> float:
     """What the first update of an arm takes beyond its second, on a throw-away learner: later ones in this process find it compiled."""
-    learner, seconds = make_learner(run, config), []
-    batches = run.replay.sample(config.batch_size).view(1, config.batch_size)
+    generator, seconds = torch.Generator().manual_seed(0), []
+    learner = make_learner(run.config, run.learner.spec, device=run.device, generator=generator)
     for _ in range(2):
+        batches = run.ring.sample_batches(1, run.config.batch_size)
         synchronize(run.device)
         start = time.perf_counter()
         learner.update(batches)
@@ -181,16 +196,9 @@ def timed_compilation(run: Run, config: Config) -> float:
     return max(0.0, seconds[0] - seconds[1])
 
 
-def enter(run: Run, cell: Cell) -> None:
-    """Puts a cell's learner into the run, owing the updates of the last step, as it does between two steps of training."""
-    run.config, run.learner, run.captured = cell.config, cell.learner, cell.captured
-    run.growing, run.measurer = cell.growing, cell.growing.measurer
-    run.learner.updates = updates_due(run.config, run.collector.agent_steps - run.config.num_envs)
-
-
-def measure_window(run: Run, cell: Cell, seconds: float) -> dict[str, Any]:
+def measure_window(cell: Cell, seconds: float) -> dict[str, Any]:
     """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run."""
-    enter(run, cell)
+    run = cell.run
     play(run, WARM_SHARE * seconds)
     monitor = open_monitor(run.device, MONITOR_PERIOD)
     monitor.start()
@@ -207,19 +215,18 @@ def measure_window(run: Run, cell: Cell, seconds: float) -> dict[str, Any]:
     return window
 
 
-def measure_busy(run: Run, cell: Cell) -> None:
+def measure_busy(cell: Cell) -> None:
     """Profiles a cell on a GPU; after all windows, for what a profiler leaves in the driver may slow down those that follow."""
-    if run.device.type == "cuda":
-        enter(run, cell)
-        play(run, PROFILE_SECONDS)
-        cell.record["busy"] = profile(run)
+    if cell.run.device.type == "cuda":
+        play(cell.run, PROFILE_SECONDS)
+        cell.record["busy"] = profile(cell.run)
 
 
 def play(run: Run, seconds: float = 0.0, *, steps: int = 1) -> dict[str, Any]:
     """A run's steps, without what is periodic, for `seconds` and at least `steps`, in whole cycles of updates.
 
     Args:
-        run: in which a learner has been put.
+        run: to go on with.
         seconds: how long.
         steps: of all environments, at least.
 

@@ -35,6 +35,7 @@ class Work:
         checkpoint_transitions: transitions that all checkpoints together add to those before them.
         records: lines of metrics.
         diagnostics: of the network's plasticity, per stage, beside those around a growth.
+        sweep_rows: of the replay that the growth before each stage computes what is frozen for.
     """
 
     warmup_frames: int
@@ -45,6 +46,7 @@ class Work:
     checkpoint_transitions: int
     records: int
     diagnostics: list[int] = field(default_factory=list)  # early results do not have them
+    sweep_rows: list[int] = field(default_factory=list)  # nor these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Costs:
         seconds_per_transition: more for each new transition.
         record_seconds, startup_seconds: of a line of metrics, and from nothing to the first frame.
         diagnostics_seconds: of a measure of the network's plasticity.
+        seconds_per_row: of the replay's sweep that comes with the growth.
     """
 
     warmup_speed: float
@@ -70,6 +73,7 @@ class Costs:
     record_seconds: float
     startup_seconds: float
     diagnostics_seconds: list[float]
+    seconds_per_row: list[float]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def project(work: Work, costs: Costs) -> Projection:
         startup=costs.startup_seconds,
         warmup=work.warmup_frames / costs.warmup_speed,
         stages=[frames / speed for frames, speed in zip(work.stage_frames, costs.speeds, strict=True)],
-        growth=sum(costs.growth_seconds),
+        growth=sum(costs.growth_seconds)
+        + sum(n * s for n, s in zip(work.sweep_rows, costs.seconds_per_row, strict=False)),
         evaluation=sum(n * e.at(work.eval_frames) for n, e in zip(work.evaluations, costs.evaluations, strict=True)),
         checkpoints=sum(n * s for n, s in zip(work.checkpoints, costs.checkpoint_seconds, strict=True))
         + costs.seconds_per_transition * work.checkpoint_transitions,
@@ -169,6 +174,7 @@ def costs_of(stack: Raw, arm: Raw, repeat: int | None = None) -> Costs:
         record_seconds=median(stack["record_seconds"]),
         startup_seconds=stack["startup_seconds"] + cells[0]["compile_seconds"] + _excess(cells[0]),
         diagnostics_seconds=[cell.get("diagnostics_seconds", 0.0) for cell in cells],
+        seconds_per_row=[0.0, *(_seconds_per_row(stack, arm, stage) for stage in range(1, len(cells)))],
     )
 
 
@@ -195,6 +201,13 @@ def _growth_seconds(stack: Raw, arm: Raw, stage: int) -> float:
     later = [stack["cells"][key] for key in arm["cells"][stage:]]
     pauses: list[float] = [each["growth_seconds"][stage - 1] for each in later]
     return median(pauses) + _excess(cell)
+
+
+def _seconds_per_row(stack: Raw, arm: Raw, stage: int) -> float:
+    """Median of all sweeps of the replay that came with a growth to this stage and kind; 0 without any."""
+    later = [stack["cells"][key].get("sweeps", []) for key in arm["cells"][stage:]]
+    swept = [sweeps[stage - 1] for sweeps in later if sweeps]
+    return median([each["seconds"] / each["rows"] for each in swept if each["rows"]] or [0.0])
 
 
 def _excess(cell: Raw) -> float:

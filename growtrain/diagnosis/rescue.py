@@ -12,12 +12,13 @@ import dataclasses
 from typing import Any
 
 from growtrain.environments.base import Spec
+from growtrain.growth.kinds import kind_of
 from growtrain.learners.foreign_weights import OBSERVATION_SHAPE, Weights
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.resuming import changed_config, done_injections, next_time
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
-from growtrain.settings.schedules import make_schedule
+from growtrain.settings.schedules import copy_of_last, make_schedule
 from growtrain.settings.text import ConfigError, flag
 
 
@@ -112,7 +113,12 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
         "epsilon_decay_frames": 0,
     }
     config = dataclasses.replace(config, **{name: value for name, value in warm.items() if name not in explicit})
-    begin = config.learning_starts + config.frame_skip * config.num_envs
+    step = config.frame_skip * config.num_envs
+    begin = config.learning_starts + step
+    if "learning_starts" not in explicit and kind_of(config.intervention, config).at_target_copy:
+        # The first update comes after that copy, too, so that what is frozen is the file's network.
+        begin = copy_of_last((begin,), config.target_period)
+        config = dataclasses.replace(config, learning_starts=-(-begin // step) * step - step)
     schedule = rescue_schedule(explicit.get("schedule"), (), begin, frames - begin)
     make_schedule(schedule, frames, config.learning_starts)
     notes.append(

@@ -96,6 +96,11 @@ def _module(game: str) -> ModuleType:
     return module
 
 
+def game_object(game: str, *, difficulty_ramping: bool = True) -> Any:
+    """The package's own object of a game, without what surrounds it; raises `Unplayable` where the package is missing."""
+    return _module(game).Env(ramping=difficulty_ramping)
+
+
 class MinAtarEnvironment(LaneEnvironment):
     """N lanes of a MinAtar game, or of a chain of them.
 
@@ -138,7 +143,7 @@ class MinAtarEnvironment(LaneEnvironment):
         super().__init__(num_envs, seed)
         self.games = games_of(game)
         self._sticky, self._most, self._ramping = sticky_actions, max_episode_frames, difficulty_ramping
-        each = [_module(name).Env(ramping=difficulty_ramping) for name in self.games]
+        each = [game_object(name, difficulty_ramping=difficulty_ramping) for name in self.games]
         self.channels = tuple(dict.fromkeys(name for env in each for name in env.channels))
         known = range(len(_MEANINGS))
         used = sorted({action for env in each for action in env.minimal_action_set()}) if minimal_actions else known
@@ -168,8 +173,7 @@ class MinAtarEnvironment(LaneEnvironment):
         if not 0 <= game < len(self.games):
             raise ValueError(f"game {game} of a chain of {len(self.games)} was asked for")
         self._game = game
-        env = _module(self.games[game]).Env
-        self._envs = [env(ramping=self._ramping) for _ in range(self.num_envs)]
+        self._envs = [game_object(self.game, difficulty_ramping=self._ramping) for _ in range(self.num_envs)]
         self._randoms = [env.random for env in self._envs]
         self._idle[:] = True
 

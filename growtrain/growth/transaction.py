@@ -8,7 +8,7 @@ ones stay as they were, so going back is putting the old objects in place again.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,7 @@ def apply(
     freeze_encoder: bool = False,
     frames: int | None = None,
     reason: str = "schedule",
+    also: Callable[[], None] | None = None,
 ) -> GrowthEvent:
     """Applies an intervention to a live learner.
 
@@ -75,6 +76,7 @@ def apply(
         freeze_encoder: the encoder stops learning and leaves the optimizer.
         frames: frames played so far, for the event.
         reason: why now, for the event.
+        also: what else belongs to it, done last; if it raises, the learner is rolled back, and the caller undoes what it has done.
 
     Returns:
         The event, with the measured changes of Q and the pause in seconds.
@@ -103,6 +105,8 @@ def apply(
             if not freeze_encoder and slots != kept[name]:
                 raise NotPreserved("optimizer slots that this intervention keeps were not kept")
             _check_outputs(f" ({name})" if len(subjects) > 1 else "", kind, before[name], after[name])
+        if also is not None:
+            also()
     changes = {
         name: [_max_change(*values) for values in zip(before[name], after[name], strict=True)] for name in subjects
     }

@@ -7,6 +7,7 @@ Units: frames; a batch is (K x B) transitions, K updates of B.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.environments.base import Spec
+from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
 
 
@@ -70,7 +72,7 @@ class AbstractLearner(ABC):
         return self.networks
 
     @abstractmethod
-    def inputs(self, batch: TensorDict) -> dict[str, Tensor]:
+    def inputs(self, batch: TensorDict | Batch) -> dict[str, Tensor]:
         """What each of the networks takes of a batch (B,) of transitions, by its name."""
 
     @abstractmethod
@@ -87,8 +89,13 @@ class AbstractLearner(ABC):
             frozen_value: what `frozen_value` gives for them, where that is known already.
         """
 
-    def frozen_value(self, observation: Tensor) -> Tensor | None:
-        """What networks that were frozen whole say of observations, (B, A): a fixed function until the next injection; None without any."""
+    def frozen_value(self, observation: Tensor, before: Tensor | None = None) -> Tensor | None:
+        """What networks that were frozen whole say of observations, (B, A): a fixed function until the next injection; None without any.
+
+        Args:
+            observation: of B moments.
+            before: what it was of them before the newest injection, where that is known: it costs the newest network's then.
+        """
         return None
 
     @abstractmethod
@@ -105,15 +112,18 @@ class AbstractLearner(ABC):
         return 0.0
 
     @abstractmethod
-    def update(self, batches: TensorDict) -> None:
-        """One gradient step on each of K batches (K, B); what follows an update, as a Polyak average does, is part of it.
+    def update(self, batches: TensorDict | Sequence[Batch]) -> None:
+        """One gradient step on each of K batches; what follows an update, as a Polyak average does, is part of it.
+
+        Args:
+            batches: (K, B) transitions in TorchRL's layout, or K batches (B,) of them as dictionaries.
 
         Raises:
             Diverged: where that can be known without waiting for the device.
         """
 
     @abstractmethod
-    def compute_loss(self, batch: TensorDict, generator: torch.Generator | None = None) -> Tensor:
+    def compute_loss(self, batch: TensorDict | Batch, generator: torch.Generator | None = None) -> Tensor:
         """The loss () of one batch (B,), with a graph, to look at.
 
         Args:
@@ -126,7 +136,7 @@ class AbstractLearner(ABC):
         """Draws what is random in the next `step`, outside of any graph."""
 
     @abstractmethod
-    def step(self, batch: TensorDict) -> None:
+    def step(self, batch: TensorDict | Batch) -> None:
         """One gradient step on one batch (B,), after `draw`; device work only, fit for a CUDA graph."""
 
     @abstractmethod

@@ -15,6 +15,8 @@ Units: a batch is (K x B) transitions, K updates of B; `update` never reads a de
 """
 
 import copy
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, LearnerReport
+from growtrain.learners.compiled import CompiledStep
 from growtrain.learners.finite import MAX_NONFINITE, count_nonfinite, new_counters, require_finite
 from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import can_compile, make_optimizer
@@ -34,13 +37,17 @@ from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import Snapshot
+from growtrain.replay.ring import Batch
 from growtrain.settings.budget import crossed
 from growtrain.settings.config import Config
 
 if TYPE_CHECKING:
     from torchrl.objectives import DQNLoss
 
-MIN_UPDATES_TO_COMPILE = 10_000  # compiling takes a few seconds, and saves about two milliseconds an update
+# Updates from which compiling pays: the optimizer's step takes a few seconds, and saves up to two milliseconds an update; the whole update
+# takes some seconds in every stage, and saves about half a millisecond.
+MIN_UPDATES_TO_COMPILE = 10_000
+MIN_UPDATES_TO_COMPILE_ALL = 50_000
 
 
 class DoubleDQN(AbstractLearner):
@@ -89,15 +96,20 @@ class DoubleDQN(AbstractLearner):
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer of the online network's trainable parameters."""
         config = self.config
-        updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
         return make_optimizer(
             config.optimizer,
             self.trainable(),
             lr=config.lr,
             eps=config.optimizer_eps,
             decay=config.optimizer_decay,
-            compiled=config.execution != "eager" and updates >= MIN_UPDATES_TO_COMPILE and can_compile(self.device),
+            compiled=self._compiles(MIN_UPDATES_TO_COMPILE),
         )
+
+    def _compiles(self, least: int) -> bool:
+        """Whether the run has so many updates, and may and can compile."""
+        config = self.config
+        updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
+        return config.execution != "eager" and updates >= least and can_compile(self.device)
 
     @property
     def head(self) -> InjectedHead:
@@ -117,19 +129,21 @@ class DoubleDQN(AbstractLearner):
         self._loss: DQNLoss | None = None
         self._share_frozen()
         self._trainable = self.trainable()
-        self._penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
+        self.penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
         if self.config.keeps_initial_weights:
             self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
         self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
         self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
+        whole = not self.asynchronous and self._compiles(MIN_UPDATES_TO_COMPILE_ALL)
+        self._compiled = CompiledStep(self) if whole else None
 
     @property
     def networks(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
         """The Q-network and its target."""
         return {"q_network": (self.online, self.target)}
 
-    def inputs(self, batch: TensorDict) -> dict[str, Tensor]:
+    def inputs(self, batch: TensorDict | Batch) -> dict[str, Tensor]:
         """The observations of a batch."""
         return {"q_network": batch["observation"]}
 
@@ -148,13 +162,14 @@ class DoubleDQN(AbstractLearner):
             )
         return self._loss
 
-    def update(self, batches: TensorDict) -> None:
+    def update(self, batches: TensorDict | Sequence[Batch]) -> None:
         """One gradient step on each of K batches.
 
         Args:
-            batches: (K, B) transitions with `observation`, `action` and `next` {`observation`, `reward`, `done`, `terminated`}.
+            batches: (K, B) transitions with `observation`, `action` and `next` {`observation`, `reward`, `done`, `terminated`}, or K
+                such batches (B,) as plain mappings.
         """
-        for batch in batches.unbind(0):
+        for batch in self._with_target_values(batches.unbind(0) if isinstance(batches, TensorDict) else batches):
             self.step(batch)
             self.updates += 1
         if (
@@ -165,48 +180,72 @@ class DoubleDQN(AbstractLearner):
     def draw(self) -> None:
         """Nothing: no update is random."""
 
-    def step(self, batch: TensorDict) -> None:
+    def _with_target_values(self, batches: Sequence[TensorDict | Batch]) -> Sequence[TensorDict | Batch]:
+        """Several batches with the target's values of s', which stay the same between them: one large product costs less."""
+        if len(batches) < 2 or self.asynchronous or self.encoder_is_shared or self.config.execution == "eager":
+            return batches
+        following = [batch["next"] for batch in batches]
+        frozen = [part["frozen_value"] for part in following if "frozen_value" in part]
+        with torch.no_grad():
+            values = self.target(
+                torch.cat([part["observation"] for part in following]), torch.cat(frozen) if frozen else None
+            )
+        sizes = [len(batch["action"]) for batch in batches]
+        return [
+            {**dict(batch), "next": {**dict(part), "target_value": value}}
+            for batch, part, value in zip(batches, following, values.split(sizes), strict=True)
+        ]
+
+    def step(self, batch: TensorDict | Batch) -> None:
         """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
         vectors = [vector for layer in self._spectral for vector in (layer.left, layer.right)]
         vectors_before = [vector.clone() for vector in vectors]
         for layer in self._spectral:
             layer.power_iterate()
-        loss = self.compute_loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._regularized(loss))
-        bad = self._count_nonfinite(loss)
+        bad = self._apply(batch)
         for vector, before in zip(vectors, vectors_before, strict=True):
             vector.copy_(torch.where(bad, before, vector))
-        if not self.asynchronous and bool(bad):
-            return
+        project(self._projected, self._norms, unless=bad)
+
+    def _apply(self, batch: TensorDict | Batch) -> Tensor:
+        """Loss, gradients and the optimizer's step; returns () bool, whether they were not finite, and the network stayed as it was.
+
+        Run operation by operation on the CPU, the answer is known at once. What is compiled or captured tells it to the optimizer as a
+        gradient scaler does, which then moves no parameter (Adam skips the step, the moments of centred RMSProp decay by one).
+        """
+        if self._compiled is not None:
+            try:
+                return self._compiled(batch.to_dict() if isinstance(batch, TensorDict) else batch)
+            except Exception as error:  # compilation happens before anything is changed, and can fail in many ways
+                warnings.warn(f"the update could not be compiled and runs uncompiled: {error}", stacklevel=2)
+                self._compiled = None
+        loss = self.compute_loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        initial = [self.initial[p] for p in self.penalized] if self.initial else []
+        torch.autograd.backward(self.regularized(loss, self.penalized, initial))
+        with torch.no_grad():
+            gradients = [p.grad for p in self._trainable if p.grad is not None]
+            bad = count_nonfinite(loss, gradients, self.nonfinite)
+        if self.asynchronous:
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        elif bool(bad):
+            return bad
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        project(self._projected, self._norms, unless=bad)
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
+        return bad
 
     def step_tensors(self) -> list[Tensor]:
         """What `step` moves in place, the optimizer's slots aside."""
         return [*self.online.parameters(), *self.online.buffers(), self.loss_sum, self.nonfinite]
 
-    def _regularized(self, loss: Tensor) -> Tensor:
-        """The loss that is differentiated; what is reported, and compared between runs, is without the penalty."""
+    def regularized(self, loss: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:
+        """The loss that is differentiated; what is reported, and compared between runs, is without the penalty on the weights."""
         regularizer, strength = self.config.regularizer, self.config.regularizer_strength
         if regularizer == "none" or not strength:
             return loss
-        initial = [self.initial[p] for p in self._penalized] if regularizer == "l2-init" else []
-        return loss + strength * penalty(regularizer, self._penalized, initial)
-
-    def _count_nonfinite(self, loss: Tensor) -> Tensor:
-        """Counts and returns () bool, whether the loss or a gradient is not finite; such an update must leave the network as it is.
-
-        On the CPU the answer is known at once. A GPU keeps it and tells the optimizer as a gradient scaler does, which then moves no
-        parameter (Adam skips the step, the moments of centred RMSProp decay by one).
-        """
-        bad = count_nonfinite(loss, self.online.parameters(), self.nonfinite)
-        if self.asynchronous:
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        return bad
+        return loss + strength * penalty(regularizer, weights, initial)
 
     def require_finite(self) -> None:
         """Raises `Diverged` if a weight is not finite, or `MAX_NONFINITE` updates in a row could not be applied; reads all weights."""
@@ -231,7 +270,7 @@ class DoubleDQN(AbstractLearner):
         self._updates_at_report = self.updates
         return report
 
-    def compute_loss(self, batch: TensorDict, generator: torch.Generator | None = None) -> Tensor:
+    def compute_loss(self, batch: TensorDict | Batch, generator: torch.Generator | None = None) -> Tensor:
         """The loss () of one batch of B transitions, in the layout of `update`; nothing in it is random."""
         del generator
         if self.config.execution == "eager":
@@ -248,18 +287,18 @@ class DoubleDQN(AbstractLearner):
             q_tm1 = self.online(s_tm1, frozen_tm1)
             s_t = scale_frames(s_t, self.spec.scale)  # once for both networks
             with torch.no_grad():
-                q_t_value = self.target(s_t, frozen_t)
+                q_t_value = following["target_value"] if "target_value" in following else self.target(s_t, frozen_t)
                 q_t_selector = self.online(s_t, frozen_t) if self.config.double_dqn else q_t_value
         discount_t = self.config.discount * (~following["terminated"]).to(q_tm1.dtype)
         return double_dqn_loss(q_tm1, batch["action"], following["reward"], discount_t, q_t_value, q_t_selector)
 
-    def _frozen_values(self, batch: TensorDict) -> tuple[Tensor | None, Tensor | None]:
+    def _frozen_values(self, batch: TensorDict | Batch) -> tuple[Tensor | None, Tensor | None]:
         """F of s and s' (B, A): those that the replay has kept, or computed where it keeps none; None where nothing is frozen whole."""
+        if "frozen_value" in batch:
+            return batch["frozen_value"], batch["next"]["frozen_value"]
         if not len(self.online.snapshot):
             return None, None
-        if "frozen_value" in batch:
-            return batch["frozen_value"], batch["next", "frozen_value"]
-        return self.online.snapshot(batch["observation"]), self.online.snapshot(batch["next", "observation"])
+        return self.online.snapshot(batch["observation"]), self.online.snapshot(batch["next"]["observation"])
 
     def _q_on_shared_features(self, s_tm1: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three values of the loss; a frozen encoder, and a frozen bank that is shared, too, see each observation once."""
@@ -328,9 +367,9 @@ class DoubleDQN(AbstractLearner):
         return q.gather(1, best)[:, 0]
 
     @torch.no_grad()
-    def frozen_value(self, observation: Tensor) -> Tensor | None:
+    def frozen_value(self, observation: Tensor, before: Tensor | None = None) -> Tensor | None:
         """F of observations, (B, A), which never changes until the next injection; None where no network was frozen whole."""
-        return self.online.snapshot(observation) if len(self.online.snapshot) else None
+        return self.online.snapshot(observation, before=before) if len(self.online.snapshot) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later updates depend on: tensors by name (views), plain values, and the head's spec, which rebuilds it.

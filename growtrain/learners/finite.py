@@ -1,9 +1,7 @@
 """Updates that are not finite: they are counted, never applied, and end a run when they go on."""
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from growtrain.learners.base import Diverged
 from growtrain.settings.config import Config
@@ -16,13 +14,20 @@ def new_counters(device: torch.device) -> Tensor:
     return torch.zeros(3, dtype=torch.int64, device=device)
 
 
-@torch.no_grad()
-def count_nonfinite(loss: Tensor, parameters: Iterable[nn.Parameter], counters: Tensor) -> Tensor:
-    """Counts and returns () bool, whether the loss or a gradient is not finite; such an update must leave the networks as they are."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    total = torch.stack([loss.detach(), *torch._foreach_norm(gradients)]).sum()
+def count_nonfinite(loss: Tensor, gradients: list[Tensor], counts: Tensor) -> Tensor:
+    """Counts, and returns () bool, whether a loss () or a gradient is not finite.
+
+    Args:
+        loss: of a batch.
+        gradients: of what trains.
+        counts: `new_counters`; moved in place.
+    """
+    # Compiled, the largest number is found on the way through memory; run one by one, a norm of all gradients is the least to ask for.
+    compiling = torch.compiler.is_compiling()
+    sizes = [g.abs().amax() for g in gradients] if compiling else list(torch._foreach_norm(gradients))
+    total = torch.stack([loss.detach(), *sizes]).sum()
     bad = total - total != 0  # so it is of infinities and NaN; `isfinite` is five kernels
-    skipped, streak, longest = counters.unbind()
+    skipped, streak, longest = counts.unbind()
     skipped += bad
     streak.add_(1).mul_(bad)
     torch.maximum(longest, streak, out=longest)

@@ -7,7 +7,9 @@
 What they have in common with `QNetwork`: frames / 255, the newest of four frames last, and features flattened channel by channel. A network
 with other conventions has the same shapes and is taken without complaint; that its scores hold in the new run is how to know.
 
-Nothing in a file can run code: PyTorch's are read with `weights_only=True`.
+Nothing in a file can run code: PyTorch's are read with `weights_only=True`. So no exported program is taken. `torch.jit.load` runs the
+`__setstate__` of a TorchScript file, which can write files; `torch.export.load` falls back to a pickle where a safe one fails, takes
+pickled weights if the file says so, and evaluates its symbolic sizes (torch 2.13, `_export/serde/serialize.py`).
 
 Units: tensors are float32.
 """
@@ -37,6 +39,7 @@ _POSITIONS = 49  # of the last convolution's output, 7 x 7
 _MAX_BYTES = 1 << 30
 _INITIAL = "initial.safetensors"
 _ELSEWHERE = {"target", "targets", "optim", "optims", "optimizer", "optimizers", "optimiser"}  # words of a name
+_PROGRAMS = {"/constants.pkl": "TorchScript", "/archive_format": "torch.export"}  # by a file that no other archive has
 # What numpy's numbers are made of, which lie beside weights in many checkpoints; NumPy 1 and 2 name the function differently.
 _NUMBERS: Final[list[Any]] = [
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -149,8 +152,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_safetensors(content)
         except SafetensorError as error:
             raise ConfigError(f"{path} is not a whole safetensors file: {error}") from error
-    if content[:2] == b"PK" and "policy.pth" in _members(content):
+    members = _members(content) if content[:2] == b"PK" else []
+    if "policy.pth" in members:
         raise ConfigError(f"{path} is an archive of Stable-Baselines3: take policy.pth out of it first")
+    for ending, kind in _PROGRAMS.items():
+        if any(member.endswith(ending) for member in members):
+            raise ConfigError(
+                f"{path} is a program of {kind}, and to read it is to run what it brings along: save the model's state_dict() by "
+                "torch.save or safetensors"
+            )
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             return _flatten(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))

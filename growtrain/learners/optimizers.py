@@ -6,9 +6,10 @@
 optimizer at the same epsilon: MinAtar's DQN has it, and `rmsprop` is it.
 """
 
+import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,7 +53,7 @@ class CenteredRMSProp(torch.optim.Optimizer):
         if not (lr >= 0 and 0 <= decay < 1 and eps > 0):
             raise ValueError(f"lr {lr}, decay {decay}, eps {eps}: need lr >= 0, 0 <= decay < 1, eps > 0")
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps, "inside": inside})
-        self._step = _compile_step() if compiled else centered_rmsprop_step
+        self._step = compiled_anew(centered_rmsprop_step) if compiled else centered_rmsprop_step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy runs uncompiled; restored state leaves the step as it is."""
@@ -68,21 +69,24 @@ class CenteredRMSProp(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    for name in ("mean", "mean_square"):
-                        self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             self._apply(
                 parameters,
                 [parameter.grad for parameter in parameters],
-                [self.state[parameter]["mean"] for parameter in parameters],
-                [self.state[parameter]["mean_square"] for parameter in parameters],
+                *self.slots(parameters),
                 lr=group["lr"],
                 decay=group["decay"],
                 eps=group["eps"],
                 inside=group["inside"],
                 found_inf=self.found_inf,
             )
+
+    def slots(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The means and mean squares of parameters, zeros where there were none."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                for name in ("mean", "mean_square"):
+                    self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return [self.state[p]["mean"] for p in parameters], [self.state[p]["mean_square"] for p in parameters]
 
     def _apply(self, *tensors: list[Tensor], **settings: Any) -> None:
         try:
@@ -126,15 +130,15 @@ def centered_rmsprop_step(
     torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
 
 
-def _compile_step() -> Callable[..., None]:
-    """The step compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled."""
-    step = torch.compile(centered_rmsprop_step, dynamic=False)
+def compiled_anew(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled."""
+    compiled = torch.compile(function, dynamic=False)
 
-    def compiled(*arguments: Any, **settings: Any) -> None:
-        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILATIONS):
-            step(*arguments, **settings)
+    def call(*arguments: Any, **settings: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILATIONS, trace_autograd_ops=True):
+            return compiled(*arguments, **settings)
 
-    return compiled
+    return call
 
 
 def make_optimizer(
@@ -154,7 +158,9 @@ def make_optimizer(
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs at hand: a C++ compiler for the CPU, Triton and a C compiler for a GPU."""
+    """Whether `torch.compile` is allowed, and has what it needs: a C++ compiler for the CPU, Triton and a C compiler for a GPU."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return False
     if device.type == "cuda":
         return find_spec("triton") is not None and any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang"))
     return device.type == "cpu" and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))

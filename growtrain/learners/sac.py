@@ -21,7 +21,7 @@ Units: a batch is (K x B) transitions, K updates of B; actions lie in [-1, 1].
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from growtrain.networks.build import CRITICS, QNetwork, make_vector_network
 from growtrain.networks.heads import initialize
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import Snapshot
+from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
 
 MIN_UPDATES_TO_COMPILE = 10_000  # of centred RMSProp's step
@@ -130,7 +131,7 @@ class SAC(AbstractLearner):
         grow = self.config.grow
         return {name: pair for name, pair in self.networks.items() if grow == "both" or name.startswith(grow)}
 
-    def inputs(self, batch: TensorDict) -> dict[str, Tensor]:
+    def inputs(self, batch: TensorDict | Batch) -> dict[str, Tensor]:
         """Observations for the actor, and the critics' with the actions that were taken there."""
         observation = batch["observation"]
         both = torch.cat([observation, batch["action"]], dim=-1)
@@ -169,13 +170,14 @@ class SAC(AbstractLearner):
         ]
         return [lagging.data for lagging, _ in pairs], [leading.data for _, leading in pairs]
 
-    def update(self, batches: TensorDict) -> None:
+    def update(self, batches: TensorDict | Sequence[Batch]) -> None:
         """One gradient step on each of K batches, and a step of the targets after each.
 
         Args:
-            batches: (K, B) transitions with `observation`, `action` and `next` {`observation`, `reward`, `done`, `terminated`}.
+            batches: (K, B) transitions with `observation`, `action` and `next` {`observation`, `reward`, `done`, `terminated`}, or K
+                such batches (B,) as plain mappings.
         """
-        for batch in batches.unbind(0):
+        for batch in batches.unbind(0) if isinstance(batches, TensorDict) else batches:
             self.draw()
             self.step(batch)
             self.updates += 1
@@ -186,13 +188,15 @@ class SAC(AbstractLearner):
         """Draws the noise of the next step."""
         self._noise.normal_(generator=self.noise_generator)
 
-    def step(self, batch: TensorDict) -> None:
+    def step(self, batch: TensorDict | Batch) -> None:
         """One gradient step on one batch (B,) with the noise that was drawn, then one of the targets; fit for a CUDA graph."""
         losses, q_mean = self.losses(batch, self._noise)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._regularized(loss))
-        bad = count_nonfinite(loss, self._trainable, self.nonfinite)
+        with torch.no_grad():
+            gradients = [p.grad for p in self._trainable if p.grad is not None]
+            bad = count_nonfinite(loss, gradients, self.nonfinite)
         if self.asynchronous:
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         elif bool(bad):
@@ -216,14 +220,14 @@ class SAC(AbstractLearner):
         initial = [self.initial[p] for p in self._penalized] if regularizer == "l2-init" else []
         return loss + strength * penalty(regularizer, self._penalized, initial)
 
-    def losses(self, batch: TensorDict, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, batch: TensorDict | Batch, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The losses () of critics, actor and temperature, each with a gradient for its own parameters alone; and the mean of Q(s, a).
 
         Args:
             batch: (B,), in the layout of `update`.
             noise: (2, B, A) standard normal, of the actions drawn at s and at s'.
         """
-        following, size = batch["next"], batch.batch_size[0]
+        following, size = batch["next"], len(batch["action"])
         observation, alpha = batch["observation"], self.temperature
         frozen = self._frozen_values(batch)
         parameters_tm1 = self.online["actor"](observation, frozen[0])
@@ -258,18 +262,18 @@ class SAC(AbstractLearner):
             for parameter in self._critics_trainable:
                 parameter.requires_grad_(True)
 
-    def _frozen_values(self, batch: TensorDict) -> tuple[Tensor | None, Tensor | None]:
+    def _frozen_values(self, batch: TensorDict | Batch) -> tuple[Tensor | None, Tensor | None]:
         """F of the actor at s and s' (B, 2 A): those that the replay has kept, or computed; None where nothing is frozen whole."""
         snapshot = self.online["actor"].snapshot
         if not len(snapshot):
             return None, None
         if "frozen_value" in batch:
-            return batch["frozen_value"], batch["next", "frozen_value"]
-        return snapshot(batch["observation"]), snapshot(batch["next", "observation"])
+            return batch["frozen_value"], batch["next"]["frozen_value"]
+        return snapshot(batch["observation"]), snapshot(batch["next"]["observation"])
 
-    def compute_loss(self, batch: TensorDict, generator: torch.Generator | None = None) -> Tensor:
+    def compute_loss(self, batch: TensorDict | Batch, generator: torch.Generator | None = None) -> Tensor:
         """The sum of all losses (); the noise comes from `generator` (CPU), or is zero."""
-        shape = (2, batch.batch_size[0], self.spec.num_actions)
+        shape = (2, len(batch["action"]), self.spec.num_actions)
         noise = torch.zeros(shape) if generator is None else torch.randn(shape, generator=generator)
         losses, _ = self.losses(batch, noise.to(self.device))
         return torch.stack(list(losses.values())).sum()
@@ -309,10 +313,15 @@ class SAC(AbstractLearner):
         return torch.autograd.grad(value, mean)[0]
 
     @torch.no_grad()
-    def frozen_value(self, observation: Tensor) -> Tensor | None:
-        """What was frozen whole of the actor at observations, (B, 2 A); None without any."""
+    def frozen_value(self, observation: Tensor, before: Tensor | None = None) -> Tensor | None:
+        """What was frozen whole of the actor at observations, (B, 2 A); None without any.
+
+        Args:
+            observation: (B, D).
+            before: what it was of them before the newest injection, where that is known.
+        """
         snapshot = self.online["actor"].snapshot
-        return snapshot(observation) if len(snapshot) else None
+        return snapshot(observation, before=before) if len(snapshot) else None
 
     def require_finite(self) -> None:
         """Raises `Diverged` if a weight is not finite, or `MAX_NONFINITE` updates in a row could not be applied; reads all weights."""

@@ -18,8 +18,8 @@ class SavedLearner:
 
     Attributes:
         updates: gradient steps.
-        injections: the anchor of each that froze heads, in order; of several networks, of the one that grew most, as the next two are.
-        snapshots: how often the network was frozen whole.
+        injections: the anchor of each that froze heads, in order; of several networks, of the one that has most.
+        snapshots: how often the network, or one of them, was frozen whole.
         width: hidden units of the live head.
         num_parameters: of the online network, or all of them, buffers included.
         num_slots: parameters of which the optimizer has slots.
@@ -38,11 +38,11 @@ class SavedLearner:
 def read_saved(state: dict[str, Any]) -> SavedLearner:
     """What a learner is whose `state_dict` was saved; raises `KeyError` or `TypeError` where it is not one."""
     networks = _networks(state)
-    grown = max(networks.values(), key=lambda each: len(each["head"]["injections"]) + len(each["snapshot"]))
+    grown = max(networks.values(), key=lambda each: len(each["head"]["injections"]))
     return SavedLearner(
         updates=state["updates"],
         injections=tuple(grown["head"]["injections"]),
-        snapshots=len(grown["snapshot"]),
+        snapshots=max(len(each["snapshot"]) for each in networks.values()),
         width=grown["width"],
         num_parameters=sum(tensor.numel() for each in networks.values() for tensor in each["online"].values()),
         num_slots=len(state["optimizer"]),

@@ -31,9 +31,9 @@ class QNetwork(nn.Module):
             frozen_value: F of them (B, A), where it is known already.
         """
         live: Tensor = self.head(self.encoder(observation))
-        if not len(self.snapshot):
-            return live
-        return (self.snapshot(observation) if frozen_value is None else frozen_value) + live
+        if frozen_value is not None:
+            return frozen_value + live
+        return self.snapshot(observation) + live if len(self.snapshot) else live
 
     def frozen_whole(self) -> Snapshot:
         """F + this network's live part, copied as it is; raises `ValueError` if a weight is not finite."""

@@ -30,6 +30,8 @@ def scale_frames(observation: Tensor, scale: float) -> Tensor:
         return observation
     if observation.dtype != torch.uint8:
         raise TypeError(f"observations are uint8 frames, got {observation.dtype}")
+    if torch.compiler.is_compiling():
+        return observation.to(torch.float32, memory_format=torch.channels_last) * (1 / scale)
     scaled = torch.empty_like(observation, dtype=torch.float32, memory_format=torch.channels_last)
     return torch.mul(observation, 1 / scale, out=scaled)  # converted, moved and scaled in one kernel
 

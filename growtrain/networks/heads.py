@@ -4,7 +4,6 @@ Source: Nature DQN's two last layers (Mnih et al. 2015); the shared output bias 
 DQN Zoo; spectral normalisation of the penultimate layer (Gogianu et al. 2021).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,23 +22,40 @@ def _flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     return 2 * a[0] * a[1] * b[0]
 
 
-if _HAS_ONEDNN:  # PyTorch's counter takes it for free
+_library = torch.library.Library("growtrain", "DEF")  # type: ignore[no-untyped-call]
+_library.define("matrix_product(Tensor a, Tensor b) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("growtrain::matrix_product", lib=_library)  # type: ignore[untyped-decorator]
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[0])
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return product
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch.ops.growtrain.matrix_product(a, b) if torch.compiler.is_compiling() else _by_onednn(a, b)
+    return product
+
+
+_library.impl("matrix_product", _by_onednn, "CPU")  # type: ignore[no-untyped-call]
+# What differentiates it is around it.
+_library.impl("matrix_product", torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
+if _HAS_ONEDNN:  # PyTorch's counter takes them for free
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+    register_flop_formula(torch.ops.growtrain.matrix_product)(_flops)
 
 
 class _MatrixProduct(torch.autograd.Function):
-    """A B^T by oneDNN on a CPU: (M, K), (N, K) -> (M, N) float32; differentiable any number of times.
-
-    `torch.mm` asks MKL, which on AMD's processors does not use their AVX-512: for a hidden layer of 512 on 3136 features and 32 rows oneDNN
-    takes less than half as long, forward and backward, and with AVX2 still three quarters. For plain float32 tensors PyTorch offers it only
-    through the operator that its compiler emits.
-    """
+    """The product with a graph; differentiable any number of times."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return product
+        return _product(a, b)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -51,17 +67,27 @@ class _MatrixProduct(torch.autograd.Function):
         )
 
 
-matrix_product: Callable[[Tensor, Tensor], Tensor] = _MatrixProduct.apply
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """A B^T by oneDNN on a CPU: (M, K), (N, K) -> (M, N) float32.
+
+    `torch.mm` asks MKL, which on AMD's processors does not use their AVX-512: for a hidden layer of 512 on 3136 features and 32 rows oneDNN
+    takes less than half as long, forward and backward, and with AVX2 still three quarters. For plain float32 tensors PyTorch offers it only
+    through the operator that its compiler emits. What is compiled calls it through an operator of ours, which the compiler leaves as it is;
+    its own it would give copies of transposed operands.
+    """
+    if not torch.is_grad_enabled():
+        return _product(a, b)
+    product: Tensor = _MatrixProduct.apply(a, b)  # type: ignore[no-untyped-call]
+    return product
 
 
 def hidden_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear` for few rows and a large weight: (B, F), (H, F), (H,) -> (B, H).
 
     On a CPU oneDNN computes it, and the other way round, (H, F) x (F, B): at batch 32 and 3136 features a fifth
-    faster than (B, F) x (F, H). In what is compiled, PyTorch chooses.
+    faster than (B, F) x (F, H).
     """
-    by_onednn = _HAS_ONEDNN and features.device.type == "cpu" and features.dtype == torch.float32
-    if not by_onednn or torch.compiler.is_compiling():
+    if not (_HAS_ONEDNN and features.device.type == "cpu" and features.dtype == torch.float32):
         return F.linear(features, weight, bias)
     return (matrix_product(weight, features) + bias[:, None]).t()
 

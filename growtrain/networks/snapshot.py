@@ -19,6 +19,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+ROWS_AT_ONCE = 256  # observations of a forward pass where a replay is swept, which decides how much memory that takes
+
 
 class Snapshot(nn.Module):
     """F: networks that were frozen one after another, whose outputs are added in that order; nothing in it ever trains or moves."""
@@ -44,11 +46,19 @@ class Snapshot(nn.Module):
         return Snapshot([*self.networks, copy.deepcopy(network)])
 
     @torch.no_grad()
-    def forward(self, *observation: Any) -> Tensor:
-        """F of a batch, (B, A), without a graph; the sum is taken as it was when each network was still live, so to the bit."""
-        total: Tensor = self.networks[0](*observation)
-        for network in list(self.networks)[1:]:
-            total = total + network(*observation)
+    def forward(self, *observation: Any, before: Tensor | None = None) -> Tensor:
+        """F of a batch, (B, A), without a graph; the sum is taken as it was when each network was still live, so to the bit.
+
+        Args:
+            observation: as the networks take it.
+            before: F of it (B, A) before the newest network was frozen, where the caller has kept it and there was one: only the newest is
+                then computed.
+        """
+        total = before if len(self.networks) > 1 else None
+        for network in self.networks if total is None else self.networks[-1:]:
+            value: Tensor = network(*observation)
+            total = value if total is None else total + value
+        assert total is not None, "nothing is frozen"
         return total
 
     def train(self, mode: bool = True) -> Self:

@@ -21,6 +21,7 @@ from growtrain.growth.inject import count_parameters
 from growtrain.growth.kinds import KINDS, Kind, kind_of
 from growtrain.networks.activations import outputs_per_unit
 from growtrain.networks.build import make_parts, make_vector_parts
+from growtrain.networks.snapshot import ROWS_AT_ONCE
 from growtrain.plasticity.measurer import STATES
 from growtrain.replay.make import replay_bytes
 from growtrain.replay.ring import rows_per_lane
@@ -41,6 +42,11 @@ PROCESS_BYTES = 384 * 2**20  # Python, PyTorch, TorchRL: 330 MiB resident after 
 LANE_BYTES = 8 * 2**20  # two emulators, 4 MiB each: one for training, one for evaluation
 CUDA_HOST_BYTES = 2 * 2**30  # CUDA's libraries and pinned memory
 CUDA_DEVICE_BYTES = 1 * 2**30  # CUDA context, workspaces of cuBLAS and cuDNN, graph pools
+SHARED_COPIES = (
+    2  # of networks frozen whole: each is there once, and what is freed around its injection is not all taken again
+)
+COPIES_SAVING = 2  # of a checkpoint's tensors, one by one and as a file
+ROW_BYTES = 18  # of a replay's row in a checkpoint, without its frame
 COMPRESSED_REPLAY = 0.05  # share of its size; zlib takes the frames of four games to 1.5-4 %
 CHECKPOINTS = 2  # the newest and one being written, besides the ones that --keep keeps; what they share counts for each
 LINE_BYTES = 2_000  # a line of metrics.jsonl, 500 bytes, and what other sinks make of it
@@ -106,6 +112,7 @@ class StageCost:
         evaluations, evaluation_frames: those made in it, and the frames that they are taken to need.
         live_width, frozen_width: hidden units of the heads that train, and of the others, together.
         parameters_total, parameters_trainable: of the online network.
+        parameters_shared: of them in networks that were frozen whole, which online and target share.
         flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
         flops_of_sweep: of what an injection that froze the whole network computed for the replay at the stage's beginning.
     """
@@ -121,6 +128,7 @@ class StageCost:
     frozen_width: int
     parameters_total: int
     parameters_trainable: int
+    parameters_shared: int
     flops_per_update: int
     flops_per_action: int
     flops_of_sweep: int = 0
@@ -143,8 +151,10 @@ class Memory:
     Attributes:
         replay: the whole ring; `replay_index` of it is on the host wherever the learner is.
         frozen_values: what is kept beside it of networks that are frozen whole.
-        networks: online and target twice over (an injection keeps the old ones to go back to), gradients, slots, temporaries.
-        batch: the batches drawn at once and an update's activations.
+        networks: online and target, what they share, gradients, slots, temporaries.
+        injection: what one needs beside that: the old networks and values to go back to.
+        batch: the batches drawn at once and an update's activations, or those of what looks at more observations at once.
+        saving: a checkpoint on its way to the disk, which does not fit into what an injection has freed.
         process: everything else on the host.
     """
 
@@ -152,15 +162,18 @@ class Memory:
     replay_index: int
     frozen_values: int
     networks: int
+    injection: int
     batch: int
+    saving: int
     process: int
 
     def needed(self, device_type: str) -> dict[str, int]:
         """Bytes of `host` and, for a learner on `cuda`, of `GPU` memory."""
-        learner = self.replay - self.replay_index + self.frozen_values + self.networks + self.batch
+        learner = self.replay - self.replay_index + self.frozen_values + self.networks + self.injection + self.batch
+        host = self.process + self.replay_index
         if device_type == "cpu":
-            return {"host": self.process + self.replay_index + learner}
-        return {"host": self.process + self.replay_index + CUDA_HOST_BYTES, "GPU": learner + CUDA_DEVICE_BYTES}
+            return {"host": host + learner + self.saving}
+        return {"host": host + self.saving + CUDA_HOST_BYTES, "GPU": learner + CUDA_DEVICE_BYTES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +271,8 @@ class StageSizes:
 
     Attributes:
         live_width, frozen_width, parameters_total, parameters_trainable, flops_per_update, flops_per_action: as of `StageCost`.
-        flops_per_frozen_row: of what is frozen whole, on one observation.
+        parameters_shared: as of `StageCost`, too.
+        flops_per_frozen_row: of the network that was frozen whole last, on one observation.
         activations: floats per observation that a forward pass keeps for its backward pass.
     """
 
@@ -266,6 +280,7 @@ class StageSizes:
     frozen_width: int
     parameters_total: int
     parameters_trainable: int
+    parameters_shared: int
     flops_per_update: int
     flops_per_action: int
     flops_per_frozen_row: int
@@ -289,7 +304,8 @@ def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> Stag
         parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
         flops_per_update=flops.total,
         flops_per_action=2 * (1 + snapshots) * (sum(shape.convolutions) + num_heads * shape.head),
-        flops_per_frozen_row=2 * snapshots * (sum(shape.convolutions) + shape.head),
+        parameters_shared=snapshots * (shape.encoder_parameters + shape.head_parameters),
+        flops_per_frozen_row=2 * (snapshots > 0) * (sum(shape.convolutions) + shape.head),
         activations=shape.encoder_activations + num_heads * shape.head_activations,
     )
 
@@ -321,7 +337,7 @@ def _sac_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes
         if name == "actor":
             per_update += 2 * heads * head + learning
             per_action += (heads + snapshots) * head
-            per_row += snapshots * head
+            per_row += (snapshots > 0) * head
         else:
             per_update += 4 * heads * head + learning
             kept_per_unit = 1 + outputs_per_unit(config.activation)
@@ -338,6 +354,7 @@ def _sac_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes
         parameters_trainable=trainable,
         flops_per_update=2 * config.batch_size * per_update,
         flops_per_action=2 * per_action,
+        parameters_shared=0,  # an actor has no target
         flops_per_frozen_row=2 * per_row,
         activations=spec.frame_shape[0] + activations,
     )
@@ -365,23 +382,21 @@ def make_plan(config: Config, spec: Spec) -> Plan:
             frozen_width=sizes.frozen_width,
             parameters_total=sizes.parameters_total,
             parameters_trainable=sizes.parameters_trainable,
+            parameters_shared=sizes.parameters_shared,
             flops_per_update=sizes.flops_per_update,
             flops_per_action=sizes.flops_per_action,
             flops_of_sweep=sizes.flops_per_frozen_row * _rows_filled(config, first),
         )
         stages.append(cost)
     memory = _memory(config, spec, sizes.activations, stages)
-    trainable = max(stage.parameters_trainable for stage in stages)
-    parameters = 2 * (stages[-1].parameters_total + trainable)  # online, target, two optimizer slots
-    parameters += config.keeps_initial_weights * trainable
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
     lines += (growths := len(schedule.injection_frames))
     if config.diagnostics_period:
-        parameters += trainable  # the initial ones
         periods = config.total_frames // config.diagnostics_period
         lines += periods + 2 * (min(growths, periods + 1) if schedule.periodic else growths)
-    checkpoint = 4 * parameters + _measured_bytes(config, spec) + math.ceil(compressed_share(spec) * memory.replay)
-    checkpoint += memory.frozen_values
+    checkpoint = (
+        _saved_bytes(config, spec, stages) + memory.frozen_values + math.ceil(compressed_share(spec) * memory.replay)
+    )
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, spec=spec, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
 
@@ -440,6 +455,14 @@ def _measured_bytes(config: Config, spec: Spec) -> int:
     return STATES * spec.stack_size * spec.frame_bytes if config.diagnostics_period else 0
 
 
+def _saved_bytes(config: Config, spec: Spec, stages: list[StageCost]) -> int:
+    """What a checkpoint holds, the replay aside."""
+    last, trainable = stages[-1], max(stage.parameters_trainable for stage in stages)
+    parameters = 2 * (last.parameters_total + trainable) - last.parameters_shared  # online, target, two optimizer slots
+    parameters += (config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable  # the initial ones
+    return 4 * parameters + _measured_bytes(config, spec)
+
+
 def _memory(config: Config, spec: Spec, activations_per_state: int, stages: list[StageCost]) -> Memory:
     """Of the last stage, a forward pass of which keeps so many floats per observation."""
     last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
@@ -447,21 +470,28 @@ def _memory(config: Config, spec: Spec, activations_per_state: int, stages: list
     at_once = 2 * batch_size  # activations and their gradients
     if config.diagnostics_period:
         at_once = max(at_once, STATES)
+    frozen_whole = kind_of(schedule_of(config).intervention, config).adds == "snapshot" and len(stages) > 1
+    if frozen_whole:
+        at_once = max(at_once, ROWS_AT_ONCE)
     activations = 4 * at_once * activations_per_state
     drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * spec.frame_bytes
     rows = lanes * rows_per_lane(config.replay_capacity, lanes, spec.stack_size)
-    frozen_whole = kind_of(schedule_of(config).intervention, config).adds == "snapshot" and len(stages) > 1
+    frozen_values = 4 * spec.num_outputs * rows * frozen_whole
+    own = last.parameters_total - last.parameters_shared
     return Memory(
         replay=replay_bytes(config, spec),
         replay_index=2 * rows + 8 * lanes,
-        frozen_values=4 * spec.num_outputs * rows * frozen_whole,
+        frozen_values=frozen_values,
         # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.
         networks=4
         * (
-            2 * 2 * last.parameters_total
+            2 * own
+            + SHARED_COPIES * last.parameters_shared
             + (4 + config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable
         ),
+        injection=4 * 2 * own + frozen_values,
         batch=drawn + activations + 2 * _measured_bytes(config, spec),
+        saving=COPIES_SAVING * (_saved_bytes(config, spec, stages) + frozen_values + ROW_BYTES * rows),
         process=PROCESS_BYTES + LANE_BYTES * lanes,
     )
 

@@ -4,12 +4,14 @@ Units: seconds; hours where a name says so.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from growtrain.environments.base import Actions, Spec
 from growtrain.environments.make import make_environment
@@ -126,20 +128,16 @@ def keep_frozen_values(learner: AbstractLearner, batches: TensorDict) -> None:
             part["frozen_value"] = values.view(*batches.shape, -1)
 
 
-def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: float) -> Timing:
-    plan, generator, num_updates = (
-        make_plan(config, spec),
-        torch.Generator().manual_seed(0),
-        updates_at_once(config),
-    )
-    if device.type == "cpu":
-        keep_freed_memory()  # as a run does
+def grown_stage_by_stage(
+    config: Config, spec: Spec, device: torch.device, num_updates: int = 1
+) -> Iterator[tuple[AbstractLearner, TensorDict]]:
+    """A learner at its beginning and after each growth of its schedule, made as a run makes it, with batches (num_updates, B) of noise.
+
+    It is the same learner every time, in the state that most updates of a stage find: the target has been copied since.
+    """
+    plan, generator = make_plan(config, spec), torch.Generator().manual_seed(0)
     learner = make_learner(config, spec, device=device, generator=generator)
     batches = synthetic_batches(config, spec, num_updates, generator).to(device)
-    update = make_update(learner, batches)
-    dtype = torch.float32 if spec.is_vector else torch.uint8
-    observation = torch.zeros((config.num_envs, *spec.observation_shape), dtype=dtype, device=device)
-    updates, acts, timed, spread = [], [], 0, 0.0
     for stage in range(len(plan.stages)):
         if stage:
             probe, freeze = learner.inputs(batches[0]), stage == config.freeze_encoder_at
@@ -148,13 +146,30 @@ def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: floa
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
             _copy_target(learner)  # what is frozen is shared with the target from its first copy on
             keep_frozen_values(learner, batches)
+        yield learner, batches
+
+
+def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: float) -> Timing:
+    num_updates = updates_at_once(config)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
+    dtype = torch.float32 if spec.is_vector else torch.uint8
+    observation = torch.zeros((config.num_envs, *spec.observation_shape), dtype=dtype, device=device)
+    updates, acts, timed, spread = [], [], 0, 0.0
+    update: Callable[[], object] | None = None
+    for learner, batches in grown_stage_by_stage(config, spec, device, num_updates):
+        update = update or make_update(learner, batches)
         blocks, calls = _block_seconds(update, device, 0.8 * seconds)
-        act_blocks, _ = _block_seconds(lambda: learner.act(observation).cpu(), device, 0.2 * seconds)
+        act_blocks, _ = _block_seconds(partial(_act, learner, observation), device, 0.2 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)
         acts.append(float(np.median(act_blocks)))
         timed += calls * num_updates
         spread = max(spread, float(np.ptp(blocks) / np.median(blocks)))
     return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
+
+
+def _act(learner: AbstractLearner, observation: Tensor) -> Tensor:
+    return learner.act(observation).cpu()
 
 
 def _copy_target(learner: AbstractLearner) -> None:

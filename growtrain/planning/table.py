@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from growtrain.planning.costs import CHECKPOINTS, Plan, compressed_share, format_bytes, full_width, make_plan
+from growtrain.planning.hardware import Hardware
+from growtrain.planning.limits import Model, sensitivity
 from growtrain.planning.speed import Speed
 from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import format_count
@@ -47,8 +49,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
 memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
 on a GPU
-         replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer {format_bytes(memory.networks)}, \
-batches {format_bytes(memory.batch)}
+         replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer \
+{format_bytes(memory.networks + memory.injection)}, batches {format_bytes(memory.batch)}
 disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {compressed}
 """.rstrip().split("\n")
     if speed:
@@ -73,3 +75,61 @@ def _evaluation_lines(plan: Plan) -> list[str]:
     episodes, each = config.num_eval_episodes, format_count(config.expected_eval_frames)
     line = f"evaluate {count} times {episodes} whole episode{'s' if episodes > 1 else ''}"
     return [f"{line}: {each} frames each time as planned, {format_count(config.max_eval_frames)} at most"]
+
+
+def render_limit(model: Model, hardware: Hardware) -> str:
+    """The least time of a run on named hardware, and what growing can save there, as plain ASCII of at most 130 columns."""
+    limit = model.limit(hardware)
+    how = {
+        "fast": f"updates in a CUDA graph, {model.config.num_envs} environments beside them",
+        "reference": "every operator launched, one environment in strict alternation",
+    }[model.stack]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    headers = (
+        "stage",
+        "width",
+        "kernels",
+        "GFLOP",
+        "MB",
+        "us/update",
+        "latency",
+        "memory",
+        "arithmetic",
+        "waits for",
+        "hours",
+    )
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    rows = [(str(stage.cost.stage), stage) for stage in limit.stages]
+    if limit.baseline != limit.stages:
+        rows.append(("full", limit.baseline[0]))
+    for name, stage in rows:
+        cost, shares = stage.cost, stage.shares
+        table.add_row(
+            name,
+            f"{cost.live_width}+{cost.frozen_width}" if cost.frozen_width else str(cost.live_width),
+            str(stage.num_kernels),
+            f"{cost.flops_per_update / 1e9:.2f}",
+            f"{stage.bytes_moved / 1e6:.0f}",
+            f"{1e6 * stage.update_seconds:.0f}",
+            *(f"{shares[bound]:.0%}" for bound in ("latency", "memory", "arithmetic")),
+            stage.bound,
+            f"{stage.training_hours:.2f}",
+        )
+    text = io.StringIO()
+    Console(file=text, width=130, color_system=None).print(table)
+    lines = [f"modelled, not measured: the least time on one {hardware.title}; {how}"]
+    lines += [line.rstrip() for line in text.getvalue().splitlines()]
+    evaluation = f"{limit.evaluation_hours:.2f} h of evaluation"
+    if limit.baseline == limit.stages:
+        return "\n".join([*lines, f"limit    {limit.training_hours:.2f} h of training; {evaluation}"])
+    saved, moved = limit.saved_hours, sensitivity(model, hardware)
+    ends = [end for pair in moved.values() for end in pair]
+    most = max(moved, key=lambda name: max(abs(end - saved) for end in moved[name]))
+    share = f"{abs(saved) / limit.baseline_hours:.0%}"
+    lines += f"""\
+limit    {limit.training_hours:.2f} h of training, full width {limit.baseline_hours:.2f} h: growing {"saves" if saved >= 0 else "costs"} \
+{abs(saved):.2f} h ({share}); {evaluation}
+moves    from {min(ends):+.2f} to {max(ends):+.2f} h saved as one constant is halved or doubled, most with {most.replace("_", " ")}
+""".rstrip().split("\n")
+    return "\n".join(lines)

@@ -34,6 +34,7 @@ from torch import Tensor
 from torchrl.data.replay_buffers import Storage
 
 Array = Tensor | npt.NDArray[Any]
+Batch = dict[str, Any]  # tensors by name, and those of "next" in one of their own
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class Column:
     def num_bytes(self, rows: int) -> int:
         """Bytes of a column of so many rows."""
         return (rows + self.padded) * torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def _split(batch: Batch, size: int) -> list[Batch]:
+    """A batch (n * size,) in n parts, as views."""
+    parts = [_split(part, size) if isinstance(part, dict) else part.split(size) for part in batch.values()]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*parts, strict=True)]
 
 
 class Transitions(NamedTuple):
@@ -85,8 +92,8 @@ class Transitions(NamedTuple):
         """S': (n, stack_size C, H, W), or (n, D), a view."""
         return self.frames[:, 1:].flatten(1, 2)
 
-    def to_tensordict(self) -> TensorDict:
-        """Returns the (n,) batch under the keys of TorchRL's losses; observations are views of `frames`."""
+    def to_dict(self) -> Batch:
+        """Returns the batch under the keys of TorchRL's losses; observations are views of `frames`."""
         following = {
             "observation": self.next_observation,
             "reward": self.reward,
@@ -94,13 +101,16 @@ class Transitions(NamedTuple):
             "terminated": self.terminated,
             **{name: values[:, 1] for name, values in self.columns.items()},
         }
-        batch = {
+        return {
             "observation": self.observation,
             "action": self.action,
             "next": following,
             **{name: values[:, 0] for name, values in self.columns.items()},
         }
-        return TensorDict(batch, batch_size=[self.frames.shape[0]])
+
+    def to_tensordict(self) -> TensorDict:
+        """Returns the batch (n,) under the keys of TorchRL's losses; observations are views of `frames`."""
+        return TensorDict(self.to_dict(), batch_size=[self.frames.shape[0]])
 
 
 class Step(NamedTuple):
@@ -262,6 +272,10 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         column = self.columns[name]
         return column.index_select(0, self._to(column.device, flat))
 
+    def unwritten(self, name: str) -> Tensor:
+        """A column's entries of rows that were never written, (num_lanes, rows, *shape), as a view."""
+        return self._by_lane(self.columns[name], self.rows)[:, self._filled :]
+
     def _to(self, device: torch.device, values: Array) -> Tensor:
         """A host array where a column is. No sync: the cached page-locked block of pin_memory() is not reused before the copy is done."""
         if isinstance(values, np.ndarray):
@@ -379,7 +393,14 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
 
     def sample(self, num: int) -> TensorDict:
         """Returns (num,) transitions drawn uniformly, on the ring's device, in TorchRL's layout."""
-        return self.gather(self._to(self.device, self.sample_indices(num))).to_tensordict()
+        return self._drawn(num).to_tensordict()
+
+    def sample_batches(self, num: int, batch_size: int) -> list[Batch]:
+        """Returns what `sample(num * batch_size)` does as dictionaries, which cost a small network's update less than a TensorDict."""
+        return _split(self._drawn(num * batch_size).to_dict(), batch_size)
+
+    def _drawn(self, num: int) -> Transitions:
+        return self.gather(self._to(self.device, self.sample_indices(num)))
 
     def rewards(self, flat: Tensor) -> Tensor:
         """Returns the rewards (n,) of the transitions that leave (n,) int64 flat rows on the host, on its device."""

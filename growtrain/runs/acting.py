@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import ReplayBuffer
 
 from growtrain.environments.base import Actions, VectorEnvironment, Vectors, VectorStep
 from growtrain.learners.losses import LOG_STD_MAX, LOG_STD_MIN
@@ -73,7 +71,7 @@ def from_distribution(
     mean, log_std = np.split(parameters, 2, axis=1)
     if sampled:
         std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
-        mean = mean + std * generator.standard_normal(mean.shape, dtype=np.float32)
+        mean = (mean + std * generator.standard_normal(mean.shape, dtype=np.float32)).astype(np.float32)
     actions: Vectors = np.tanh(mean).astype(np.float32)
     if epsilon > 0:
         explore = generator.random((len(actions), 1)) < epsilon
@@ -137,11 +135,11 @@ def play(
 
 
 class Collector:
-    """Plays `environment` into `replay`.
+    """Plays `environment` into a ring.
 
     Args:
         environment: the lanes; started here.
-        replay: a TorchRL buffer over a `LaneRing`, which the policy's observations are read from, too: each frame is copied once.
+        ring: takes what is played; the policy's observations are read from it, too: each frame is copied once.
         config: for clipping, life loss and epsilon.
         generator: of exploration.
 
@@ -155,11 +153,11 @@ class Collector:
     def __init__(
         self,
         environment: VectorEnvironment,
-        replay: ReplayBuffer,
+        ring: LaneRing,
         config: Config,
         generator: np.random.Generator,
     ) -> None:
-        self.environment, self.replay, self.config = environment, replay, config
+        self.environment, self._ring, self.config = environment, ring, config
         self.generator = generator
         self.agent_steps = 0
         self.episode_returns: list[float] = []
@@ -169,8 +167,6 @@ class Collector:
         self._greedy_sum, self._greedy_count = 0.0, 0
         self._actions: Actions | None = None
         self._game, self._switches = 0, config.switch_frames
-        assert isinstance(replay.storage, LaneRing)
-        self._ring = replay.storage
         self._ring.start(environment.start().frame)
 
     @property
@@ -207,18 +203,14 @@ class Collector:
         step = self.environment.recv()
         clip = self.config.reward_clip
         lost = step.terminated | step.life_lost if self.config.life_loss_terminal else step.terminated
-        left: Tensor = self.replay.extend(
-            TensorDict(
-                {
-                    "action": self._actions,
-                    "reward": np.clip(step.reward, -clip, clip) if clip else step.reward,
-                    "terminated": lost,
-                    "frame": step.frame,
-                    "started": step.started,
-                    "first_frame": step.observation[:, -step.frame.shape[1] :],
-                },
-                [self.config.num_envs],
-            )
+        assert self._actions is not None
+        left = self._ring.extend(
+            action=self._actions,
+            reward=np.clip(step.reward, -clip, clip) if clip else step.reward,
+            terminated=lost,
+            frame=step.frame,
+            started=step.started,
+            first_frame=step.observation[:, -step.frame.shape[1] :],
         )
         self.agent_steps += self.config.num_envs
         ended = step.episode_returns[~self._inherited[step.started]].tolist()

@@ -38,6 +38,7 @@ from growtrain.replay import segments as replay_segments
 from growtrain.replay.ring import LaneRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
+from growtrain.runs.frozen_values import check_saved_column
 from growtrain.runs.provenance import describe_machine
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
@@ -343,6 +344,7 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
             f"{schedule.num_stages} stages"
         )
     check_saved(state["learner"], config, Spec.from_dict(state["spec"]), stage)
+    check_saved_column(state)
     sizes = {
         "num_envs": ((config.num_envs,), tuple(ring["written"].shape)),
         "filled rows": (ring["filled"], ring["transitions"].shape[1]),
@@ -357,20 +359,27 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
         raise ValueError(f"{state['collector']['agent_steps']} agent steps are not {frames} frames")
 
 
-def _split(tree: dict[str, Any], path: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _split(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Plain values in their nesting, and the tensors and arrays among them, contiguous and on the CPU, by path."""
-    plain: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            plain[name], below = _split(value, f"{path}{name}/")
-            tensors |= below
-        elif isinstance(value, Tensor) or hasattr(value, "__array__"):
-            # Cloned, because tensors that share memory (a frozen encoder, views) cannot be saved as one.
-            tensors[path + name] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        else:
-            plain[name] = value
-    return plain, tensors
+    held = set[int]()
+
+    def plain(tree: dict[str, Any], path: str) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                kept[name] = plain(value, f"{path}{name}/")
+            elif isinstance(value, Tensor) or hasattr(value, "__array__"):
+                tensor = torch.as_tensor(value).detach().cpu().contiguous()
+                # Tensors that share memory (a frozen encoder, views) cannot be saved as one; the others need no copy.
+                memory = tensor.untyped_storage().data_ptr()
+                tensors[path + name] = tensor.clone() if memory in held else tensor
+                held.add(memory)
+            else:
+                kept[name] = value
+        return kept
+
+    return plain(tree, ""), tensors
 
 
 def _merge(plain: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

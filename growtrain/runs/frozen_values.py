@@ -1,23 +1,28 @@
 """The values of what is frozen whole, kept in the replay: a column beside the frames, with F(s) of every row that can be read.
 
-F is a fixed function of the observation (see `networks.snapshot`), so it is computed once for every row: when the row is written, and for
-what is there already in one sweep after an injection. A row whose F is missing holds NaN, which no update survives unseen.
+F is a fixed function of the observation (see `networks.snapshot`), so it is computed once for every row: when the row is written. An
+injection adds the values of the network that it freezes to those that are there, in one sweep that costs the same at every injection, as
+part of the same transaction. A row whose F is missing holds NaN, which no update survives unseen.
 
 Units: rows are agent steps.
 """
 
 import time
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from growtrain.environments.base import Spec
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import AbstractLearner
+from growtrain.learners.saved import read_saved
+from growtrain.networks.snapshot import ROWS_AT_ONCE, num_snapshots
 from growtrain.replay.ring import Column, LaneRing
 
 COLUMN = "frozen_value"
-_CHUNK = 256  # rows of a sweep's forward pass
+_DTYPE = torch.float32
 _LONG_SWEEP = 10.0  # seconds, from which it is announced
 
 
@@ -32,6 +37,7 @@ class FrozenValues:
     def __init__(self, learner: AbstractLearner, ring: LaneRing) -> None:
         self.learner, self.ring = learner, ring
         self._written = ring.written.copy()  # the rows that are taken account of
+        self._before: Tensor | None = None  # the column as it was before an injection that is being carried out
 
     @property
     def kept(self) -> bool:
@@ -39,36 +45,42 @@ class FrozenValues:
         return COLUMN in self.ring.columns
 
     def prepare(self) -> None:
-        """Makes room for the column; raises `GrowthFailed` where there is no memory for it, before anything is frozen."""
-        if self.kept:
-            return
+        """Makes room for what an injection computes; raises `GrowthFailed` where there is no memory for it, before anything is frozen."""
         try:
-            self.ring.add_column(COLUMN, Column((self.learner.spec.num_outputs,), torch.float32))
-        except (RuntimeError, MemoryError) as error:
+            if self.kept:
+                self._before = self.ring.columns[COLUMN].clone()
+                return
+            self.ring.add_column(COLUMN, Column((self.learner.spec.num_outputs,), _DTYPE))
+        except (RuntimeError, MemoryError, OSError) as error:  # an OSError is of a mapping
             raise GrowthFailed(f"no memory for the frozen network's values in the replay: {error}") from error
         self.ring.columns[COLUMN].fill_(torch.nan)
 
-    def release(self) -> None:
-        """Gives up the column where nothing is frozen whole, as after a growth that was rolled back, or a reset."""
-        if self.kept and self.learner.frozen_value(self.ring.newest()) is None:
-            self.ring.drop_column(COLUMN)
-
     def sweep(self) -> None:
-        """Computes the values of all rows that can be read anew, after an injection; nothing is kept where nothing is frozen whole."""
-        self.release()
-        if not self.kept:
-            return
-        self.restored()
-        start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), _CHUNK)
+        """Adds what a newly frozen network says to the values of all rows that can be read; where it raises, `undo` what it has done."""
+        start, chunks = time.perf_counter(), torch.split(self.ring.rows_read(), ROWS_AT_ONCE)
         for done, rows in enumerate(chunks, start=1):
-            self._write(rows)
-            if done in (8, len(chunks)) and self.ring.device.type == "cuda":
-                torch.cuda.synchronize()  # the pause is a wall-clock claim
-            if done == 8 and (seconds := (time.perf_counter() - start) * len(chunks) / done) > _LONG_SWEEP:
-                warnings.warn(
-                    f"the frozen network's values of {len(chunks) * _CHUNK} rows take about {seconds:.0f} s",
-                    stacklevel=2,
-                )
+            self._write(rows, before=self.ring.read(COLUMN, rows))
+            if done == 8:
+                if self.ring.device.type == "cuda":
+                    torch.cuda.synchronize()  # the estimate is of what has been done
+                if (seconds := (time.perf_counter() - start) * len(chunks) / done) > _LONG_SWEEP:
+                    warnings.warn(
+                        f"the frozen network's values of {len(chunks) * ROWS_AT_ONCE} rows take about {seconds:.0f} s",
+                        stacklevel=2,
+                    )
+        self._all_written()
+
+    def undo(self) -> None:
+        """Puts the column back as it was before an injection that was rolled back."""
+        if self._before is not None:
+            self.ring.columns[COLUMN].copy_(self._before)
+        self.settle()
+
+    def settle(self) -> None:
+        """Gives up what an injection needed, and the column where nothing is frozen whole, as after a reset."""
+        self._before = None
+        if self.kept and not any(num_snapshots(online) for online, _ in self.learner.networks.values()):
+            self.ring.drop_column(COLUMN)
 
     def extend(self, left: Tensor) -> None:
         """Computes those of the rows that a step has written.
@@ -82,7 +94,7 @@ class FrozenValues:
         if (self._written != self.ring.written - 1 - (arrived != newest).numpy()).any():
             self._write(left)  # episodes began before the step, and nobody asked for their values
         self._write(newest)
-        self.restored()
+        self._all_written()
         if len(last := arrived[arrived != newest]):  # of episodes that ended, which nobody acts on
             self._write(last)
 
@@ -94,14 +106,42 @@ class FrozenValues:
             self._written != self.ring.written
         ).any():  # episodes began on all lanes, as where a chain of games switches
             self._write(self.ring.newest_rows())
-            self.restored()
+            self._all_written()
         return self.ring.read(COLUMN, self.ring.newest_rows())
 
-    def restored(self) -> None:
-        """Takes the column to hold what belongs to every row of the ring, as after a ring was loaded."""
+    def loaded(self) -> None:
+        """Takes over the column of a ring that was loaded; what the saved ring had not reached is missing, as in a ring that was not."""
+        if self.kept:
+            self.ring.unwritten(COLUMN).fill_(torch.nan)
+        self._all_written()
+
+    def check_valid(self) -> None:
+        """Asserts that no value is missing of a row that can be read; slow, since it looks at every row."""
+        if self.kept:
+            missing = int(self.ring.read(COLUMN, self.ring.rows_read()).isnan().any(1).sum())
+            assert not missing, f"the frozen network's values of {missing} rows are missing"
+
+    def _all_written(self) -> None:
+        """Takes the column to hold what belongs to every row of the ring."""
         self._written[:] = self.ring.written
 
-    def _write(self, rows: Tensor) -> None:
-        values = self.learner.frozen_value(self.ring.observations(rows))
+    def _write(self, rows: Tensor, before: Tensor | None = None) -> None:
+        values = self.learner.frozen_value(self.ring.observations(rows), before)
         assert values is not None
         self.ring.write(COLUMN, rows, values)
+
+
+def check_saved_column(state: dict[str, Any]) -> None:
+    """Raises `ValueError` unless a run's saved replay has the column that its learner needs, and no other.
+
+    Args:
+        state: what the run's `state_dict` gave.
+    """
+    ring, frozen = state["ring"], read_saved(state["learner"]).snapshots
+    size = (*ring["transitions"].shape[:2], Spec.from_dict(state["spec"]).num_outputs)
+    needed = {COLUMN: (size, _DTYPE)} if frozen else {}
+    saved = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in ring.get("columns", {}).items()}
+    if saved != needed:
+        raise ValueError(
+            f"the replay has the columns {saved or 'none'} where {frozen} frozen networks need {needed or 'none'}"
+        )

@@ -141,8 +141,9 @@ class Growing:
             valid = torch.from_numpy(np.flatnonzero(ring.valid))
             size = (self.kind.num_observations,)
             chosen = valid[torch.randint(len(valid), size, generator=self.generator)]
+            freezes_all = self.kind.adds == "snapshot"
             try:
-                if self.kind.adds == "snapshot":
+                if freezes_all:
                     self.frozen_values.prepare()
                 event = apply(
                     self.measurer.learner,
@@ -153,21 +154,17 @@ class Growing:
                     freeze_encoder=self.entries == self.config.freeze_encoder_at,
                     frames=frames,
                     reason=reason,
+                    also=self.frozen_values.sweep if freezes_all else None,
                 )
             except GrowthFailed as error:
-                self.frozen_values.release()
+                self.frozen_values.undo()
                 if self.config.on_growth_failure == "stop":
                     raise
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
                 return
-            start = time.perf_counter()
-            if self.kind.adds == "snapshot":
-                self.frozen_values.sweep()
-            else:
-                self.frozen_values.release()
+            self.frozen_values.settle()
         self.interventions += 1
-        pause = event.pause_seconds + time.perf_counter() - start
-        yield dataclasses.replace(event, stage=self.stage, pause_seconds=pause)
+        yield dataclasses.replace(event, stage=self.stage)
         if measured:
             with self.accounts.phases("diagnostics"):
                 after = self.measurer.measure(frames, "after growth", intervention)

@@ -23,7 +23,7 @@ from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences
 from growtrain.settings.config import Config
-from growtrain.settings.schedules import schedule_of
+from growtrain.settings.schedules import copy_of_last, schedule_of
 from growtrain.settings.text import ConfigError, flag, format_count
 from growtrain.telemetry.sinks import read_jsonl
 
@@ -127,14 +127,16 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
         )
     done = done_injections(checkpoint)
+    coming = new.injection_frames[len(done) :]
+    planned = (
+        () if old.adaptive else old.injection_frames[len(done) :]
+    )  # one that is late waits for a copy of the target
     if new.adaptive:  # what is to come is decided as it goes
         if len(done) > new.adaptive.max_injections:
             raise ConfigError(
                 f"--adaptive-max {new.adaptive.max_injections}: {len(done)} injections are done: raise it"
             )
-    elif new.injection_frames[: len(done)] != done or any(
-        t < checkpoint.frames for t in new.injection_frames[len(done) :]
-    ):
+    elif new.injection_frames[: len(done)] != done or any(t < checkpoint.frames and t not in planned for t in coming):
         past = ",".join(map(str, done))
         keep = f"at:{past}" if past else "fixed"
         later = f"at:{past + ',' if past else ''}{checkpoint.frames}"
@@ -143,6 +145,16 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"without another injection, or add later times, as in --schedule {later}"
         )
     kind = kind_of(new.intervention, config)
+    if (
+        coming
+        and kind.at_target_copy
+        and not new.adaptive
+        and copy_of_last(coming, config.target_period, checkpoint.frames) >= config.total_frames
+    ):
+        raise ConfigError(
+            f"--target-period {config.target_period} brings no copy of the target for every injection between {checkpoint.frames} frames "
+            f"and the end at {config.total_frames}, at which --freeze network freezes: lower it, or give more frames"
+        )
     learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
     if (learner.injections or learner.snapshots) and kind.needs_single_head:
         raise ConfigError(

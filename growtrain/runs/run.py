@@ -73,7 +73,7 @@ class Run:
         rng = np.random.default_rng(sampling)
         self.ring = make_ring(config, environment.spec, rng=rng, device=self.device)
         self.replay = ring_replay(self.ring)
-        self.collector = Collector(environment, self.replay, config, np.random.default_rng(exploration))
+        self.collector = Collector(environment, self.ring, config, np.random.default_rng(exploration))
         learner = make_learner(
             config,
             environment.spec,
@@ -136,8 +136,7 @@ class Run:
         if owed <= 0:
             return
         if self.captured is None:
-            batches = self.replay.sample(owed * self.config.batch_size)
-            self.learner.update(batches.view(owed, self.config.batch_size))
+            self.learner.update(self.ring.sample_batches(owed, self.config.batch_size))
         else:
             self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
@@ -278,8 +277,9 @@ class Run:
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
-        self.frozen_values.restored()
+        self.frozen_values.loaded()
         self.ring.check_valid()
+        self.frozen_values.check_valid()
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growing.load_state_dict(state)
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 from growtrain.environments.games import canonical_game, family_of, games_of
 from growtrain.settings.machine import usable_cores
-from growtrain.settings.schedules import Intervention, Schedule, schedule_of
+from growtrain.settings.schedules import Intervention, Schedule, copy_of_last, schedule_of
 from growtrain.settings.text import ConfigError, flag
 
 PAPER_TOTAL_FRAMES = 200_000_000
@@ -620,11 +620,8 @@ class Config:
         """A network is frozen whole at a copy of the target: one must come for every injection."""
         if self.freeze == "heads" or schedule.intervention != "inject" or schedule.adaptive or self.continuous:
             return
-        copy = 0
-        for time in schedule.injection_frames:
-            copy = max(-(-time // self.target_period) * self.target_period, copy + self.target_period)
         self._require(
-            copy < self.total_frames,
+            copy_of_last(schedule.injection_frames, self.target_period) < self.total_frames,
             "target_period",
             f"brings no copy of the target for every injection before --total-frames {self.total_frames}, at which --freeze network "
             "freezes: lower it, or inject earlier",

@@ -7,6 +7,7 @@ Units: bytes; cores as a number, maybe a fraction.
 
 import contextlib
 import os
+import platform
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,15 @@ class ProcessLimit:
     name: str
     limit: int
     used: int
+
+
+def cpu_name() -> str:
+    """The processor's name; its architecture where Linux does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def usable_cores() -> int:

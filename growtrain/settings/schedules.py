@@ -10,6 +10,7 @@ Units: frames.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -171,6 +172,14 @@ def schedule_of(config: "Config") -> Schedule:
     if schedule.intervention == "reset-encoder" and config.split == "conv1":
         raise ConfigError(f"{name} has no encoder to reset with --split conv1: use --intervention reset-all")
     return schedule
+
+
+def copy_of_last(times: Sequence[int], target_period: int, after: int = 0) -> int:
+    """The frames of the target's copy at which the last of `times` is carried out, each at a copy of its own after the frames `after`."""
+    copies = after // target_period
+    for time in times:
+        copies = max(-(-time // target_period), copies + 1)
+    return copies * target_period
 
 
 def _adaptive(config: "Config") -> Schedule:

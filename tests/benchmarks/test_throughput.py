@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from growtrain.environments.atari import make_spec
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--num-envs", "2", "--batch-size", "2", "--width", "8", "--warm-up-steps", "8", "--replay-capacity", "64"]
 
@@ -94,10 +96,20 @@ def gpu_record(throughput) -> dict:
             "seconds": 0.2,
             "busy_seconds": 0.04,
             "busy_seconds_per_step": 4e-4,
+            "kernels_per_step": 250.0,
             "kernels": [["gemm|kernel", 200, 0.03]],
             "operators": [["cudaGraphLaunch", 200, 0.01]],
         },
+        "modelled": {"kernels_per_step": 240.4, "update_seconds": 1e-4},
     }
+
+
+def test_the_model_counts_a_step_of_all_environments(throughput):
+    config, spec = throughput.paper(schedule="fixed", num_envs=8, width=32, encoder_width=0.25), make_spec(6)
+    known, unknown = (throughput.modelled(config, spec, gpu) for gpu in ("NVIDIA H200", "a GPU"))
+    assert known["kernels_per_step"] == unknown["kernels_per_step"] > 2 * 90  # two updates, and acting
+    assert 0 < known["update_seconds"] < 1e-3
+    assert unknown["update_seconds"] is None
 
 
 def test_the_gpu_report_by_hand(throughput):
@@ -107,6 +119,8 @@ def test_the_gpu_report_by_hand(throughput):
     assert "| GPU busy in the loop (busy time of a profiled step x steps/s) | 0.40 [0.40-0.40] |" in text
     assert "acting 0.25 [0.25-0.25], learning (drawing batches and updates) 0.50" in text
     assert "the GPU busy for 20% of it" in text
+    assert "| kernels and copies of a step, profiled / modelled | 250 / 240 |" in text
+    assert "| modelled least time of an update / measured | 0.40 [0.40-0.40] |" in text
     assert r"| `gemm\|kernel` | 2.0 | 0.300 |" in text
     assert "Stable-Baselines3" not in text.replace("stable-baselines3", "")
 

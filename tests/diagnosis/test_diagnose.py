@@ -538,11 +538,64 @@ def test_cleanrls_own_file_is_rescued(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_jsonl(tmp_path / "run" / "growth_events.jsonl")] == ["inject"]
 
 
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+def test_the_network_of_a_file_is_frozen_as_it_is(live_encoder: str, tmp_path: Path) -> None:
+    """At a copy of the target, before any update; its period is no multiple of the environments' step."""
+    torch.manual_seed(0)
+    file, run = tmp_path / "agent.pth", tmp_path / "run"
+    torch.save({f"network.{name}": tensor for name, tensor in cleanrl().state_dict().items()}, file)
+    words = ["--game=breakout", "--num-envs=2", "--batch-size=8", "--replay-capacity=300", "--eval-period=0"]
+    words += ["--freeze=network", f"--live-encoder={live_encoder}", "--target-period=300"]
+    assert main(["rescue", str(file), "--frames", "800", "--run-dir", str(run), *words]) == 0
+    (event,) = read_jsonl(run / "growth_events.jsonl")
+    assert (event["frames"], event["max_abs_q_change_online"]) == (304, 0.0)
+    saved = open_newest(run).state["learner"]
+    assert saved["updates"] > 0
+    for name, tensor in read_weights(file).tensors.items():
+        assert torch.equal(saved["online"][f"snapshot.networks.0.{name}"], tensor)
+    wider = ["--width", "64"]
+    assert main(["rescue", str(file), "--frames", "800", "--run-dir", str(tmp_path / "wider"), *words, *wider]) == 2
+
+
 def test_an_archive_of_stable_baselines3_is_told_by_its_content(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "agent", "w") as archive:
         archive.writestr("policy.pth", b"")
     with pytest.raises(ConfigError, match=r"take policy\.pth out"):
         read_weights(tmp_path / "agent")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_programs_are_refused_unread_since_reading_them_runs_what_they_bring_along(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+
+    class Writes(nn.Module):
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self.path = path
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        @torch.jit.export
+        def __getstate__(self) -> tuple[str, bool]:
+            return self.path, self.training
+
+        @torch.jit.export
+        def __setstate__(self, state: tuple[str, bool]) -> None:
+            self.path = state[0]
+            self.training = state[1]
+            torch.save(torch.ones(1), self.path)
+
+    torch.jit.script(Writes(str(written))).save(str(tmp_path / "script.pt"))
+    with pytest.raises(ConfigError, match=r"program of TorchScript.*state_dict\(\)"):
+        read_weights(tmp_path / "script.pt")
+    assert not written.exists()
+    torch.jit.load(tmp_path / "script.pt")
+    assert written.exists(), "reading such a file does not run it any more: it could be taken"
+    exported = torch.export.export(nn.Linear(3, 2), (torch.zeros(1, 3),))
+    torch.export.save(exported, tmp_path / "program.pt2")
+    with pytest.raises(ConfigError, match=r"program of torch\.export.*state_dict\(\)"):
+        read_weights(tmp_path / "program.pt2")
 
 
 def test_single_numbers_beside_the_weights_are_passed_over(tmp_path: Path) -> None:

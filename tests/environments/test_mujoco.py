@@ -18,7 +18,6 @@ from growtrain.environments.mujoco import MujocoEnvironment
 from growtrain.learners.losses import soft_target
 from growtrain.learners.make import make_learner
 from growtrain.learners.sac import SAC
-from growtrain.replay.buffer import ring_replay
 from growtrain.replay.make import make_ring, replay_bytes
 from growtrain.replay.vectors import VectorRing
 from growtrain.runs.acting import Collector
@@ -94,7 +93,7 @@ def collected(config: Config, steps: int) -> tuple[VectorRing, list[dict[str, An
     ring = make_ring(config, environment.spec, rng=np.random.default_rng(0), device=torch.device("cpu"))
     assert isinstance(ring, VectorRing)
     assert ring.nbytes == replay_bytes(config, environment.spec)
-    collector = Collector(environment, ring_replay(ring), config, np.random.default_rng(2))
+    collector = Collector(environment, ring, config, np.random.default_rng(2))
     env = gymnasium.make(config.game.removeprefix("mujoco/"))
     seen, naive = env.reset(seed=lane_seed(5, 0, 0))[0], []
     for _ in range(steps):

@@ -118,7 +118,7 @@ def test_parseval_takes_every_hidden_layer_that_trains_and_no_output_layer(split
         outputs = [p for p in learner._trainable if p.dim() > 1 and p.shape[0] == ACTIONS]
         assert len(outputs) == heads
         hidden = {id(p) for p in learner._trainable if p.dim() > 1} - {id(p) for p in outputs}
-        assert {id(p) for p in hidden_matrices(learner.online)} == {id(p) for p in learner._penalized} == hidden
+        assert {id(p) for p in hidden_matrices(learner.online)} == {id(p) for p in learner.penalized} == hidden
         update(learner)
         inject(learner, heads)
 
@@ -211,10 +211,10 @@ def test_a_strong_penalty_wins(regularizer: str) -> None:
     with torch.no_grad():
         for parameter in learner._trainable:
             parameter.add_(0.05)
-    initial = [learner.initial[p] for p in learner._penalized] if regularizer == "l2-init" else []
+    initial = [learner.initial[p] for p in learner.penalized] if regularizer == "l2-init" else []
 
     def now() -> float:
-        return float(penalty(regularizer, learner._penalized, initial).detach())  # type: ignore[arg-type]
+        return float(penalty(regularizer, learner.penalized, initial).detach())  # type: ignore[arg-type]
 
     start = now()
     update(learner, 10)

@@ -72,8 +72,9 @@ def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-def test_a_compiler_is_shown_a_linear_layer() -> None:
-    """PyTorch's own cannot lower a product by oneDNN that it has not made itself."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_is_compiled_has_one_operator_for_the_product_and_the_same_gradients() -> None:
+    """PyTorch's compiler cannot take a product by oneDNN that it has not made itself."""
     graphs: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
@@ -82,10 +83,17 @@ def test_a_compiler_is_shown_a_linear_layer() -> None:
         return graph
 
     layer, features = HiddenLinear(64, 32), operands(8, 64, 32)[0]
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(features), layer(features))
-    assert "linear(" in graphs[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend=backend)(features), layer(features))
+    assert "growtrain.matrix_product" in graphs[0]
     assert "mkldnn" not in graphs[0]
+
+    gradients = []
+    for call in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        given = features.detach().requires_grad_()
+        gradients.append(torch.autograd.grad(call(given).square().sum(), [given, *layer.parameters()]))
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, compiled)
 
 
 @pytest.mark.parametrize("widths", [(64, 64), (512, 512, 512), (33, 33, 33), (100, 20)])

@@ -15,7 +15,16 @@ from growtrain.environments.atari import make_spec
 from growtrain.growth.inject import count_parameters
 from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.planning.costs import full_width, make_plan, network_shape, update_flops
+from growtrain.networks.snapshot import ROWS_AT_ONCE
+from growtrain.planning.costs import (
+    CHECKPOINTS,
+    LINE_BYTES,
+    SHARED_COPIES,
+    full_width,
+    make_plan,
+    network_shape,
+    update_flops,
+)
 from growtrain.planning.memory import check_memory
 from growtrain.planning.speed import Speed, Timing, measure_speed, synthetic_batches
 from growtrain.planning.table import render
@@ -205,6 +214,55 @@ def test_networks_are_counted_with_gradients_and_slots(settings):
     assert held <= planned <= 2 * held
 
 
+def frozen_whole(config):
+    """A learner whose network has been frozen whole at every injection of a configuration, and the plan."""
+    learner = DoubleDQN(
+        config, make_spec(4), width=config.width, device=CPU, generator=torch.Generator().manual_seed(0)
+    )
+    batches = synthetic_batches(config, make_spec(4), 1, torch.Generator().manual_seed(0))
+    for seed in range(3):
+        learner.update(batches)
+        learner.copy_target()
+        generator = torch.Generator().manual_seed(seed)
+        apply(learner, "inject", batches["observation"][0], config=config, generator=generator)
+    learner.update(batches)
+    return learner, make_plan(config, make_spec(4))
+
+
+def test_networks_that_were_frozen_whole_are_shared_and_saved_once():
+    config = Config(width=512, encoder_width=0.5, freeze="network", replay_capacity=200, diagnostics_period=0)
+    learner, plan = frozen_whole(config)
+    state = learner.state_dict()
+    slots = [slot for slots in state["optimizer"].values() for slot in slots.values()]
+    saved = sum(tensor.nbytes for tensor in [*state["online"].values(), *state["target"].values(), *slots])
+    checkpoints = plan.disk_bytes / (CHECKPOINTS + config.keep)
+    assert saved <= checkpoints <= 1.1 * saved + LINE_BYTES * 10_000
+    held = {p.data_ptr(): p.nbytes for network in (learner.online, learner.target) for p in network.parameters()}
+    assert plan.stages[-1].parameters_shared == sum(p.numel() for p in learner.online.snapshot.parameters())
+    trainable = 4 * plan.stages[-1].parameters_trainable
+    expected = sum(held.values()) + (SHARED_COPIES - 1) * 4 * plan.stages[-1].parameters_shared + 4 * trainable
+    assert plan.memory.networks == expected
+
+
+def test_a_sweep_is_counted_with_its_flops_and_what_it_holds():
+    config = Config(width=32, encoder_width=0.5, freeze="network", batch_size=2, replay_capacity=1_000)
+    learner, plan = frozen_whole(dataclasses.replace(config, diagnostics_period=0))
+    rows = torch.zeros(ROWS_AT_ONCE, *make_spec(4).observation_shape, dtype=torch.uint8)
+    sizes = []
+    hooks = [
+        layer.register_forward_hook(lambda _, given, out: sizes.append(given[0].nbytes + out.nbytes))
+        for layer in learner.online.snapshot.networks[-1].modules()
+        if not list(layer.children())
+    ]
+    with counted() as counter:
+        learner.frozen_value(rows, torch.zeros(ROWS_AT_ONCE, 4))
+    for hook in hooks:
+        hook.remove()
+    assert [stage.flops_of_sweep for stage in plan.stages] == [0, *[counter.get_total_flops() * 1_000 // 256] * 3]
+    heads = make_plan(dataclasses.replace(plan.config, freeze="heads", anchor="mirrored"), make_spec(4))
+    assert heads.memory.batch < max(sizes) <= plan.memory.batch
+
+
 def limit_memory(monkeypatch, tmp_path: Path, version: int, limit: str, used: int, cache: int = 0) -> None:
     """A machine with much memory and a cgroup two levels up that has little."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
@@ -229,7 +287,7 @@ def limit_memory(monkeypatch, tmp_path: Path, version: int, limit: str, used: in
 @pytest.mark.parametrize("version", [1, 2])
 def test_refuses_what_a_cgroup_does_not_allow_and_names_what_fits(monkeypatch, tmp_path, version):
     limit_memory(monkeypatch, tmp_path, version, limit=str(5 * 10**9), used=2 * 10**9, cache=10**9)
-    with pytest.raises(ConfigError, match=r"7\.07 GB.*7\.\d\d GB of host memory where 4\.00 GB is free") as refusal:
+    with pytest.raises(ConfigError, match=r"7\.07 GB.*8\.\d\d GB of host memory where 4\.00 GB is free") as refusal:
         check_memory(make_plan(paper(), make_spec(6)), CPU)
     assert "\n" not in str(refusal.value)
     capacity = int(re.search(r"--replay-capacity (\d+) or less", str(refusal.value)).group(1))

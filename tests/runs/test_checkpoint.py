@@ -150,12 +150,13 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_run_with_a_compiled_optimizer_step_resumes_bit_for_bit(
-    tmp_path: Path, compiling: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["MIN_UPDATES_TO_COMPILE", "MIN_UPDATES_TO_COMPILE_ALL"])
+def test_a_run_with_a_compiled_step_resumes_bit_for_bit(
+    what: str, tmp_path: Path, compiling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE", 0)
+    monkeypatch.setattr(f"growtrain.learners.double_dqn.{what}", 0)
     config = config_of()
     run_in_parts(config, tmp_path / "whole")
     run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it

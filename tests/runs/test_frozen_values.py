@@ -1,5 +1,7 @@
 """The values of what is frozen whole, kept in the replay: right at every row that can be read, through growth, wrap-around and resume."""
 
+import dataclasses
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny
-from torch import Tensor
+from torch import Tensor, nn
 
+from growtrain.diagnosis.forks import fork_config
+from growtrain.diagnosis.page import Settings
+from growtrain.diagnosis.rescue import rescue_run
 from growtrain.growth.kinds import kind_of
+from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import Diverged
 from growtrain.learners.saved import check_saved, read_saved
 from growtrain.records import GrowthEvent
-from growtrain.runs.checkpoint import open_newest
-from growtrain.runs.frozen_values import COLUMN
+from growtrain.runfiles import Unreadable
+from growtrain.runs.checkpoint import CheckpointWriter, NoCheckpoint, open_newest
+from growtrain.runs.frozen_values import COLUMN, check_saved_column
 from growtrain.runs.loop import train
+from growtrain.runs.resuming import changed_config
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -162,6 +170,102 @@ def test_an_injection_that_is_rolled_back_keeps_nothing(run: Run) -> None:
     assert run.frozen_values.newest() is None
 
 
+def play_to_injection(run: Run) -> None:
+    while not run.growing.due():
+        run.step()
+        run.learner.end_of_step(run.frames)
+
+
+def test_a_sweep_computes_the_newest_network_alone_and_gives_what_all_of_them_do_to_the_bit(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play_to_injection(run)
+    networks = list[tuple[int, int]]()  # of the forward passes of frozen networks: which, of how many rows
+    sweep = run.frozen_values.sweep
+
+    def counted(network: nn.Module, arguments: tuple[Tensor]) -> None:
+        frozen = list(run.learner.plastic_parts["q_network"][0].get_submodule("snapshot.networks").children())
+        if network in frozen:
+            networks.append((frozen.index(network), len(arguments[0])))
+
+    def watched() -> None:
+        hook = nn.modules.module.register_module_forward_pre_hook(counted)
+        sweep()
+        hook.remove()
+
+    monkeypatch.setattr(run.frozen_values, "sweep", watched)
+    for stage in range(1, 4):
+        run.learner.update(run.ring.sample_batches(4, run.config.batch_size))
+        run.learner.copy_target()  # type: ignore[attr-defined]
+        networks.clear()
+        list(run.growing.grow())
+        rows = run.ring.rows_read()
+        assert networks == [(stage - 1, 256), (stage - 1, len(rows) - 256)]
+        for chunk in rows.split(256):
+            assert torch.equal(run.ring.read(COLUMN, chunk), snapshot_values(run, run.ring.observations(chunk)))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_injection_whose_sweep_finds_no_memory_is_rolled_back_and_the_run_goes_on(
+    stage: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.growing.config = config_of(on_growth_failure="continue")
+    for _ in range(stage - 1):
+        play_to_injection(run)
+        list(run.growing.grow())
+    play_to_injection(run)
+    before = run.ring.columns.get(COLUMN, torch.empty(0)).clone()
+    online, target = run.learner.plastic_parts["q_network"]
+    assert target is not None
+    names = list(online.state_dict())
+    write, writes = run.ring.write, iter(range(10**6))
+
+    def failing(*arguments: Any) -> None:
+        if next(writes):
+            raise torch.OutOfMemoryError("out of memory")
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("growtrain.runs.frozen_values.ROWS_AT_ONCE", 64)
+        patch.setattr(run.ring, "write", failing)
+        with pytest.warns(UserWarning, match=r"rolled back: out of memory.*goes on ungrown"):
+            list(run.growing.grow())
+    assert next(writes) == 2, "the sweep did not fail in the middle"
+    assert list(online.state_dict()) == list(target.state_dict()) == names
+    if stage == 1:
+        assert COLUMN not in run.ring.columns
+    else:
+        assert torch.equal(run.ring.columns[COLUMN].nan_to_num(7.0), before.nan_to_num(7.0))
+        assert_right(run)
+    assert (run.growing.entries, run.growing.interventions) == (stage, stage - 1)
+    play_to_injection(run)  # and the next one is carried out
+    list(run.growing.grow())
+    assert_right(run)
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_an_injection_finds_no_memory_for_the_column(policy: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.growing.config = config_of(on_growth_failure=policy)
+    play_to_injection(run)
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("growtrain.replay.ring.mmap.mmap", no_memory)
+        if policy == "stop":
+            with pytest.raises(GrowthFailed, match="no memory for the frozen network's values"):
+                list(run.growing.grow())
+            return
+        with pytest.warns(UserWarning, match=r"no memory for the frozen network's values.*training goes on ungrown"):
+            list(run.growing.grow())
+    assert COLUMN not in run.ring.columns
+    assert run.frozen_values.newest() is None
+    play_to_injection(run)
+    list(run.growing.grow())
+    assert_right(run)
+
+
 def test_every_injection_needs_a_copy_of_the_target_before_the_end() -> None:
     with pytest.raises(ConfigError, match="no copy of the target for every injection"):
         config_of(schedule="at:6000", target_period=3_500)
@@ -181,3 +285,86 @@ def test_a_snapshot_that_the_checkpoint_only_claims_is_refused(run: Run) -> None
     for width in (10**9, 33):
         with pytest.raises(ValueError, match=r"width|by the tensors"):
             check_saved(state | {"snapshot": [state["snapshot"][0] | {"width": width}]}, run.config, spec, 10**9)
+
+
+def test_a_fork_of_a_run_that_waits_for_a_copy_of_the_target_injects_at_it_or_drops_it(tmp_path: Path) -> None:
+    config = config_of(schedule="at:1300", total_frames=2_400)
+    steps = iter(range(10**6))
+    list(train(config, tmp_path / "run", should_stop=lambda: next(steps) == 86))
+    start = open_newest(tmp_path / "run")
+    assert 1_300 < start.frames < 1_440
+    assert not start.state["stage"]
+    forked, _ = changed_config(start, {"seed": 1}, fork=True)
+    events = [record for record in train(forked, tmp_path / "fork", start=start) if isinstance(record, GrowthEvent)]
+    assert [event.frames for event in events] == [1_440]
+    assert COLUMN in open_newest(tmp_path / "fork").state["ring"]["columns"]
+
+    start = open_newest(tmp_path / "run")
+    settings = Settings(seeds=1, frames=400, arms=("untouched", "inject"))
+    assert fork_config(start, "untouched", 0, settings).schedule == "fixed"
+    assert fork_config(start, "inject", 0, settings).schedule == f"at:{start.frames}"
+    rescued, _ = rescue_run(start, {}, 400)
+    assert rescued.schedule == f"at:{start.frames}"
+    with pytest.raises(ConfigError, match="the past cannot change"):
+        changed_config(start, {"schedule": "at:1310"}, fork=True)
+    # A copy at the checkpoint itself is over.
+    with pytest.raises(ConfigError, match=r"brings no copy of the target.*between 1440 frames and the end at 1640"):
+        rescue_run(dataclasses.replace(start, frames=1_440), {}, 200)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one injection whose replay is not full."""
+    run_dir = tmp_path_factory.mktemp("grown") / "run"
+    config = config_of(schedule="at:480", total_frames=640, learning_starts=160, replay_capacity=400)
+    list(train(config, run_dir))
+    return run_dir
+
+
+def test_a_ring_that_is_loaded_lacks_what_the_saved_one_had_not_reached(grown: Path) -> None:
+    start = open_newest(grown)
+    run = Run(start.config, grown, start)
+    run.collector.environment.close()
+    missing = run.ring.columns[COLUMN].isnan().all(1).view(run.ring.num_lanes, run.ring.rows)
+    filled = run.ring.state_dict()["filled"]
+    assert 0 < filled < run.ring.rows
+    assert missing[:, filled:].all()
+    assert not missing[:, :filled].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda ring, _: ring.update(columns={}), "columns none where 1 frozen"),
+        (lambda ring, _: ring["columns"].update({COLUMN: ring["columns"][COLUMN].double()}), "torch.float64"),
+        (lambda ring, _: ring["columns"].update({COLUMN: ring["columns"][COLUMN][..., :-1]}), "need"),
+        (lambda ring, _: ring["columns"].update({COLUMN: ring["columns"][COLUMN][:, :-1]}), "need"),
+        (lambda ring, _: ring["columns"].update(other=ring["columns"][COLUMN]), "other"),
+        (lambda _, snapshots: snapshots.clear(), "where 0 frozen networks need none"),
+    ],
+)
+def test_a_column_that_is_not_the_one_the_networks_need_is_refused_in_one_line(
+    change: Any, says: str, grown: Path
+) -> None:
+    start = open_newest(grown)
+    change(start.state["ring"], start.state["learner"]["snapshot"])
+    with pytest.raises(ValueError, match=says) as refusal:
+        check_saved_column(start.state)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_whose_column_is_missing_is_passed_over_and_one_with_a_missing_value_refused(
+    grown: Path, tmp_path: Path
+) -> None:
+    start = open_newest(grown)
+    start.state["ring"]["columns"][COLUMN][:, 20] = torch.nan
+    with pytest.raises(Unreadable, match="values of 4 rows are missing"):
+        Run(start.config, tmp_path / "fork", start)
+    start = open_newest(grown)
+    ring = Run(start.config, grown, open_newest(grown)).ring
+    start.state["ring"]["columns"] = {}
+    CheckpointWriter(tmp_path / "run", keep=0).save(
+        start.state, ring, start.config, frames=start.frames, device=torch.device("cpu")
+    )
+    with pytest.raises(NoCheckpoint, match="columns none where 1 frozen"):
+        open_newest(tmp_path / "run")

@@ -1,0 +1,287 @@
+"""The model of the least time: what is counted against hand computation and against the real learner, and what must hold of any limit."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from growtrain.environments.atari import make_spec
+from growtrain.planning.costs import make_plan
+from growtrain.planning.hardware import HARDWARE, hardware_named, hardware_of
+from growtrain.planning.kernels import Access, Kernel, KernelCounter
+from growtrain.planning.limits import Model, kernel_times, missed_bytes, sensitivity
+from growtrain.planning.table import render_limit
+from growtrain.planning.work import Work, WorkByWidth, count_work
+from growtrain.settings.config import Config
+from growtrain.settings.presets import paper
+from growtrain.settings.text import ConfigError
+
+SPEC = make_spec(6)
+A100 = HARDWARE["a100"]
+SMALL: dict[str, Any] = {"batch_size": 4, "encoder_width": 0.25, "width": 32, "num_envs": 2}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Model]:
+    """Of the paper's job and of growing by the whole network, in both stacks."""
+    return {
+        "paper": Model(paper(), SPEC, "fast"),
+        "reference": Model(paper(), SPEC, "reference"),
+        "network": Model(paper(freeze="network"), SPEC, "fast"),
+    }
+
+
+def counted(work: Any, *, gpu: bool = True) -> list[Kernel]:
+    with KernelCounter(gpu=gpu) as counter:
+        work()
+    return counter.kernels
+
+
+# --- what is counted
+
+
+def test_a_convolution_by_hand() -> None:
+    layer, x = torch.nn.Conv2d(3, 5, 4, 2), torch.rand(7, 3, 10, 10, requires_grad=True)  # 10 -> 4 pixels a side
+    convolution, bias = counted(lambda: layer(x))
+    flops, below, weight, above = (
+        2 * 7 * 5 * 4 * 4 * 3 * 4 * 4,
+        4 * 7 * 3 * 10 * 10,
+        4 * 5 * 3 * 4 * 4,
+        4 * 7 * 5 * 4 * 4,
+    )
+    assert (convolution.flops, convolution.arithmetic) == (flops, "convolution")
+    assert convolution.bytes_moved == below + weight + above
+    assert (bias.flops, bias.bytes_moved) == (0, 2 * above + 4 * 5)
+    backward = counted(layer(x).square().sum().backward)
+    gradients = [kernel for kernel in backward if kernel.arithmetic == "convolution"]
+    assert [kernel.flops for kernel in gradients] == [flops, flops]
+    assert {kernel.bytes_moved for kernel in gradients} == {above + weight + below}
+    assert [kernel.bytes_moved for kernel in backward if kernel.name == "bias_gradient"] == [above + 4 * 5]
+
+
+def test_views_and_allocations_are_no_kernels_and_what_is_changed_in_place_moves_twice() -> None:
+    x, y = torch.rand(6, 4), torch.rand(6, 4)
+    assert not counted(lambda: (x[1:].t().reshape(4, 5), x.detach(), torch.empty_like(x), x.expand(2, 6, 4)))
+    assert [kernel.bytes_moved for kernel in counted(lambda: x.add_(y))] == [3 * 4 * 24]
+    assert [kernel.bytes_moved for kernel in counted(lambda: x.copy_(y))] == [2 * 4 * 24]
+    assert [kernel.bytes_moved for kernel in counted(lambda: torch.add(x, y[:1].expand(6, 4)))] == [4 * (24 + 4 + 24)]
+
+
+def test_rows_drawn_from_a_large_tensor_are_all_that_is_read_of_it() -> None:
+    table, rows = torch.rand(1000, 8), torch.tensor([3, 900])
+    (kernel,) = counted(lambda: table.index_select(0, rows))
+    assert kernel.bytes_moved == 2 * (2 * 8 * 4) + 2 * 8
+    assert missed_bytes([kernel], 1e9) == [2 * 8 * 4]  # wherever the rows lie, they are not in a cache
+
+
+def test_what_is_fused_reads_what_was_there_and_writes_what_is_left() -> None:
+    parameters, gradients = [torch.rand(10), torch.rand(30)], [torch.rand(10), torch.rand(30)]
+    counter = KernelCounter(gpu=True)
+    with counter, counter.fused("step"):
+        scaled = torch._foreach_mul(gradients, 2.0)
+        torch._foreach_add_(scaled, 1.0)
+        torch._foreach_sub_(parameters, scaled)
+    (kernel,) = counter.kernels
+    assert (kernel.name, kernel.bytes_moved) == ("step", 4 * 40 * (1 + 2))
+    assert len(counted(lambda: torch._foreach_add_(parameters, 1.0))) == 1
+    assert len(counted(lambda: torch._foreach_add_(parameters, 1.0), gpu=False)) == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"anchor": "mirrored", "freeze_encoder_at": 2},
+        {"anchor": "zero", "width": 33},
+        {"freeze": "network"},
+        {"freeze": "network", "live_encoder": "cold", "optimizer": "adam"},
+        {"trainable_heads": "all", "schedule": "grow1x"},
+        {"schedule": "widen3x"},
+        {"regularizer": "parseval", "schedule": "fixed"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "paper",
+)
+def test_flops_are_those_of_the_plan_and_other_widths_are_as_if_counted(settings: dict[str, Any]) -> None:
+    config = Config(**SMALL | settings)
+    stages = make_plan(config, SPEC).stages
+    for cost, work in zip(stages, count_work(config, SPEC), strict=True):
+        assert sum(kernel.flops for kernel in work.update) == cost.flops_per_update
+        assert sum(kernel.flops for kernel in work.play) == config.num_envs * cost.flops_per_action
+    wider = dataclasses.replace(config, width=config.width + 160)
+    assert WorkByWidth(config, SPEC).at(wider.width) == count_work(wider, SPEC)
+    with pytest.raises(ValueError, match="aligned otherwise"):
+        WorkByWidth(config, SPEC).at(config.width + 1)
+
+
+def test_a_head_frozen_once_adds_its_passes_and_their_gradient() -> None:
+    first, second = (total_of(work) for work in WorkByWidth(paper(schedule="grow1x"), SPEC).at(512))
+    assert second["kernels"] > first["kernels"]
+    assert second["flops"] - first["flops"] == 64 * 2 * 4 * (
+        3136 * 512 + 512 * 6
+    )  # two heads, three passes and one back
+
+
+def total_of(work: Work) -> dict[str, int]:
+    return {"kernels": len(work.update), "flops": sum(kernel.flops for kernel in work.update)}
+
+
+# --- how long that takes
+
+
+def test_a_kernel_takes_the_longest_of_its_three_times() -> None:
+    memory, cache, peak = A100.memory_bandwidth.value, A100.cache_bandwidth.value, A100.product_flops.value
+    large = Access(0, 10**9)
+    kernels = [
+        Kernel("add", "none", 0, (Access(1, 1000),)),
+        Kernel("mm", "product", 10**12, (large,)),
+        Kernel("copy", "none", 0, (large,)),
+        Kernel("copy", "link", 0, (Access(None, 10**9),)),
+    ]
+    times = kernel_times(kernels, A100, 1e-6)
+    assert [time.bound for time in times] == ["latency", "arithmetic", "memory", "memory"]
+    seconds = [time.seconds for time in times]
+    assert seconds == pytest.approx([1e-6, 10**12 / peak, 10**9 / memory, 10**9 / A100.link_bandwidth.value])
+    (resident,) = kernel_times([Kernel("add", "none", 0, (Access(0, 10**7, 2),))], A100, 0.0)
+    assert resident.seconds == pytest.approx(2 * 10**7 / cache)  # used a moment ago, in the round before
+
+
+def test_a_cache_holds_what_was_used_last() -> None:
+    kernels = [Kernel(str(buffer), "none", 0, (Access(buffer, 10),)) for buffer in (0, 1, 2, 1)]
+    assert missed_bytes(kernels, 30) == [0, 0, 0, 0]
+    assert missed_bytes(kernels, 29) == [10, 0, 10, 0]  # between two uses of 0 and of 2, all three are used
+    assert missed_bytes(kernels, 19) == [10, 10, 10, 10]
+    assert missed_bytes(kernels, 20) == [10, 0, 10, 0]
+
+
+@pytest.mark.parametrize("stack", ["paper", "reference"])
+@pytest.mark.parametrize("hardware", HARDWARE.values(), ids=HARDWARE)
+def test_a_limit_grows_with_the_width_and_with_the_stages(models: dict[str, Model], stack: str, hardware: Any) -> None:
+    limits = [models[stack].limit(hardware, width) for width in (128, 512, 2048, 8192)]
+    for narrow, wide in itertools.pairwise(limits):
+        for before, after in zip((*narrow.stages, *narrow.baseline), (*wide.stages, *wide.baseline), strict=True):
+            assert before.update_seconds <= after.update_seconds
+            assert before.training_hours <= after.training_hours
+    for limit in limits:
+        updates = [stage.update_seconds for stage in limit.stages]
+        assert updates == sorted(updates)  # anchors of the paper: every stage has two heads more
+
+
+def test_small_networks_are_bound_by_latency_and_large_ones_are_not(models: dict[str, Model]) -> None:
+    small, large = (models["paper"].limit(HARDWARE["h100"], width).stages[0] for width in (32, 65536))
+    assert small.shares["latency"] > 0.8 > 0.2 > large.shares["latency"]
+    assert small.update_seconds >= small.num_kernels * A100.graph_kernel.value
+    for stage in (small, large):
+        assert sum(stage.shares.values()) == pytest.approx(1)
+    assert models["reference"].limit(A100, 32).stages[0].update_seconds > 5 * small.update_seconds
+
+
+def test_a_network_frozen_whole_costs_the_same_at_every_stage(models: dict[str, Model]) -> None:
+    limit = models["network"].limit(A100)
+    first, *grown = limit.stages
+    assert len({stage.update_seconds for stage in grown}) == 1
+    assert {stage.cost.flops_per_update for stage in limit.stages} == {first.cost.flops_per_update}
+    assert (
+        grown[0].num_kernels > first.num_kernels
+    )  # the values are gathered and added; pairs of units are put together
+    assert limit.evaluation_hours > models["paper"].limit(A100).evaluation_hours  # acting computes all that is frozen
+
+
+def test_growing_saves_more_the_wider_the_network_where_memory_binds(models: dict[str, Model]) -> None:
+    saved = [models["network"].limit(A100, width).saved_hours for width in (512, 2048, 8192)]
+    assert saved == sorted(saved)
+    assert saved[-1] > 1
+    never = Model(paper(schedule="full1x"), SPEC, "fast").limit(A100)
+    assert never.saved_hours == 0
+    assert never.stages == never.baseline
+
+
+def test_stages_of_the_fast_stack_overlap_and_those_of_the_reference_add_up(models: dict[str, Model]) -> None:
+    slow = A100.with_scaled("emulator_frames", 1e-3)
+    for name in ("paper", "reference"):
+        quick, waiting = (models[name].limit(hardware) for hardware in (A100, slow))
+        emulating = 200e6 / (15 if name == "reference" else 8 * 15) / 3600
+        assert waiting.training_hours > emulating
+        if name == "paper":  # nothing but the acting comes on top
+            assert {stage.bound for stage in waiting.stages} == {"playing"}
+            assert waiting.training_hours < 1.05 * emulating
+        else:
+            assert waiting.training_hours - quick.training_hours == pytest.approx(0.999 * emulating)
+    assert models["reference"].config.num_envs == 1
+    eager = Model(paper(execution="eager", schedule="fixed"), SPEC, "fast").limit(A100).stages[0]
+    assert eager.update_seconds == models["reference"].limit(A100).stages[0].update_seconds
+    assert eager.training_hours < models["reference"].limit(A100).baseline[0].training_hours
+
+
+def test_every_constant_counts_for_something_and_names_its_source(models: dict[str, Model]) -> None:
+    for hardware in HARDWARE.values():
+        assert all(constant.source and constant.value > 0 for constant in hardware.constants.values())
+    moved = {
+        "paper": sensitivity(models["paper"], A100, 4096),
+        "reference": sensitivity(models["reference"], A100, 4096),
+    }
+    still = {name: models[name].limit(A100, 4096).saved_hours for name in moved}
+    matters = {
+        constant for name in moved for constant, ends in moved[name].items() if any(end != still[name] for end in ends)
+    }
+    assert matters >= {
+        "product_flops",
+        "memory_bandwidth",
+        "graph_kernel",
+        "eager_kernel",
+        "cache_bytes",
+        "cache_bandwidth",
+    }
+    for name, factor in ((name, factor) for name in A100.constants for factor in (0.5, 2.0)):
+        faster = models["paper"].limit(A100.with_scaled(name, factor)).training_hours
+        better = (factor > 1) != (name in ("graph_kernel", "eager_kernel"))
+        base = models["paper"].limit(A100).training_hours
+        assert faster <= base if better else faster >= base, name
+
+
+def test_more_environments_share_launches_and_cores(models: dict[str, Model]) -> None:
+    few, many = (Model(paper(num_envs=lanes), SPEC, "fast").limit(A100) for lanes in (1, 64))
+    assert few.training_hours > models["paper"].limit(A100).training_hours > many.training_hours
+
+
+# --- names and text
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100 80GB PCIe", None),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(device: str, name: str | None) -> None:
+    found = hardware_of(device)
+    assert (found and found.name) == name
+
+
+def test_an_unknown_name_lists_those_that_there_are() -> None:
+    assert hardware_named("RTX4090").title == "NVIDIA GeForce RTX 4090"
+    with pytest.raises(ConfigError, match="a100, a100-80gb, h100, h200, rtx4090, l4") as refusal:
+        hardware_named("tpu")
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_text_says_that_nothing_was_measured(models: dict[str, Model]) -> None:
+    text = render_limit(models["paper"], A100)
+    assert text.splitlines()[0].startswith("modelled, not measured: ")
+    assert "NVIDIA A100 SXM 40 GB" in text
+    assert all(line == line.rstrip() and len(line) <= 130 and line.isascii() for line in text.splitlines())
+    limit = models["paper"].limit(A100)
+    assert f"{limit.training_hours:.2f} h" in text
+    assert f"growing saves {limit.saved_hours:.2f} h" in text
+    cost = models["reference"].limit(A100).saved_hours
+    assert f"growing costs {-cost:.2f} h" in render_limit(models["reference"], A100)
