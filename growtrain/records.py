@@ -24,7 +24,8 @@ class Metrics:
         episode_return: mean true score of the episodes that ended; None if none did.
         episodes: how many ended.
         loss: mean over the updates; None without any.
-        q_mean: mean over the observations acted on of the greedy action's value; None while acting is random.
+        q_mean: mean over the observations acted on of the greedy action's value, of SAC over the transitions learned from of the critics';
+            None while acting is random, or without any.
         epsilon, lr: in force at the record.
         seconds: where the interval's time went, by phase.
     """
@@ -88,7 +89,8 @@ class Evaluation:
 class Diagnostics:
     """One line of `diagnostics.jsonl`: measures of plasticity (`growtrain.diagnostics`) of the online network on states of its replay.
 
-    Layers are named as modules: `encoder.layers.1`, `head.live.1`, `head.frozen.heads.0.1`. The first frozen head is the oldest.
+    Layers are named as modules: `encoder.layers.1`, `head.live.1`, `head.frozen.heads.0.1`. The first frozen head is the oldest. Of a
+    learner with several networks all names begin with the network's: `critic_1.head.live.1`, `actor.live`; those have no encoder.
 
     Attributes:
         frames, updates, stage: counters at the time of the record.
@@ -100,11 +102,12 @@ class Diagnostics:
         distance_from_initialization: of `encoder`, since the start of the run, and `live`, since the live head's birth; None where that
             was not seen because diagnostics were off.
         gradient_norm: of the loss on a batch of an update's size, with respect to `encoder` and `live`; None of an encoder that is frozen.
-        policy_churn: share of the states of the previous record whose greedy action is another one now; None in the first.
+        policy_churn: share of the states of the previous record whose greedy action is another one now; None in the first, and of
+            continuous actions.
         policy_churn_frames: frames since the previous record.
         hessian_top_eigenvalue: of the loss on the same batch as the gradient; None unless `--diagnostics full`.
         target_fit_error: what a copy of the network leaves of random targets after a fixed number of updates with Adam; None unless
-            `--diagnostics full`.
+            `--diagnostics full`. Of several networks the first.
         seconds: what measuring took.
     """
 
@@ -146,8 +149,11 @@ class GrowthEvent:
         parameters_total: parameters of the online network after it.
         parameters_trainable_before: parameters that required a gradient before it.
         parameters_trainable: parameters that require a gradient after it.
-        max_abs_q_change_online: largest absolute change of an online action value on the probe batch.
+        max_abs_q_change_online: largest absolute change of an online action value on the probe batch; where several networks grow, of an
+            output of any of them.
         max_abs_q_change_target: the same for the target network; None without one.
+        changes: the largest change of each network that was grown by its name, online and then of its target if it has one; None, and left
+            out of the file, of a learner with a single network.
         recycled_units: dormant units that `redo` recycled; None for the others.
         pause_seconds: time for which training stood still; what the next update takes longer (capture on a GPU) is not in it.
     """
@@ -164,12 +170,16 @@ class GrowthEvent:
     parameters_trainable: int
     max_abs_q_change_online: float
     max_abs_q_change_target: float | None
+    changes: dict[str, list[float]] | None = None
     recycled_units: int | None = None
     pause_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.changes is None:
+            del values["changes"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

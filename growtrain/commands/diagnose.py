@@ -30,6 +30,7 @@ def main(words: Sequence[str]) -> int:
     namespace = parser.parse_strict(words)
     run, stop = namespace.run, StopSignals(namespace.stop_signal)
 
+    from growtrain.diagnosis.copies import parts_of
     from growtrain.diagnosis.forks import cost_lines, default_arms, default_frames, diagnose
     from growtrain.diagnosis.page import ARMS, Settings, next_command, render
     from growtrain.plasticity.learning_test import LearningTest
@@ -58,12 +59,15 @@ def main(words: Sequence[str]) -> int:
     )
     output = namespace.output or run / f"diagnosis-{checkpoint.frames}"
     print("\n".join(cost_lines(run, checkpoint, settings)), flush=True)
-    with stop:
-        diagnosis = diagnose(
-            run, checkpoint, settings, output, stop=lambda: stop.received, say=lambda line: print(line, flush=True)
-        )
-    if diagnosis is None:
-        print("stopped: the same command again goes on with what is not done", file=sys.stderr)
-        return STOPPED
-    print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    for part in parts_of(checkpoint):
+        with stop:
+            diagnosis = diagnose(run, checkpoint, settings, output, stop=lambda: stop.received, say=say, part=part)
+        if diagnosis is None:
+            print("stopped: the same command again goes on with what is not done", file=sys.stderr)
+            return STOPPED
+        print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}", flush=True)
     return 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from growtrain.commands.commandline import Parser
 from growtrain.commands.running import read_configuration
+from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
@@ -34,6 +35,10 @@ def main(words: Sequence[str]) -> int:
     from growtrain.planning.table import render, render_limit
 
     options, _ = parser.parse_known_args(list(words))
+    if options.hardware and config.continuous:
+        raise ConfigError(
+            "--hardware: the model is of a Q-network's kernels, and this game is learned by SAC: leave it out"
+        )
     hardware = [hardware_named(name) for name in options.hardware.split(",") if name]
     spec, device = spec_of(config), resolve_device(config.device)
     plan = make_plan(config, spec)

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtrain.diagnosis.copies import compare_copies_of, copies_of_checkpoint
+from growtrain.diagnosis.copies import agent_of, compare_copies_of, copies_of_checkpoint, parts_of
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
 from growtrain.environments.games import reference_scores
 from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
 from growtrain.learners.saved import read_saved
+from growtrain.plasticity.divergence import measure_divergence
 from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
@@ -43,7 +44,7 @@ from growtrain.telemetry.sinks import read_jsonl
 
 _RECORDS = 40  # in a fork's metrics
 _LEAST_SHARE = 0.01  # of the way from random to human play: what counts as a gain of 1 is at least this
-_LEARNING_TEST = "learning_test.json"
+_LEARNING_TEST = "learning_test{}.json"
 
 
 def default_frames(checkpoint: Checkpoint) -> int:
@@ -59,22 +60,23 @@ def default_arms(checkpoint: Checkpoint) -> tuple[Arm, ...]:
 
 def cost_lines(run: Path, checkpoint: Checkpoint, settings: Settings) -> list[str]:
     """What the diagnosis will take, before it begins: updates, frames, hours at the run's own speed, and disk."""
-    test, forks = settings.test, len(settings.arms) * settings.seeds
-    lines = [
-        f"learning test: {test.seeds} seeds x {len(copies_of_checkpoint(checkpoint))} networks x {test.warm_up + test.updates} updates"
-    ]
+    test, parts = settings.test, parts_of(checkpoint)
+    arms = sum(len(parts) if arm == "inject" else 1 for arm in settings.arms)  # one for each part that is injected
+    forks = arms * settings.seeds
+    networks = sum(len(copies_of_checkpoint(checkpoint, part)) for part in parts)
+    lines = [f"learning test: {test.seeds} seeds x {networks} networks x {test.warm_up + test.updates} updates"]
     if forks:
         speeds = [record["frames_per_second"] for record in read_jsonl(run / "metrics.jsonl")[-100:]]
         hours = f"{forks * settings.frames / np.median(speeds) / 3600:.2g} hours" if speeds else "an unknown time"
         lines.append(
-            f"forks: {len(settings.arms)} arms x {settings.seeds} seeds x {format_count(settings.frames)} frames = "
+            f"forks: {arms} arms x {settings.seeds} seeds x {format_count(settings.frames)} frames = "
             f"{format_count(forks * settings.frames)} frames, some {hours} at the run's own speed, up to "
             f"{forks * checkpoint.num_bytes / 1e9:.2g} GB of disk"
         )
     return lines
 
 
-def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings) -> Config:
+def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings, part: str = "") -> Config:
     """The configuration of one fork: the past of the run, one intervention now or none, and nothing else that was still to come.
 
     Args:
@@ -82,6 +84,7 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
         arm: what is done at its first step.
         seed: 0 for the run's own seed, 1 for the next, ...
         settings: the budget.
+        part: of the learner that is injected, see `parts_of`.
 
     Raises:
         ConfigError: the budget is too short, or the run cannot be forked.
@@ -106,6 +109,8 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings)
         "keep": 0,
         "track": "none",
     }
+    if part and arm == "inject":
+        explicit |= {"grow": part, **({"freeze": "heads"} if part == "critic" else {})}
     return changed_config(checkpoint, explicit, fork=True)[0]
 
 
@@ -117,13 +122,14 @@ def run_fork(
     settings: Settings,
     fork: Path,
     stop: Callable[[], bool | str],
+    part: str = "",
 ) -> None:
     """Runs one fork to its end, goes on with it where it was interrupted, or does nothing where it is done.
 
     Raises:
         ConfigError: its directory holds another run.
     """
-    config = fork_config(checkpoint, arm, seed, settings)
+    config = fork_config(checkpoint, arm, seed, settings, part)
     start = None
     if (fork / "config.json").exists():
         with contextlib.suppress(NeverSaved):  # it ended before the fork itself was saved
@@ -147,8 +153,11 @@ def diagnose(
     *,
     stop: Callable[[], bool | str] = lambda: False,
     say: Callable[[str], None] = print,
+    part: str = "",
 ) -> Diagnosis | None:
     """Does what is not done yet, and writes `diagnosis.json`, `diagnosis.md` and `diagnosis.svg` into `output`.
+
+    Of a part of a learner the files are `diagnosis-critic.json` and so on; forks that do not depend on the part are made once.
 
     Args:
         run: the run's directory.
@@ -158,6 +167,7 @@ def diagnose(
         stop: asked once per environment step, and per copy of the learning test, which then begins anew; True, or the
             reason, ends it early, to be gone on with.
         say: takes lines of progress.
+        part: of the learner, one of `parts_of`.
 
     Returns:
         The diagnosis; None if it was stopped.
@@ -166,12 +176,12 @@ def diagnose(
         ConfigError: the settings do not fit the run, or `output` holds another diagnosis.
     """
     for arm in settings.arms:
-        fork_config(checkpoint, arm, 0, settings)  # what is wrong is said before any work
+        fork_config(checkpoint, arm, 0, settings, part)  # what is wrong is said before any work
     source, output = run.absolute(), output.absolute()  # `say` and `stop` may change the working directory
     torch.set_num_threads(checkpoint.config.threads)
     with run_lock(output):
         try:
-            errors = _learning_test_once(checkpoint, settings, output, stop, say)
+            errors = _learning_test_once(checkpoint, settings, output, stop, say, part)
         except Interrupted:
             return None
         forks: dict[Arm, list[Path]] = {arm: [] for arm in settings.arms}
@@ -179,8 +189,8 @@ def diagnose(
             for arm in settings.arms:
                 if stop():
                     return None
-                fork = output / f"{arm}-s{seed}"
-                run_fork(source, checkpoint, arm, seed, settings, fork, stop)
+                fork = output / f"{arm}{f'-{part}' if part and arm == 'inject' else ''}-s{seed}"
+                run_fork(source, checkpoint, arm, seed, settings, fork, stop, part)
                 forks[arm].append(fork)
                 score = mean_return(fork, checkpoint.frames)
                 say(
@@ -188,11 +198,12 @@ def diagnose(
                 )
         if stop():
             return None
-        diagnosis = _concluded(run, checkpoint, settings, errors, forks)
-        write_json(output / "diagnosis.json", diagnosis.to_dict())
-        (output / "diagnosis.md").write_text(render(diagnosis), encoding="utf-8")
+        diagnosis = _concluded(run, checkpoint, settings, errors, forks, part)
+        stem = f"diagnosis-{part}" if part else "diagnosis"
+        write_json(output / f"{stem}.json", diagnosis.to_dict())
+        (output / f"{stem}.md").write_text(render(diagnosis), encoding="utf-8")
         try:
-            draw(diagnosis, output / "diagnosis.svg")
+            draw(diagnosis, output / f"{stem}.svg")
         except ImportError as error:
             say(f"no figure, {error}: python -m pip install 'growtrain[report]', and repeat this command")
     return diagnosis
@@ -204,10 +215,17 @@ def _concluded(
     settings: Settings,
     errors: dict[Copy, list[list[float]]],
     forks: dict[Arm, list[Path]],
+    part: str,
 ) -> Diagnosis:
     config, now = checkpoint.config, checkpoint.frames
     returns = {arm: [mean_return(fork, now) for fork in each] for arm, each in forks.items()}
     scale = return_scale(config.game, returns.get("untouched", []))
+    evidence = Evidence(errors=mean_errors(errors), returns=returns, return_scale=scale)
+    found, divergence = verdict(evidence, threshold=settings.threshold), None
+    if part:
+        divergence = measure_divergence(*agent_of(checkpoint, resolve_device(config.device)))
+        if divergence.diverged:
+            found = dataclasses.replace(found, outcome="cannot tell", places=(), sentence=divergence.sentence)
     return Diagnosis(
         run=str(run),
         game=config.game,
@@ -220,9 +238,9 @@ def _concluded(
         evaluations={arm: [_last_evaluation(fork, now) for fork in each] for arm, each in forks.items()},
         return_scale=scale,
         episodes={arm: [num_episodes(fork, now) for fork in each] for arm, each in forks.items()},
-        verdict=verdict(
-            Evidence(errors=mean_errors(errors), returns=returns, return_scale=scale), threshold=settings.threshold
-        ),
+        verdict=found,
+        part=part,
+        divergence=divergence,
     )
 
 
@@ -232,9 +250,10 @@ def _learning_test_once(
     output: Path,
     stop: Callable[[], bool | str],
     say: Callable[[str], None],
+    part: str,
 ) -> dict[Copy, list[list[float]]]:
     """The learning test, or what it gave when it was done before with the same settings."""
-    path = output / _LEARNING_TEST
+    path = output / _LEARNING_TEST.format(f"_{part}" if part else "")
     asked = {
         "frames": checkpoint.frames,
         "test": dataclasses.asdict(settings.test),
@@ -245,10 +264,10 @@ def _learning_test_once(
         if done["asked"] == asked:
             errors: dict[Copy, list[list[float]]] = done["errors"]
             return errors
-    errors = compare_copies_of(checkpoint, settings.test, resolve_device(checkpoint.config.device), stop)
+    errors = compare_copies_of(checkpoint, settings.test, resolve_device(checkpoint.config.device), stop, part)
     write_json(path, {"asked": asked, "errors": errors})
     for copy, means in mean_errors(errors).items():
-        say(f"learning test {copy}: mean error {np.mean(means):.3f}")
+        say(f"learning test {f'{part} ' if part else ''}{copy}: mean error {np.mean(means):.3f}")
     return errors
 
 

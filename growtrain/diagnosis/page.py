@@ -14,6 +14,7 @@ import numpy as np
 
 from growtrain.analysis.plots import to_svg
 from growtrain.growth.kinds import KINDS
+from growtrain.plasticity.divergence import Divergence
 from growtrain.plasticity.learning_test import COPIES, Copy, LearningTest, mean_errors
 from growtrain.plasticity.verdicts import MIN_LEARNED, Basis, Gain, Verdict, learned_most
 from growtrain.settings.text import episodes_text, format_count
@@ -59,6 +60,8 @@ class Diagnosis:
         return_scale: points that are a gain of 1: what the untouched forks earn above random play.
         verdict: the answer.
         episodes: how many each of `returns` is the mean of.
+        part: of the learner that was examined, "critic" or "actor"; empty of a Q-network.
+        divergence: of the critics' values; None of a Q-network.
     """
 
     run: str
@@ -73,16 +76,25 @@ class Diagnosis:
     return_scale: float
     verdict: Verdict
     episodes: dict[Arm, list[int]] = field(default_factory=dict)
+    part: str = ""
+    divergence: Divergence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, and the next command."""
-        return dataclasses.asdict(self) | {"next_command": next_command(self)}
+        values = dataclasses.asdict(self) | {"next_command": next_command(self)}
+        if not self.part:
+            del values["part"], values["divergence"]
+        return values
 
 
 def next_command(diagnosis: Diagnosis) -> str:
     """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
     run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
     at = f"--at {diagnosis.frames}"
+    grow = f" --grow {diagnosis.part}" if diagnosis.part else ""
+    if diagnosis.divergence and diagnosis.divergence.diverged:
+        budget = max(settings.frames, diagnosis.frames // 2)
+        return f"growtrain rescue {run} {at} --intervention reset-head --grow critic --frames {format_count(budget)}"
     if found.outcome == "lost" and found.located:
         mend, evidence = _mend(found)
         forked = found.gains["returns"].get(evidence)
@@ -91,7 +103,7 @@ def next_command(diagnosis: Diagnosis) -> str:
         ):  # it cannot learn, and to begin anew has cost more than that gave, so far
             return _ask_again(diagnosis, f"--arms untouched,{mend}", settings.seeds, settings.test)
         budget = max(settings.frames, diagnosis.frames // 2)
-        return f"growtrain rescue {run} {at} --intervention {mend} --frames {format_count(budget)}"
+        return f"growtrain rescue {run} {at} --intervention {mend}{grow} --frames {format_count(budget)}"
     if found.outcome == "not lost":
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
@@ -126,7 +138,7 @@ def render(diagnosis: Diagnosis) -> str:
     """The Markdown page: verdict, next command, findings, evidence, and how it was measured."""
     found, settings, test = diagnosis.verdict, diagnosis.settings, diagnosis.settings.test
     lines = [
-        f"# {diagnosis.game} at {format_count(diagnosis.frames)} frames",
+        f"# {diagnosis.game} at {format_count(diagnosis.frames)} frames{f', the {diagnosis.part}' if diagnosis.part else ''}",
         "",
         f"**{found.sentence}**",
         "",

@@ -4,6 +4,7 @@ Units: an agent step is `Spec.frame_skip` emulator frames; lengths are in agent 
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 
 Bools = npt.NDArray[np.bool_]
 Frames = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
+Actions = npt.NDArray[Any]  # (N,) integers, or (N, A) float32 of continuous ones
 
 
 class EnvironmentHung(RuntimeError):
@@ -23,24 +26,40 @@ class Spec:
     """What a network sees and may do.
 
     Attributes:
-        frame_shape: (C, H, W) of what one agent step adds to an observation, uint8.
+        frame_shape: (C, H, W) of what one agent step adds to an observation, a picture, uint8; or (D,), a vector, float32.
         stack_size: frames in an observation, side by side along the channels, newest last.
-        num_actions: A.
+        num_actions: A; of continuous ones the dimensions of an action, each in [-1, 1].
         frame_skip: emulator frames an agent step.
         scale: that which a pixel is divided by before a network sees it.
+        continuous: whether an action is A real numbers, and not one of A.
     """
 
-    frame_shape: tuple[int, int, int]
+    frame_shape: tuple[int, ...]
     stack_size: int
     num_actions: int
     frame_skip: int
     scale: float
+    continuous: bool = False
 
     @property
-    def observation_shape(self) -> tuple[int, int, int]:
-        """(stack_size C, H, W)."""
-        channels, height, width = self.frame_shape
-        return self.stack_size * channels, height, width
+    def observation_shape(self) -> tuple[int, ...]:
+        """(stack_size C, H, W), or (stack_size D,)."""
+        return self.stack_size * self.frame_shape[0], *self.frame_shape[1:]
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether a frame is a vector, float32."""
+        return len(self.frame_shape) == 1
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a frame."""
+        return math.prod(self.frame_shape) * (4 if self.is_vector else 1)
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that acting chooses from: a value for each action, or mean and log standard deviation of each dimension."""
+        return 2 * self.num_actions if self.continuous else self.num_actions
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""
@@ -50,7 +69,10 @@ class Spec:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`, which JSON may have been in between; raises `TypeError` or `ValueError` for anything else."""
         spec = cls(**values | {"frame_shape": tuple(map(int, values["frame_shape"]))})
-        if len(spec.frame_shape) != 3 or min(*spec.frame_shape, spec.stack_size, spec.num_actions, spec.frame_skip) < 1:
+        if (
+            len(spec.frame_shape) not in (1, 3)
+            or min(*spec.frame_shape, spec.stack_size, spec.num_actions, spec.frame_skip) < 1
+        ):
             raise ValueError(f"no environment is of {spec}")
         return spec
 
@@ -60,9 +82,9 @@ class VectorStep:
     """What one step of all N lanes brought. No later step writes to the arrays, nor may the receiver.
 
     Attributes:
-        observation: (N, *observation_shape) uint8, newest frame last: what the policy sees next. Where an episode
+        observation: (N, *observation_shape) uint8, or float32 of vectors, newest frame last: what the policy sees next. Where an episode
             has just ended it is the first observation of the next one.
-        frame: (N, *frame_shape) uint8, the newest frame of the step: the terminal one where an episode ended.
+        frame: (N, *frame_shape), the newest frame of the step: the terminal one where an episode ended.
         reward: (N,) float32, the true reward, not clipped.
         terminated: (N,) bool, the game is over.
         truncated: (N,) bool, the episode was cut at its maximum length.
@@ -72,8 +94,8 @@ class VectorStep:
         episode_lengths: (K,) int64, their lengths in agent steps.
     """
 
-    observation: Frames
-    frame: Frames
+    observation: Frames | Vectors
+    frame: Frames | Vectors
     reward: npt.NDArray[np.float32]
     terminated: Bools
     truncated: Bools
@@ -87,7 +109,7 @@ class Screen(NamedTuple):
     """What a person sees of a step.
 
     Attributes:
-        picture: (H, W, 3) uint8, in colour, at most 210 high and 160 wide.
+        picture: (H, W, 3) uint8, in colour, at most 210 high and 160 wide, or to be made so.
         reward: the true reward of the step that led there, 0 at the start.
         ended: that step ended the episode.
     """
@@ -110,8 +132,8 @@ class VectorEnvironment(Protocol):
     def start(self) -> VectorStep:
         """Begins an episode on every lane."""
 
-    def send(self, actions: npt.NDArray[np.integer[Any]]) -> None:
-        """Hands over the next actions (N,) and returns at once."""
+    def send(self, actions: Actions) -> None:
+        """Hands over the next actions, (N,) or continuous ones (N, A), and returns at once."""
 
     def recv(self) -> VectorStep:
         """Waits for the step that `send` began."""

@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from growtrain.environments.base import Bools, Frames, Spec, VectorStep
+from growtrain.environments.base import Actions, Bools, Spec, VectorStep
 
 
 def lane_seed(seed: int, lane: int, seeding: int) -> int:
@@ -53,14 +53,14 @@ class LaneEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
         self._idle: Bools = np.ones(num_envs, dtype=np.bool_)  # lanes without one
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._return = np.zeros(num_envs, dtype=np.float64)
-        self._observation: Frames = np.zeros(0, dtype=np.uint8)
+        self._observation: npt.NDArray[Any] = np.zeros(0, dtype=np.uint8)
         self._set_seed(seed)
 
     # To be given
 
     @abstractmethod
-    def send(self, actions: npt.NDArray[np.integer[Any]]) -> None:
-        """Hands over the next actions (N,) and returns at once."""
+    def send(self, actions: Actions) -> None:
+        """Hands over the next actions and returns at once."""
 
     @abstractmethod
     def _collect(self) -> tuple[npt.NDArray[np.float32], Bools, Bools, Bools]:
@@ -119,9 +119,18 @@ class LaneEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
             episode_lengths=np.zeros(0, dtype=np.int64),
         )
 
-    def _check_actions(self, actions: npt.NDArray[np.integer[Any]], game: str) -> None:
+    def _check_actions(self, actions: Actions, game: str) -> None:
         """Raises `ValueError` for actions of a wrong shape, type or range."""
         num_actions = self.spec.num_actions
+        if self.spec.continuous:
+            if actions.shape != (self.num_envs, num_actions) or actions.dtype != np.float32:
+                raise ValueError(
+                    f"need ({self.num_envs}, {num_actions}) float32 actions, got {actions.shape} {actions.dtype}"
+                )
+            if not (np.abs(actions) <= 1).all():  # nor is NaN
+                lane = int((~(np.abs(actions) <= 1)).any(1).argmax())
+                raise ValueError(f"lane {lane}: an action of {game} lies in [-1, 1], not {actions[lane].tolist()}")
+            return
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise ValueError(f"need ({self.num_envs},) integer actions, got {actions.shape} {actions.dtype}")
         if actions.min() < 0 or actions.max() >= num_actions:
@@ -133,9 +142,16 @@ class LaneEnvironment(EnvBase):  # type: ignore[misc]  # torchrl is not typed
     def _set_specs(self) -> None:
         lanes = self.batch_size
         flag = Categorical(2, shape=(*lanes, 1), dtype=torch.bool)
-        pixels = Bounded(0, round(self.spec.scale), shape=(*lanes, *self.spec.observation_shape), dtype=torch.uint8)
-        self.observation_spec = Composite(observation=pixels, life_lost=flag, shape=lanes)
-        self.action_spec = Categorical(self.spec.num_actions, shape=lanes, dtype=torch.int64)
+        shape = (*lanes, *self.spec.observation_shape)
+        if self.spec.is_vector:
+            seen = Unbounded(shape=shape, dtype=torch.float32)
+        else:
+            seen = Bounded(0, round(self.spec.scale), shape=shape, dtype=torch.uint8)
+        self.observation_spec = Composite(observation=seen, life_lost=flag, shape=lanes)
+        if self.spec.continuous:
+            self.action_spec = Bounded(-1.0, 1.0, shape=(*lanes, self.spec.num_actions), dtype=torch.float32)
+        else:
+            self.action_spec = Categorical(self.spec.num_actions, shape=lanes, dtype=torch.int64)
         self.reward_spec = Unbounded(shape=(*lanes, 1), dtype=torch.float32)
         self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=lanes)
 

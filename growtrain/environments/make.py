@@ -3,10 +3,7 @@
 from collections.abc import Iterator
 from importlib import import_module
 
-import numpy as np
-import numpy.typing as npt
-
-from growtrain.environments.base import Screen, Settings, Spec, VectorEnvironment
+from growtrain.environments.base import Actions, Screen, Settings, Spec, VectorEnvironment
 from growtrain.environments.games import family_of
 
 
@@ -27,14 +24,14 @@ def spec_of(settings: Settings) -> Spec:
     return spec
 
 
-def replay_screens(settings: Settings, *, seed: int, game: int, actions: npt.NDArray[np.int64]) -> Iterator[Screen]:
+def replay_screens(settings: Settings, *, seed: int, game: int, actions: Actions) -> Iterator[Screen]:
     """Plays the first episode of a single lane again, in colour.
 
     Args:
         settings: as they were, with one lane.
         seed: the lanes'.
         game: of a chain, counted from 0.
-        actions: (T,), what was done in it.
+        actions: (T,) or (T, A), what was done in it.
 
     Returns:
         An iterator of the T + 1 screens: before each action, and at the end.

@@ -16,6 +16,7 @@ Nothing here changes a module, a tensor or an optimizer: `transaction` puts what
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -205,9 +206,10 @@ def _wider(live: nn.Module, units: int, generator: torch.Generator) -> tuple[nn.
     linears = [(name, layer) for name, layer in live.named_modules() if isinstance(layer, nn.Linear)]
     (hidden_name, hidden), (output_name, output) = linears[-2:]
     width = hidden.out_features + units
+    following = itertools.dropwhile(lambda each: each[1] is not hidden, live.named_modules())
     layers: dict[str, nn.Module] = {
         hidden_name: type(hidden)(hidden.in_features, width),
-        **{name: nn.LayerNorm(width) for name, layer in live.named_modules() if isinstance(layer, nn.LayerNorm)},
+        **{name: nn.LayerNorm(width) for name, layer in following if isinstance(layer, nn.LayerNorm)},
     }
     axes = {f"{name}.{kind}": 0 for name in layers for kind in ("weight", "bias")} | {f"{output_name}.weight": 1}
     wider = copy.deepcopy(live)

@@ -125,5 +125,7 @@ _WHOLE: dict[LiveEncoder, Kind] = {
 def kind_of(intervention: Intervention, config: Config) -> Kind:
     """The row of an intervention as a configuration has it done."""
     if intervention == "inject" and config.freeze == "network":
+        if config.continuous:  # the actor, which has neither an encoder nor a target
+            return dataclasses.replace(_WHOLE["warm"], at_target_copy=False)
         return _WHOLE[config.live_encoder]
     return KINDS[intervention]

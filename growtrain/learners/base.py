@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.environments.base import Spec
-from growtrain.replay.frames import Batch
+from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
 
 
@@ -34,10 +34,12 @@ class LearnerReport:
     Attributes:
         loss: mean per update; None without any.
         skipped: updates that were not applied, because a loss or gradient was not finite.
+        q_mean: mean value of the transitions learned from, of a learner that does not act on values; None otherwise, or without any.
     """
 
     loss: float | None
     skipped: int
+    q_mean: float | None = None
 
 
 class AbstractLearner(ABC):
@@ -61,8 +63,21 @@ class AbstractLearner(ABC):
 
     @property
     @abstractmethod
+    def networks(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+        """What learns, by name: online, and its lagging target or None; each with `encoder` and `head`, so that it can be grown."""
+
+    @property
     def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
-        """The networks that can be grown, each with `encoder` and `head`, by name: online, and its lagging target or None."""
+        """Those of the networks that this run's interventions act on, all in one transaction."""
+        return self.networks
+
+    @abstractmethod
+    def inputs(self, batch: TensorDict | Batch) -> dict[str, Tensor]:
+        """What each of the networks takes of a batch (B,) of transitions, by its name."""
+
+    @abstractmethod
+    def trainable(self) -> list[nn.Parameter]:
+        """All that trains now, which is what the optimizer must hold."""
 
     @abstractmethod
     def act(self, observation: Tensor, frozen_value: Tensor | None = None) -> Tensor:
@@ -84,6 +99,19 @@ class AbstractLearner(ABC):
         return None
 
     @abstractmethod
+    def values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The values (B,) of actions at observations, as it has learned them; without a graph."""
+
+    @abstractmethod
+    def bootstrap(self, observation: Tensor) -> Tensor:
+        """What its targets say (B,) that acting on from observations is worth; without a graph."""
+
+    @property
+    def bonus(self) -> float:
+        """What a value may hold at every step beside the reward, at most."""
+        return 0.0
+
+    @abstractmethod
     def update(self, batches: TensorDict | Sequence[Batch]) -> None:
         """One gradient step on each of K batches; what follows an update, as a Polyak average does, is part of it.
 
@@ -95,8 +123,21 @@ class AbstractLearner(ABC):
         """
 
     @abstractmethod
+    def compute_loss(self, batch: TensorDict | Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The loss () of one batch (B,), with a graph, to look at.
+
+        Args:
+            batch: in the layout of `update`.
+            generator: of what is random in it (CPU), if anything is; None: there nothing is.
+        """
+
+    @abstractmethod
+    def draw(self) -> None:
+        """Draws what is random in the next `step`, outside of any graph."""
+
+    @abstractmethod
     def step(self, batch: TensorDict | Batch) -> None:
-        """One gradient step on one batch (B,); device work only, fit for a CUDA graph."""
+        """One gradient step on one batch (B,), after `draw`; device work only, fit for a CUDA graph."""
 
     @abstractmethod
     def step_tensors(self) -> list[Tensor]:

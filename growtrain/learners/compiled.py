@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from growtrain.learners.finite import count_nonfinite
 from growtrain.learners.optimizers import CenteredRMSProp, centered_rmsprop_step, compiled_anew
-from growtrain.replay.frames import Batch
+from growtrain.replay.ring import Batch
 
 if TYPE_CHECKING:
     from growtrain.learners.double_dqn import DoubleDQN
@@ -72,23 +73,3 @@ def _make_step(learner: "DoubleDQN") -> Callable[..., Any]:
         return bad, gradients if slots is None else []
 
     return step
-
-
-def count_nonfinite(loss: Tensor, gradients: list[Tensor], counts: Tensor) -> Tensor:
-    """Counts, and returns () bool, whether a loss () or a gradient is not finite.
-
-    Args:
-        loss: of a batch.
-        gradients: of what trains.
-        counts: (3,) int64, how many since the last report, how many in a row up to now, and the most in a row; moved in place.
-    """
-    # Compiled, the largest number is found on the way through memory; run one by one, a norm of all gradients is the least to ask for.
-    compiling = torch.compiler.is_compiling()
-    sizes = [g.abs().amax() for g in gradients] if compiling else list(torch._foreach_norm(gradients))
-    total = torch.stack([loss.detach(), *sizes]).sum()
-    bad = total - total != 0  # so it is of infinities and NaN; `isfinite` is five kernels
-    skipped, streak, longest = counts.unbind()
-    skipped += bad
-    streak.add_(1).mul_(bad)
-    torch.maximum(longest, streak, out=longest)
-    return bad

@@ -25,17 +25,19 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from growtrain.environments.base import Spec
-from growtrain.learners.base import AbstractLearner, Diverged, LearnerReport
-from growtrain.learners.compiled import CompiledStep, count_nonfinite
+from growtrain.learners.base import AbstractLearner, LearnerReport
+from growtrain.learners.compiled import CompiledStep
+from growtrain.learners.finite import MAX_NONFINITE, count_nonfinite, new_counters, require_finite
 from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import can_compile, make_optimizer
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
+from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import Snapshot
-from growtrain.replay.frames import Batch
+from growtrain.replay.ring import Batch
 from growtrain.settings.budget import crossed
 from growtrain.settings.config import Config
 
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 # takes some seconds in every stage, and saves about half a millisecond.
 MIN_UPDATES_TO_COMPILE = 10_000
 MIN_UPDATES_TO_COMPILE_ALL = 50_000
-MAX_NONFINITE = 10  # updates in a row that could not be applied, after which training stops
 
 
 class DoubleDQN(AbstractLearner):
@@ -68,8 +69,7 @@ class DoubleDQN(AbstractLearner):
         version: counts changes after which a captured update is stale.
         asynchronous: the device works behind Python's back, so that reading one of its values means waiting for it.
         loss_sum: () sum of the losses since the last report, on the device.
-        nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite: how many
-            since the last report, how many in a row up to now, and the most in a row.
+        nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite, see `finite`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DoubleDQN(AbstractLearner):
         self.version = 0
         self.encoder_is_shared = self.bank_is_shared = False
         self.loss_sum = torch.zeros((), device=device)
-        self.nonfinite = torch.zeros(3, dtype=torch.int64, device=device)
+        self.nonfinite = new_counters(device)
         self._updates_at_report = 0
         self.rebuild()
 
@@ -98,7 +98,7 @@ class DoubleDQN(AbstractLearner):
         config = self.config
         return make_optimizer(
             config.optimizer,
-            [parameter for parameter in self.online.parameters() if parameter.requires_grad],
+            self.trainable(),
             lr=config.lr,
             eps=config.optimizer_eps,
             decay=config.optimizer_decay,
@@ -128,7 +128,7 @@ class DoubleDQN(AbstractLearner):
         self.version += 1
         self._loss: DQNLoss | None = None
         self._share_frozen()
-        self._trainable = [p for p in self.online.parameters() if p.requires_grad]
+        self._trainable = self.trainable()
         self.penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
         if self.config.keeps_initial_weights:
             self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
@@ -139,9 +139,17 @@ class DoubleDQN(AbstractLearner):
         self._compiled = CompiledStep(self) if whole else None
 
     @property
-    def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+    def networks(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
         """The Q-network and its target."""
         return {"q_network": (self.online, self.target)}
+
+    def inputs(self, batch: TensorDict | Batch) -> dict[str, Tensor]:
+        """The observations of a batch."""
+        return {"q_network": batch["observation"]}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """What trains of the Q-network."""
+        return [parameter for parameter in self.online.parameters() if parameter.requires_grad]
 
     @property
     def loss(self) -> "DQNLoss":
@@ -168,6 +176,9 @@ class DoubleDQN(AbstractLearner):
             not self.asynchronous and int(self.nonfinite[2]) >= MAX_NONFINITE
         ):  # otherwise whoever makes records asks then
             self.require_finite()
+
+    def draw(self) -> None:
+        """Nothing: no update is random."""
 
     def _with_target_values(self, batches: Sequence[TensorDict | Batch]) -> Sequence[TensorDict | Batch]:
         """Several batches with the target's values of s', which stay the same between them: one large product costs less."""
@@ -238,23 +249,7 @@ class DoubleDQN(AbstractLearner):
 
     def require_finite(self) -> None:
         """Raises `Diverged` if a weight is not finite, or `MAX_NONFINITE` updates in a row could not be applied; reads all weights."""
-        longest = int(self.nonfinite[2])
-        remedy = (
-            f"lower --lr (now {self.config.lr:g}), clip with --max-grad-norm 10, or clip rewards with --reward-clip 1"
-        )
-        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.online.parameters()])
-        if not bool(finite.all()):
-            names = [name for name, _ in self.online.named_parameters()]
-            broken = [name for name, whole in zip(names, finite.tolist(), strict=True) if not whole]
-            raise Diverged(
-                f"{len(broken)} of {len(names)} weight tensors are not finite at update {self.updates}, the first of them "
-                f"{broken[0]}, though every gradient that was applied was: go on from the last checkpoint, and {remedy}"
-            )
-        if longest >= MAX_NONFINITE:
-            raise Diverged(
-                f"the loss or a gradient was not finite in {longest} updates in a row, up to update {self.updates}; none was applied: "
-                f"{remedy}"
-            )
+        require_finite(dict(self.online.named_parameters()), self.nonfinite, self.config, self.updates)
 
     def _make_snapshot(self, specs: list[dict[str, Any]]) -> Snapshot:
         """Frozen networks of these architectures; their weights are arbitrary."""
@@ -275,8 +270,9 @@ class DoubleDQN(AbstractLearner):
         self._updates_at_report = self.updates
         return report
 
-    def compute_loss(self, batch: TensorDict | Batch) -> Tensor:
-        """The loss () of one batch of B transitions, in the layout of `update`."""
+    def compute_loss(self, batch: TensorDict | Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The loss () of one batch of B transitions, in the layout of `update`; nothing in it is random."""
+        del generator
         if self.config.execution == "eager":
             loss: Tensor = self.loss(batch)["loss"]
             return loss
@@ -357,6 +353,20 @@ class DoubleDQN(AbstractLearner):
         return q
 
     @torch.no_grad()
+    def values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Online values (B,) of actions (B,) at observations."""
+        q: Tensor = self.online(observation)
+        return q.gather(1, action[:, None])[:, 0]
+
+    @torch.no_grad()
+    def bootstrap(self, observation: Tensor) -> Tensor:
+        """Target values (B,) of the actions that the online network, or without `double_dqn` the target, finds best."""
+        chooser = self.online if self.config.double_dqn else self.target
+        best = chooser(observation).argmax(1, keepdim=True)
+        q: Tensor = self.target(observation)
+        return q.gather(1, best)[:, 0]
+
+    @torch.no_grad()
     def frozen_value(self, observation: Tensor, before: Tensor | None = None) -> Tensor | None:
         """F of observations, (B, A), which never changes until the next injection; None where no network was frozen whole."""
         return self.online.snapshot(observation, before=before) if len(self.online.snapshot) else None
@@ -366,15 +376,10 @@ class DoubleDQN(AbstractLearner):
 
         Optimizer slots are kept by parameter name, never by position.
         """
-        slots = {
-            name: {slot: value for slot, value in self.optimizer.state[parameter].items()}
-            for name, parameter in self.online.named_parameters()
-            if parameter in self.optimizer.state
-        }
         return {
             "online": self.online.state_dict(),
             "target": {name: t for name, t in self.target.state_dict().items() if not name.startswith("snapshot.")},
-            "optimizer": slots,
+            "optimizer": slots_by_name(dict(self.online.named_parameters()), self.optimizer),
             "width": self.width,
             "initial": {
                 name: self.initial[p]
@@ -382,7 +387,7 @@ class DoubleDQN(AbstractLearner):
                 if p.requires_grad and p in self.initial
             },
             "head": self.head.spec(),
-            "snapshot": [_spec_of(network) for network in self.online.snapshot.networks],
+            "snapshot": [spec_of(network) for network in self.online.snapshot.networks],
             "encoder_frozen": not any(p.requires_grad for p in self.online.encoder.parameters()),
             "loss_sum": self.loss_sum,
             "nonfinite": self.nonfinite,
@@ -405,49 +410,19 @@ class DoubleDQN(AbstractLearner):
         self.online.snapshot = self.target.snapshot = self._make_snapshot(state.get("snapshot", []))
         self.online.encoder.requires_grad_(not state["encoder_frozen"])
         self.optimizer = self._make_optimizer()
-        _copy_into(self.online.state_dict(), state["online"], "online")
+        copy_into(self.online.state_dict(), state["online"], "online")
         shared = {name: tensor for name, tensor in self.online.state_dict().items() if name.startswith("snapshot.")}
-        _copy_into(self.target.state_dict(), state["target"] | shared, "target")
+        copy_into(self.target.state_dict(), state["target"] | shared, "target")
         trainable = {name: p for name, p in self.online.named_parameters() if p.requires_grad}
-        if not set(state["optimizer"]) <= set(trainable):
-            raise ValueError(
-                f"optimizer slots of unknown parameters: {sorted(set(state['optimizer']) - set(trainable))}"
-            )
-        for name, saved in state["optimizer"].items():
-            # A slot has its parameter's shape and memory format, or is a scalar.
-            slots = {
-                slot: torch.empty_like(trainable[name] if value.dim() else self.loss_sum)
-                for slot, value in saved.items()
-            }
-            _copy_into(slots, saved, f"optimizer slots of {name}")
-            self.optimizer.state[trainable[name]] = slots
+        restore_slots(trainable, self.optimizer, state["optimizer"], self.loss_sum)
         kept = trainable if self.config.keeps_initial_weights else {}
         initial = {name: torch.empty_like(p) for name, p in kept.items()}
-        _copy_into(initial, state["initial"], "initial weights")
+        copy_into(initial, state["initial"], "initial weights")
         self.initial.update({kept[name]: tensor for name, tensor in initial.items()})
         accumulators = {"loss_sum": self.loss_sum, "nonfinite": self.nonfinite}
-        _copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
+        copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])
         self.rebuild()
-
-
-@torch.no_grad()
-def _copy_into(own: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
-    """Copies saved tensors over those of the same name; raises `ValueError`, and copies nothing, unless all of them fit."""
-    mine, theirs = ({name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (own, saved))
-    wrong = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if wrong:
-        found, needed = theirs.get(wrong[0], "nothing"), mine.get(wrong[0], "nothing")
-        raise ValueError(f"{what}: {wrong[0]} is {found} where this configuration has {needed}")
-    for name, tensor in own.items():
-        tensor.copy_(saved[name])
-
-
-def _spec_of(network: nn.Module) -> dict[str, Any]:
-    """What rebuilds a frozen network."""
-    head = network.get_submodule("head")
-    assert isinstance(head, InjectedHead)
-    return {"width": head.width, "head": head.spec()}
 
 
 def _same_tensors(a: nn.Module, b: nn.Module) -> bool:

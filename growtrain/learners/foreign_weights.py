@@ -28,6 +28,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.runfiles import Unreadable, read_plain, write_durably
 from growtrain.settings.text import ConfigError
@@ -206,14 +207,14 @@ def save_initial(weights: Weights, run_dir: Path) -> None:
     write_durably(run_dir / _INITIAL, save_safetensors(weights.tensors))
 
 
-def load_initial(learner: DoubleDQN, run_dir: Path) -> None:
-    """Begins with the weights that `save_initial` left, in both networks; does nothing where there are none.
+def load_initial(learner: AbstractLearner, run_dir: Path) -> None:
+    """Begins with the weights that `save_initial` left, in both networks of a DQN; does nothing where there are none.
 
     Raises:
         Unreadable: the file is damaged, or not of this configuration.
     """
     path = run_dir / _INITIAL
-    if not path.exists():
+    if not path.exists() or not isinstance(learner, DoubleDQN):
         return
     try:
         tensors = load_safetensors(read_plain(path, _MAX_BYTES))

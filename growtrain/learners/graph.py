@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from growtrain.learners.base import AbstractLearner
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
@@ -36,7 +36,7 @@ class CapturedUpdate:
 
     Args:
         learner: on a CUDA device.
-        gather: (B,) int64 rows on the device -> the batch, without a sync (`FrameRing.gather`).
+        gather: (B,) int64 rows on the device -> the batch, without a sync (`LaneRing.gather`).
         batch_size: B.
     """
 
@@ -61,6 +61,7 @@ class CapturedUpdate:
             self._capture()
         for batch_rows in on_device.unbind(0):
             self._rows.copy_(batch_rows)
+            self.learner.draw()
             self._graph.replay()
             self.learner.updates += 1
 
@@ -89,7 +90,7 @@ class CapturedUpdate:
             learner.step(self._gather(self._rows))
 
 
-def make_captured(learner: AbstractLearner, ring: FrameRing) -> CapturedUpdate:
+def make_captured(learner: AbstractLearner, ring: LaneRing) -> CapturedUpdate:
     """The learner's update in a CUDA graph that gathers its batch from the ring."""
     return CapturedUpdate(learner, lambda rows: ring.gather(rows).to_tensordict(), learner.config.batch_size)
 

@@ -3,7 +3,9 @@
 import torch
 
 from growtrain.environments.base import Spec
+from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.sac import SAC
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import ConfigError
@@ -18,8 +20,8 @@ def resolve_device(name: str) -> torch.device:
 
 def make_learner(
     config: Config, spec: Spec, *, device: torch.device, generator: torch.Generator | None = None
-) -> DoubleDQN:
-    """The learner of a configuration at its beginning.
+) -> AbstractLearner:
+    """The learner of a configuration at its beginning: SAC of continuous actions, Double DQN of others.
 
     Args:
         config: of the run.
@@ -28,4 +30,5 @@ def make_learner(
         generator: CPU generator of the initial weights; None where a saved state will replace them.
     """
     width = config.width * schedule_of(config).width_multiplier
-    return DoubleDQN(config, spec, width=width, device=device, generator=generator or torch.Generator())
+    kind = SAC if spec.continuous else DoubleDQN
+    return kind(config, spec, width=width, device=device, generator=generator or torch.Generator())

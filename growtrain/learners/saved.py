@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from growtrain.environments.base import Spec
-from growtrain.networks.build import make_parts
+from growtrain.networks.build import make_parts, make_vector_parts
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
@@ -17,12 +18,12 @@ class SavedLearner:
 
     Attributes:
         updates: gradient steps.
-        injections: the anchor of each that froze heads, in order.
-        snapshots: how often the network was frozen whole.
+        injections: the anchor of each that froze heads, in order; of several networks, of the one that has most.
+        snapshots: how often the network, or one of them, was frozen whole.
         width: hidden units of the live head.
-        num_parameters: of the online network, buffers included.
+        num_parameters: of the online network, or all of them, buffers included.
         num_slots: parameters of which the optimizer has slots.
-        encoder_frozen: whether the encoder has stopped learning.
+        encoder_frozen: whether no encoder learns.
     """
 
     updates: int
@@ -36,15 +37,23 @@ class SavedLearner:
 
 def read_saved(state: dict[str, Any]) -> SavedLearner:
     """What a learner is whose `state_dict` was saved; raises `KeyError` or `TypeError` where it is not one."""
+    networks = _networks(state)
+    grown = max(networks.values(), key=lambda each: len(each["head"]["injections"]))
     return SavedLearner(
         updates=state["updates"],
-        injections=tuple(state["head"]["injections"]),
-        snapshots=len(state["snapshot"]),
-        width=state["width"],
-        num_parameters=sum(tensor.numel() for tensor in state["online"].values()),
+        injections=tuple(grown["head"]["injections"]),
+        snapshots=max(len(each["snapshot"]) for each in networks.values()),
+        width=grown["width"],
+        num_parameters=sum(tensor.numel() for each in networks.values() for tensor in each["online"].values()),
         num_slots=len(state["optimizer"]),
-        encoder_frozen=state["encoder_frozen"],
+        encoder_frozen=all(each.get("encoder_frozen", True) for each in networks.values()),
     )
+
+
+def _networks(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The saved networks by name; of a Q-network, whose state is the learner's own, without one."""
+    networks: dict[str, dict[str, Any]] = state.get("networks", {"": state})
+    return networks
 
 
 def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int) -> None:
@@ -56,6 +65,11 @@ def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int)
         spec: what is observed and can be done.
         entries: of the schedule that were carried out.
     """
+    for name, network in _networks(state).items():
+        _check_network(name, network, config, spec, entries)
+
+
+def _check_network(name: str, state: dict[str, Any], config: Config, spec: Spec, entries: int) -> None:
     networks = {"": (state["width"], state["head"])} | {
         f"snapshot.networks.{index}.": (frozen["width"], frozen["head"])
         for index, frozen in enumerate(state["snapshot"])
@@ -68,9 +82,19 @@ def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int)
         if not (isinstance(width, int) and first <= width <= first + entries * config.width):
             raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
         with torch.device("meta"):  # the shapes of a network, without its memory
-            parts = dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
+            parts = _parts(name, config, spec, width)
         for part, module in parts.items():
-            for name, tensor in module.state_dict().items():
-                said, found = tuple(tensor.shape), tuple(state["online"][f"{prefix}{part}.{name}"].shape)
+            for tensor_name, tensor in module.state_dict().items():
+                saved = state["online"][f"{prefix}{part}.{tensor_name}"]
+                said, found = tuple(tensor.shape), tuple(saved.shape)
                 if said != found:
-                    raise ValueError(f"{prefix}{part}.{name}: {said} by the configuration, {found} by the tensors")
+                    raise ValueError(
+                        f"{prefix}{part}.{tensor_name}: {said} by the configuration, {found} by the tensors"
+                    )
+
+
+def _parts(name: str, config: Config, spec: Spec, width: int) -> dict[str, nn.Module]:
+    """The parts of a network of that name, whose shapes are to be those that were saved."""
+    if not name:
+        return dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
+    return {"head.live": make_vector_parts(config, spec, width)[name]}

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from growtrain.environments.base import Spec
 from growtrain.networks.encoders import ConvolutionalEncoder
-from growtrain.networks.heads import ConvolutionalHead, make_head
+from growtrain.networks.heads import ConvolutionalHead, make_head, make_vector_head
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import Snapshot
 from growtrain.settings.config import Config
@@ -12,7 +12,7 @@ from growtrain.settings.text import ConfigError
 
 
 class QNetwork(nn.Module):
-    """Q(s, .) = F(s) + head(encoder(s)): (B, *observation_shape) uint8 -> (B, A) float32.
+    """Q(s, .) = F(s) + head(encoder(s)): (B, *observation_shape) uint8 -> (B, A) float32; or another function of such a form.
 
     F is what was frozen by injections of the whole network, see `Snapshot`; before the first there is none.
     """
@@ -51,8 +51,9 @@ def make_parts(config: Config, spec: Spec, width: int) -> tuple[ConvolutionalEnc
     Raises:
         ConfigError: the encoder for what is observed has no such convolution to part it at.
     """
+    channels, height, columns = spec.observation_shape
     encoder = ConvolutionalEncoder(
-        spec.observation_shape,
+        (channels, height, columns),
         config.encoder_width,
         scale=spec.scale,
         activation=config.activation,
@@ -75,6 +76,34 @@ def make_parts(config: Config, spec: Spec, width: int) -> tuple[ConvolutionalEnc
         convolutions = encoder.split_off(before)
         head = ConvolutionalHead(encoder.feature_shape, *convolutions, nn.Flatten(), *head)
     return encoder, head
+
+
+CRITICS = ("critic_1", "critic_2")
+
+
+def make_vector_parts(config: Config, spec: Spec, width: int) -> dict[str, nn.Sequential]:
+    """The heads that SAC's networks are, by name: critics (B, D + A) -> (B, 1), an actor (B, D) -> (B, 2 A); weights are arbitrary.
+
+    Their first hidden layer has `config.width` units, the last one `width`.
+    """
+    (size,), num_actions = spec.observation_shape, spec.num_actions
+    sizes = {name: (size + num_actions, 1) for name in CRITICS} | {"actor": (size, spec.num_outputs)}
+    return {
+        name: make_vector_head(
+            num_inputs,
+            config.width,
+            width,
+            num_outputs,
+            normalization=config.normalization,
+            activation=config.activation,
+        )
+        for name, (num_inputs, num_outputs) in sizes.items()
+    }
+
+
+def make_vector_network(config: Config, spec: Spec, name: str, width: int) -> QNetwork:
+    """One of SAC's networks, all of it a head that can be injected; its weights are arbitrary."""
+    return QNetwork(nn.Identity(), InjectedHead(make_vector_parts(config, spec, width)[name]))
 
 
 def make_network(config: Config, spec: Spec, width: int) -> QNetwork:

@@ -100,6 +100,42 @@ class HiddenLinear(nn.Linear):
         return hidden_linear(input, self.weight, self.bias)
 
 
+class _BiasedProduct(torch.autograd.Function):
+    """A W^T + b by oneDNN on a CPU, (B, F), (H, F), (H,) -> (B, H) float32; see `_MatrixProduct`."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(a, weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        a, weight = ctx.saved_tensors
+        needs_a, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            matrix_product(gradient, weight.t()) if needs_a else None,
+            matrix_product(gradient.t(), a.t()) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+        )
+
+
+class BatchLinear(nn.Linear):
+    """A linear layer with a bias for many rows: (B, F) -> (B, H), by oneDNN on a CPU.
+
+    At 256 rows and 256 units that takes half as long as MKL, forward and backward. Rows stay rows, which a non-linearity's backward pass
+    wants, and must lie side by side, or oneDNN takes ten times as long.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product plus the bias."""
+        by_onednn = _HAS_ONEDNN and input.device.type == "cpu" and input.dtype == torch.float32
+        if not by_onednn or torch.compiler.is_compiling():
+            return F.linear(input, self.weight, self.bias)
+        product: Tensor = _BiasedProduct.apply(input.contiguous(), self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product
+
+
 class SharedBiasLinear(nn.Linear):
     """A linear layer whose outputs share one scalar bias: (B, F) -> (B, A)."""
 
@@ -167,6 +203,26 @@ def make_head(
     outputs = outputs_per_unit(activation) * units
     output = SharedBiasLinear(outputs, num_actions) if output_bias == "shared" else nn.Linear(outputs, num_actions)
     return nn.Sequential(hidden, *norm, make_activation(activation), output)
+
+
+def make_vector_head(
+    num_inputs: int,
+    first_width: int,
+    width: int,
+    num_outputs: int,
+    *,
+    normalization: Normalization = "none",
+    activation: Activation = "relu",
+) -> nn.Sequential:
+    """All of a network of vectors: a hidden layer of `first_width`, then those of `make_head`; (B, num_inputs) -> (B, num_outputs)."""
+    units = num_units(first_width, activation)
+    norm = [nn.LayerNorm(units)] if normalization == "layer" else []
+    features = outputs_per_unit(activation) * units
+    head = make_head(
+        features, width, num_outputs, normalization=normalization, output_bias="per_action", activation=activation
+    )
+    hidden = BatchLinear(features, num_units(width, activation))
+    return nn.Sequential(BatchLinear(num_inputs, units), *norm, make_activation(activation), hidden, *list(head)[1:])
 
 
 def initialize(module: nn.Module, generator: torch.Generator) -> None:

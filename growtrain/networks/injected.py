@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from growtrain.networks.activations import CReLU, Fourier
 from growtrain.networks.attachments import Attachments
-from growtrain.networks.heads import HiddenLinear, SharedBiasLinear, hidden_linear, initialize
+from growtrain.networks.heads import BatchLinear, HiddenLinear, SharedBiasLinear, hidden_linear, initialize
 from growtrain.networks.injectable import check_injectable, probe_features
 from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
 from growtrain.settings.config import Anchor, TrainableHeads
@@ -349,7 +349,7 @@ def _kind(layer: nn.Module) -> type[nn.Linear]:
     """The class of a linear layer, or of the one that a paired or mirrored layer stands in for."""
     if isinstance(layer, PairedLinear):
         return layer.kind
-    return HiddenLinear if isinstance(layer, HiddenLinear) else nn.Linear
+    return next((kind for kind in (HiddenLinear, BatchLinear) if isinstance(layer, kind)), nn.Linear)
 
 
 def fresh_copy(network: nn.Module, generator: torch.Generator, initializer: Initializer = initialize) -> nn.Module:
@@ -403,7 +403,7 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
             mirrored = MirroredLinear(output)
             mirrored.cancel()
             head.set_submodule(output_name, mirrored)
-            if not _is_silent(head) and type(hidden) in (nn.Linear, HiddenLinear):
+            if not _is_silent(head) and type(hidden) in (nn.Linear, HiddenLinear, BatchLinear):
                 head.set_submodule(hidden_name, PairedLinear(hidden))
         if not _is_silent(head):
             raise ValueError(f"anchor={anchor!r} does not silence this head's output: use anchor='frozen'")

@@ -18,12 +18,12 @@ from torch import nn
 
 from growtrain.environments.base import Spec
 from growtrain.growth.inject import count_parameters
-from growtrain.growth.kinds import KINDS, kind_of
+from growtrain.growth.kinds import KINDS, Kind, kind_of
 from growtrain.networks.activations import outputs_per_unit
-from growtrain.networks.build import make_parts
+from growtrain.networks.build import make_parts, make_vector_parts
 from growtrain.networks.snapshot import ROWS_AT_ONCE
 from growtrain.plasticity.measurer import STATES
-from growtrain.replay.frames import replay_bytes
+from growtrain.replay.make import replay_bytes
 from growtrain.replay.ring import rows_per_lane
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
@@ -201,7 +201,7 @@ def network_shape(config: Config, spec: Spec, width: int) -> NetworkShape:
     """Reads the sizes off the layers of an encoder and a head `width` wide, built without memory."""
     with torch.device("meta"):
         encoder, head = make_parts(config, spec, width)
-    _, *sides = spec.observation_shape
+    _, *sides = spec.observation_shape  # of a picture
     hidden, output = (layer.weight for layer in head if isinstance(layer, nn.Linear))
     # Before and after normalisation and activation.
     kept_per_unit = 1 + (config.weight_projection == "nap") + outputs_per_unit(config.activation)
@@ -265,6 +265,101 @@ def update_flops(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageSizes:
+    """What the networks of a stage are.
+
+    Attributes:
+        live_width, frozen_width, parameters_total, parameters_trainable, flops_per_update, flops_per_action: as of `StageCost`.
+        parameters_shared: as of `StageCost`, too.
+        flops_per_frozen_row: of the network that was frozen whole last, on one observation.
+        activations: floats per observation that a forward pass keeps for its backward pass.
+    """
+
+    live_width: int
+    frozen_width: int
+    parameters_total: int
+    parameters_trainable: int
+    parameters_shared: int
+    flops_per_update: int
+    flops_per_action: int
+    flops_per_frozen_row: int
+    activations: int
+
+
+def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes:
+    """Of a Q-network and its target."""
+    schedule = schedule_of(config)
+    width = config.width * (schedule.width_multiplier + (stage if kind.adds == "units" else 0))
+    shape = network_shape(config, spec, width)
+    injections, snapshots = (stage if kind.adds == what else 0 for what in ("heads", "snapshot"))
+    num_live = 1 + (injections if config.trainable_heads == "all" else 0)
+    num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
+    encoder_trains = not 0 < config.freeze_encoder_at <= stage
+    flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn)
+    return StageSizes(
+        live_width=num_live * width,
+        frozen_width=(num_heads - num_live + snapshots) * width,
+        parameters_total=(1 + snapshots) * shape.encoder_parameters + (num_heads + snapshots) * shape.head_parameters,
+        parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
+        flops_per_update=flops.total,
+        flops_per_action=2 * (1 + snapshots) * (sum(shape.convolutions) + num_heads * shape.head),
+        parameters_shared=snapshots * (shape.encoder_parameters + shape.head_parameters),
+        flops_per_frozen_row=2 * (snapshots > 0) * (sum(shape.convolutions) + shape.head),
+        activations=shape.encoder_activations + num_heads * shape.head_activations,
+    )
+
+
+def _sac_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes:
+    """Of SAC's two critics, their targets, and the actor.
+
+    A critic's heads are computed three times, at (s, a), at (s, a~) and by its target at (s', a'), and pass a gradient to a~ once;
+    an actor's twice. Only live heads have gradients of their weights, of a critic from (s, a) alone.
+    """
+    schedule = schedule_of(config)
+    width = config.width * schedule.width_multiplier
+    with torch.device("meta"):
+        grown = make_vector_parts(config, spec, width + (config.width * stage if kind.adds == "units" else 0))
+        small = make_vector_parts(config, spec, width)
+    total = trainable = per_update = per_action = per_row = activations = live_width = frozen_width = 0
+    for name in small:
+        grows = config.grow == "both" or name.startswith(config.grow)
+        layers = [layer for layer in (grown if grows else small)[name] if isinstance(layer, nn.Linear)]
+        injections, snapshots = (stage if grows and kind.adds == what else 0 for what in ("heads", "snapshot"))
+        live = 1 + (injections if config.trainable_heads == "all" else 0)
+        heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
+        products = [layer.weight.numel() for layer in layers]
+        head, below = sum(products), sum(products[1:])
+        parameters = count_parameters((grown if grows else small)[name])
+        total += (heads + snapshots) * parameters
+        trainable += live * parameters
+        learning = live * (head + below)
+        if name == "actor":
+            per_update += 2 * heads * head + learning
+            per_action += (heads + snapshots) * head
+            per_row += (snapshots > 0) * head
+        else:
+            per_update += 4 * heads * head + learning
+            kept_per_unit = 1 + outputs_per_unit(config.activation)
+            activations += 2 * heads * kept_per_unit * sum(layer.out_features for layer in layers)
+        if grows:
+            live_width, frozen_width = (
+                live * layers[-2].out_features,
+                (heads + snapshots - live) * layers[-2].out_features,
+            )
+    return StageSizes(
+        live_width=live_width,
+        frozen_width=frozen_width,
+        parameters_total=total,
+        parameters_trainable=trainable,
+        flops_per_update=2 * config.batch_size * per_update,
+        flops_per_action=2 * per_action,
+        parameters_shared=0,  # an actor has no target
+        flops_per_frozen_row=2 * per_row,
+        activations=spec.frame_shape[0] + activations,
+    )
+
+
 def make_plan(config: Config, spec: Spec) -> Plan:
     """The costs of a run of `config` on what `spec` says of its game; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
@@ -274,15 +369,7 @@ def make_plan(config: Config, spec: Spec) -> Plan:
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
         start, end = end, end + frames
         first, last = start // config.frame_skip, end // config.frame_skip
-        width = config.width * (schedule.width_multiplier + (stage if kind.adds == "units" else 0))
-        shape = network_shape(config, spec, width)
-        injections, snapshots = (stage if kind.adds == what else 0 for what in ("heads", "snapshot"))
-        num_live = 1 + (injections if config.trainable_heads == "all" else 0)
-        num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
-        encoder_trains = not 0 < config.freeze_encoder_at <= stage
-        flops = update_flops(
-            shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn
-        )
+        sizes = (_sac_sizes if spec.continuous else _q_network_sizes)(config, spec, stage, kind)
         cost = StageCost(
             stage=stage,
             start_frame=start,
@@ -291,28 +378,32 @@ def make_plan(config: Config, spec: Spec) -> Plan:
             policy_steps=max(last, at_random) - max(first, at_random),
             evaluations=(evaluations := _evaluations(config, start, end)),
             evaluation_frames=evaluations * config.expected_eval_frames,
-            live_width=num_live * width,
-            frozen_width=(num_heads - num_live + snapshots) * width,
-            parameters_total=(1 + snapshots) * shape.encoder_parameters
-            + (num_heads + snapshots) * shape.head_parameters,
-            parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
-            parameters_shared=snapshots * (shape.encoder_parameters + shape.head_parameters),
-            flops_per_update=flops.total,
-            flops_per_action=2 * (1 + snapshots) * (sum(shape.convolutions) + num_heads * shape.head),
-            flops_of_sweep=2 * (snapshots > 0) * (sum(shape.convolutions) + shape.head) * _rows_filled(config, first),
+            live_width=sizes.live_width,
+            frozen_width=sizes.frozen_width,
+            parameters_total=sizes.parameters_total,
+            parameters_trainable=sizes.parameters_trainable,
+            parameters_shared=sizes.parameters_shared,
+            flops_per_update=sizes.flops_per_update,
+            flops_per_action=sizes.flops_per_action,
+            flops_of_sweep=sizes.flops_per_frozen_row * _rows_filled(config, first),
         )
         stages.append(cost)
-    memory = _memory(config, spec, shape, num_heads, stages)
+    memory = _memory(config, spec, sizes.activations, stages)
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
     lines += (growths := len(schedule.injection_frames))
     if config.diagnostics_period:
         periods = config.total_frames // config.diagnostics_period
         lines += periods + 2 * (min(growths, periods + 1) if schedule.periodic else growths)
     checkpoint = (
-        _saved_bytes(config, spec, stages) + memory.frozen_values + math.ceil(COMPRESSED_REPLAY * memory.replay)
+        _saved_bytes(config, spec, stages) + memory.frozen_values + math.ceil(compressed_share(spec) * memory.replay)
     )
     disk_bytes = (CHECKPOINTS + config.keep) * checkpoint + lines * LINE_BYTES
     return Plan(config=config, spec=spec, stages=tuple(stages), memory=memory, disk_bytes=disk_bytes)
+
+
+def compressed_share(spec: Spec) -> float:
+    """What a replay's size on disk is taken to be a share of its size in memory; state vectors do not compress."""
+    return 1.0 if spec.is_vector else COMPRESSED_REPLAY
 
 
 def _rows_filled(config: Config, agent_steps: int) -> int:
@@ -328,6 +419,12 @@ def full_width(config: Config) -> Config:
     schedule = schedule_of(config)
     if not schedule.injection_frames or KINDS[schedule.intervention].adds == "nothing":
         return config
+    if (
+        config.continuous
+    ):  # the last hidden layer is wider, which has as many parameters, nearly, as heads beside each other
+        return dataclasses.replace(
+            config, schedule=f"full{len(schedule.injection_frames)}x", intervention="inject", freeze="heads"
+        )
     times, channels = 1.0 + len(schedule.injection_frames), config.encoder_width
     if kind_of(schedule.intervention, config).adds == "snapshot" and config.live_encoder == "cold":
         times = math.sqrt(times)
@@ -355,7 +452,7 @@ def updates_at_once(config: Config) -> int:
 
 def _measured_bytes(config: Config, spec: Spec) -> int:
     """The states that diagnostics keep from one record to the next."""
-    return STATES * math.prod(spec.observation_shape) if config.diagnostics_period else 0
+    return STATES * spec.stack_size * spec.frame_bytes if config.diagnostics_period else 0
 
 
 def _saved_bytes(config: Config, spec: Spec, stages: list[StageCost]) -> int:
@@ -366,8 +463,8 @@ def _saved_bytes(config: Config, spec: Spec, stages: list[StageCost]) -> int:
     return 4 * parameters + _measured_bytes(config, spec)
 
 
-def _memory(config: Config, spec: Spec, shape: NetworkShape, num_heads: int, stages: list[StageCost]) -> Memory:
-    """Of the last stage, whose network has `num_heads` heads of this shape."""
+def _memory(config: Config, spec: Spec, activations_per_state: int, stages: list[StageCost]) -> Memory:
+    """Of the last stage, a forward pass of which keeps so many floats per observation."""
     last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
     trainable = max(stage.parameters_trainable for stage in stages)
     at_once = 2 * batch_size  # activations and their gradients
@@ -376,13 +473,13 @@ def _memory(config: Config, spec: Spec, shape: NetworkShape, num_heads: int, sta
     frozen_whole = kind_of(schedule_of(config).intervention, config).adds == "snapshot" and len(stages) > 1
     if frozen_whole:
         at_once = max(at_once, ROWS_AT_ONCE)
-    activations = 4 * at_once * (shape.encoder_activations + num_heads * shape.head_activations)
-    drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * math.prod(spec.frame_shape)
+    activations = 4 * at_once * activations_per_state
+    drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * spec.frame_bytes
     rows = lanes * rows_per_lane(config.replay_capacity, lanes, spec.stack_size)
-    frozen_values = 4 * spec.num_actions * rows * frozen_whole
+    frozen_values = 4 * spec.num_outputs * rows * frozen_whole
     own = last.parameters_total - last.parameters_shared
     return Memory(
-        replay=replay_bytes(config.replay_capacity, lanes, frame_shape=spec.frame_shape, stack_size=spec.stack_size),
+        replay=replay_bytes(config, spec),
         replay_index=2 * rows + 8 * lanes,
         frozen_values=frozen_values,
         # Gradient, two slots, a temporary; the initial ones, for the loss and for diagnostics.

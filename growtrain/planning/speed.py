@@ -13,14 +13,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from growtrain.environments.base import Spec
+from growtrain.environments.base import Actions, Spec
 from growtrain.environments.make import make_environment
 from growtrain.growth.transaction import apply
+from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate
+from growtrain.learners.make import make_learner
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
-from growtrain.replay.frames import Transitions
+from growtrain.replay.ring import Transitions
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
@@ -101,21 +103,25 @@ def measure_speed(config: Config, spec: Spec, device: torch.device, *, seconds: 
 def synthetic_batches(config: Config, spec: Spec, num_updates: int, generator: torch.Generator) -> TensorDict:
     """Batches of noise (num_updates, batch_size), laid out as the replay's, on the host."""
     count = num_updates * config.batch_size
+    shape = (count, spec.stack_size + 1, *spec.frame_shape)
+    if spec.is_vector:
+        frames = torch.randn(shape, generator=generator)
+    else:
+        frames = torch.randint(round(spec.scale) + 1, shape, dtype=torch.uint8, generator=generator)
+    if spec.continuous:
+        action = 2 * torch.rand((count, spec.num_actions), generator=generator) - 1
+    else:
+        action = torch.randint(spec.num_actions, (count,), generator=generator)
     transitions = Transitions(
-        frames=torch.randint(
-            round(spec.scale) + 1,
-            (count, spec.stack_size + 1, *spec.frame_shape),
-            dtype=torch.uint8,
-            generator=generator,
-        ),
-        action=torch.randint(spec.num_actions, (count,), generator=generator),
+        frames=frames,
+        action=action,
         reward=torch.randint(-1, 2, (count, 1), generator=generator).float(),
         terminated=torch.zeros((count, 1), dtype=torch.bool),
     )
     return transitions.to_tensordict().view(num_updates, config.batch_size)
 
 
-def keep_frozen_values(learner: DoubleDQN, batches: TensorDict) -> None:
+def keep_frozen_values(learner: AbstractLearner, batches: TensorDict) -> None:
     """Puts into batches (K, B) what a replay keeps of a network that is frozen whole; nothing where none is."""
     for part in (batches, batches["next"]):
         if (values := learner.frozen_value(part["observation"].flatten(0, 1))) is not None:
@@ -124,21 +130,21 @@ def keep_frozen_values(learner: DoubleDQN, batches: TensorDict) -> None:
 
 def grown_stage_by_stage(
     config: Config, spec: Spec, device: torch.device, num_updates: int = 1
-) -> Iterator[tuple[DoubleDQN, TensorDict]]:
+) -> Iterator[tuple[AbstractLearner, TensorDict]]:
     """A learner at its beginning and after each growth of its schedule, made as a run makes it, with batches (num_updates, B) of noise.
 
     It is the same learner every time, in the state that most updates of a stage find: the target has been copied since.
     """
     plan, generator = make_plan(config, spec), torch.Generator().manual_seed(0)
-    learner = DoubleDQN(config, spec, width=plan.stages[0].live_width, device=device, generator=generator)
+    learner = make_learner(config, spec, device=device, generator=generator)
     batches = synthetic_batches(config, spec, num_updates, generator).to(device)
     for stage in range(len(plan.stages)):
         if stage:
-            probe, freeze = batches["observation"][0], stage == config.freeze_encoder_at
-            learner.copy_target()  # a network is frozen whole at a copy
+            probe, freeze = learner.inputs(batches[0]), stage == config.freeze_encoder_at
+            _copy_target(learner)  # a network is frozen whole at a copy
             intervention = schedule_of(config).intervention
             apply(learner, intervention, probe, config=config, generator=generator, freeze_encoder=freeze)
-            learner.copy_target()  # what is frozen is shared with the target from its first copy on
+            _copy_target(learner)  # what is frozen is shared with the target from its first copy on
             keep_frozen_values(learner, batches)
         yield learner, batches
 
@@ -147,7 +153,8 @@ def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: floa
     num_updates = updates_at_once(config)
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
-    observation = torch.zeros((config.num_envs, *spec.observation_shape), dtype=torch.uint8, device=device)
+    dtype = torch.float32 if spec.is_vector else torch.uint8
+    observation = torch.zeros((config.num_envs, *spec.observation_shape), dtype=dtype, device=device)
     updates, acts, timed, spread = [], [], 0, 0.0
     update: Callable[[], object] | None = None
     for learner, batches in grown_stage_by_stage(config, spec, device, num_updates):
@@ -161,11 +168,17 @@ def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: floa
     return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
 
 
-def _act(learner: DoubleDQN, observation: Tensor) -> Tensor:
+def _act(learner: AbstractLearner, observation: Tensor) -> Tensor:
     return learner.act(observation).cpu()
 
 
-def make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
+def _copy_target(learner: AbstractLearner) -> None:
+    """Copies the target of a learner that does so at a period."""
+    if isinstance(learner, DoubleDQN):
+        learner.copy_target()
+
+
+def make_update(learner: AbstractLearner, batches: TensorDict) -> Callable[[], object]:
     """As many updates as there are batches, as a run does them: on a GPU in a CUDA graph, unless the execution is eager."""
     if learner.device.type != "cuda" or learner.config.execution == "eager":
         return lambda: learner.update(batches)
@@ -190,6 +203,13 @@ def _block_seconds(call: Callable[[], object], device: torch.device, seconds: fl
     return [block(calls) for _ in range(5)], 5 * calls
 
 
+def random_actions(spec: Spec, num_lanes: int, generator: np.random.Generator) -> Actions:
+    """An action of every lane, uniformly drawn."""
+    if spec.continuous:
+        return generator.uniform(-1, 1, (num_lanes, spec.num_actions)).astype(np.float32)
+    return generator.integers(spec.num_actions, size=num_lanes)
+
+
 def _time_environments(config: Config, seconds: float) -> float:
     """Mean time of a random step of all lanes."""
     environment, generator, steps = make_environment(config, seed=0), np.random.default_rng(0), 0
@@ -197,7 +217,7 @@ def _time_environments(config: Config, seconds: float) -> float:
         environment.start()
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds or not steps:
-            environment.send(generator.integers(environment.spec.num_actions, size=config.num_envs))
+            environment.send(random_actions(environment.spec, config.num_envs, generator))
             environment.recv()
             steps += 1
     finally:

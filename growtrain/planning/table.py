@@ -8,7 +8,7 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from growtrain.planning.costs import CHECKPOINTS, COMPRESSED_REPLAY, Plan, format_bytes, full_width, make_plan
+from growtrain.planning.costs import CHECKPOINTS, Plan, compressed_share, format_bytes, full_width, make_plan
 from growtrain.planning.hardware import Hardware
 from growtrain.planning.limits import Model, sensitivity
 from growtrain.planning.speed import Speed
@@ -37,6 +37,7 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
         table.add_row(*row, *(f"{hour:.2f}" for hour in hours[cost.stage : cost.stage + 1]))
     text = io.StringIO()
     Console(file=text, width=100, color_system=None).print(table)
+    compressed = f"{compressed_share(plan.spec):.0%}"
     gpu, evaluation = memory.needed("cuda"), f"{plan.evaluation_flops / 1e15:.3g} PFLOP"
     share = f"{plan.flops / baseline.flops:.0%} of full width ({full.live_width} hidden units)"
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
@@ -50,7 +51,7 @@ memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gp
 on a GPU
          replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer \
 {format_bytes(memory.networks + memory.injection)}, batches {format_bytes(memory.batch)}
-disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {COMPRESSED_REPLAY:.0%}
+disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpoints, replay taken to compress to {compressed}
 """.rstrip().split("\n")
     if speed:
         total, at_full = sum(hours), sum(speed.projected_hours(baseline, speed.baseline))

@@ -99,6 +99,7 @@ def count_work(config: Config, spec: Spec) -> tuple[Work, ...]:
     compiled = config.execution != "eager" and planned >= MIN_UPDATES_TO_COMPILE
     stages = []
     for learner, batches in grown_stage_by_stage(config, spec, torch.device("cpu")):
+        assert isinstance(learner, DoubleDQN), "the kernels that are counted are those of a Q-network"
         learner.asynchronous = True  # as on a GPU: no value is read
         learner.rebuild()
         _fuse_banks(learner)
@@ -189,8 +190,9 @@ def _filled_ring(config: Config, spec: Spec) -> FrameRing:
     """A replay of the run's lanes with a few steps in it."""
     lanes, generator = config.num_envs, np.random.default_rng(0)
     capacity = 4 * max(lanes, config.batch_size)
-    shape, stack = spec.frame_shape, spec.stack_size
-    ring = FrameRing(capacity, lanes, rng=generator, frame_shape=shape, stack_size=stack)
+    channels, height, width = spec.frame_shape
+    shape = (channels, height, width)
+    ring = FrameRing(capacity, lanes, rng=generator, frame_shape=shape, stack_size=spec.stack_size)
     ring.start(np.zeros((lanes, *shape), np.uint8))
     for _ in range(2):
         _step(ring, spec)

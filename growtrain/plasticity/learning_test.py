@@ -15,6 +15,10 @@ has been made fresh:
 Every copy starts from its own predictions plus that change, so all have the same error at the start: what is compared is how far the
 parameters can move the function, and a fresh part has no disadvantage for knowing nothing (the idea of injection itself).
 
+Of a learner with several networks one is tested: of SAC a critic, whose value of the action that was taken is to move as above, or the
+actor, one of whose means at each state is to move where the critics' gradient says. An actor's slots are fresh in all copies: those of the
+run have seen the entropy's gradients, beside which such changes are small, and its optimizer is not judged.
+
 All of them learn with Adam, whatever the run's optimizer: where TD errors are small, DQN's epsilon makes the steps of centred RMSProp so
 small that no copy learns anything in a few hundred updates at the run's learning rate, and hardly one evenly at any. RMSProp's slots
 forget within some 20 updates, so nothing can be lost in them; Adam's remember a thousand, and are taken over from the run if it has them.
@@ -35,14 +39,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growtrain.growth.alternatives import head_of
 from growtrain.growth.kinds import KINDS, kind_of
 from growtrain.growth.transaction import intervene
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.base import AbstractLearner
+from growtrain.learners.make import make_learner
 from growtrain.learners.optimizers import make_optimizer
+from growtrain.learners.sac import SAC
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import SpectralLinear
 from growtrain.networks.injected import fresh_copy
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 
@@ -82,8 +89,8 @@ class LearningTest:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be fitted: `change` (n,) of the value of `action` (n,) at `observation` (n, C, H, W) uint8; `scale` times that is
-    what the replay says, 0 if it says nothing.
+    """What is to be fitted: `change` (n,) of output `action` (n,) at `observation` (n, ...), as the network takes it; `scale` times that
+    is what the replay says, 0 if it says nothing.
     """
 
     observation: Tensor
@@ -96,45 +103,62 @@ class Interrupted(Exception):
     """The test was asked to stop before its end."""
 
 
-def copies_of(config: Config, *, encoder_frozen: bool) -> list[Copy]:
+def copies_of(config: Config, *, encoder_frozen: bool, network: str = "") -> list[Copy]:
     """The copies that are tested: all but what the run could not have done to its network.
 
-    Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam.
+    Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam, or the
+    network is an actor.
     """
     kinds = {copy: KINDS[intervention] for copy, intervention in COPIES.items() if intervention}
     same = {copy for copy, kind in kinds.items() if encoder_frozen and "encoder" in kind.born}
-    same |= {copy for copy, kind in kinds.items() if config.optimizer != "adam" and kind.place == "optimizer"}
+    same |= {copy for copy, kind in kinds.items() if kind.place == "optimizer" and not _keeps_slots(config, network)}
     return [copy for copy in COPIES if copy not in same]
 
 
+def _keeps_slots(config: Config, network: str) -> bool:
+    """Whether the test's Adam goes on with the run's slots."""
+    return config.optimizer == "adam" and network != "actor"
+
+
 def compare_copies(
-    learner: DoubleDQN,
-    ring: FrameRing,
+    learner: AbstractLearner,
+    ring: LaneRing,
     test: LearningTest,
     seeds: np.random.SeedSequence,
     copies: Sequence[Copy],
     stop: Callable[[], bool | str] = lambda: False,
+    network: str | None = None,
 ) -> dict[Copy, list[list[float]]]:
-    """The errors of copies of a live learner on its replay, neither of which is changed: one list a seed, one error a mark.
+    """The errors of copies of a network of a live learner on its replay, neither of which is changed: one list a seed, one error a mark.
+
+    Args:
+        learner: live.
+        ring: its replay.
+        test: how it is done.
+        seeds: of its repetitions.
+        copies: those to compare.
+        stop: asked before each copy of each seed.
+        network: which of the learner's; None: its first.
 
     Raises:
         ValueError: the replay holds no transition.
         Interrupted: `stop`, which is asked before each copy of each seed, said so.
     """
+    name = network or next(iter(learner.networks))
     errors: dict[Copy, list[list[float]]] = {copy: [] for copy in copies}
     for seed in seeds.spawn(test.seeds):
         generator = np.random.default_rng(seed)
-        task = make_task(learner, ring, test, generator)
+        task = make_task(learner, ring, test, generator, name)
         order = generator.integers(test.transitions, size=(test.warm_up + test.updates, learner.config.batch_size))
         weights = int(generator.integers(2**62))
         for copy in copies:
             if stop():
                 raise Interrupted
-            network, optimizer = make_copy(
-                copy, _twin(learner), task.observation, torch.Generator().manual_seed(weights)
+            twin, optimizer = make_copy(
+                copy, _twin(learner), task.observation, torch.Generator().manual_seed(weights), name
             )
             errors[copy].append(
-                _fit(network, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)
+                _fit(twin, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)
             )
     return errors
 
@@ -144,12 +168,20 @@ def mean_errors(errors: Mapping[Copy, Sequence[Sequence[float]]]) -> dict[Copy, 
     return {copy: [sum(curve) / len(curve) for curve in curves] for copy, curves in errors.items()}
 
 
-def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator: np.random.Generator) -> Task:
+def make_task(
+    learner: AbstractLearner,
+    ring: LaneRing,
+    test: LearningTest,
+    generator: np.random.Generator,
+    network: str | None = None,
+) -> Task:
     """Transitions drawn from the replay, and the change of their values that their n-step returns ask for, less its mean for each action.
 
     The return is sum_k<n gamma^k r_k + gamma^n Q_target(s_n, argmax_a Q_online(s_n, a)), cut at a terminal transition, and
     bootstrapped earlier where the replay or an episode that was cut off ends. The mean is left out because an output bias can learn it,
     in a network whose every unit is dead.
+
+    Of an actor, the change of one of its means for each state, towards what the critics value more.
 
     Raises:
         ValueError: the replay holds no transition.
@@ -172,33 +204,38 @@ def make_task(learner: DoubleDQN, ring: FrameRing, test: LearningTest, generator
         discount = np.where(running, np.where(terminated, 0.0, discount * learner.config.discount), discount)
         running &= ~terminated
     last, first = (ring.gather(torch.from_numpy(rows).to(ring.device)) for rows in (flat, start))
-    chooser = learner.online if learner.config.double_dqn else learner.target
-    best = _values(chooser, last.next_observation).argmax(1, keepdim=True)
-    bootstrap = _values(learner.target, last.next_observation).gather(1, best)[:, 0]
-    goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
-    observation = first.observation
-    value = _values(learner.online, observation).gather(1, first.action[:, None])[:, 0]
-    change, taken = goal - value, F.one_hot(first.action, learner.spec.num_actions).to(goal)
+    name = network or next(iter(learner.networks))
+    online, observation = learner.networks[name][0], learner.inputs(first.to_tensordict())[name]
+    if isinstance(learner, SAC) and name == "actor":
+        output = torch.from_numpy(generator.integers(learner.spec.num_actions, size=start.size)).to(ring.device)
+        change = learner.improvement(observation).gather(1, output[:, None])[:, 0]
+    else:
+        output = torch.zeros_like(first.action[:, 0], dtype=torch.int64) if learner.spec.continuous else first.action
+        bootstrap = torch.cat([learner.bootstrap(part) for part in torch.split(last.next_observation, _CHUNK)])
+        goal = torch.from_numpy(returns).to(bootstrap) + torch.from_numpy(discount).to(bootstrap) * bootstrap
+        change = goal - _chosen(_values(online, observation), output)
+    taken = F.one_hot(output, learner.spec.num_actions).to(change)
     change = change - taken @ ((change @ taken) / taken.sum(0).clamp(min=1))
     scale = float(change.square().mean().sqrt()) / test.size
-    return Task(observation, first.action, change / scale if scale else change, scale)
+    return Task(observation, output, change / scale if scale else change, scale)
 
 
 def make_copy(
-    copy: Copy, learner: DoubleDQN, observations: Tensor, generator: torch.Generator
+    copy: Copy, learner: AbstractLearner, observations: Tensor, generator: torch.Generator, name: str | None = None
 ) -> tuple[QNetwork, torch.optim.Optimizer]:
     """The network of a learner that is given up for it, with one part made fresh, and an Adam that has kept the run's slots of the rest.
 
     What is fresh in several copies is the same in them: a fresh network's parts, or beyond them the head of an injection.
     """
-    config, network = learner.config, learner.online
+    config, network = learner.config, learner.networks[name or next(iter(learner.networks))][0]
+    assert isinstance(network, QNetwork)
     if intervention := COPIES[copy]:
         kind = kind_of(intervention, config)
-        for part in (network.encoder, learner.head.live)[: 2 if kind.draws_once else "encoder" not in kind.born]:
+        for part in (network.encoder, head_of(network).live)[: 2 if kind.draws_once else "encoder" not in kind.born]:
             fresh_copy(part, generator)
         intervene(kind, [network], learner.optimizer, observations, config, generator)
     trainable = [p for p in network.parameters() if p.requires_grad]
-    adam = config.optimizer == "adam"
+    adam = _keeps_slots(config, name or "")
     optimizer = make_optimizer(
         "adam", trainable, lr=config.lr, eps=config.optimizer_eps if adam else _EPS, decay=config.optimizer_decay
     )
@@ -234,10 +271,9 @@ def _fit(
     return errors
 
 
-def _twin(learner: DoubleDQN) -> DoubleDQN:
+def _twin(learner: AbstractLearner) -> AbstractLearner:
     """A learner of its own in the same state."""
-    config, generator = learner.config, torch.Generator()
-    twin = DoubleDQN(config, learner.spec, width=learner.width, device=learner.device, generator=generator)
+    twin = make_learner(learner.config, learner.spec, device=learner.device)
     twin.load_state_dict(learner.state_dict())
     return twin
 

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from growtrain import diagnostics
+from growtrain.growth.alternatives import head_of
 from growtrain.growth.kinds import kind_of
-from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.base import AbstractLearner
+from growtrain.networks.build import QNetwork
 from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import Diagnostics
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 
@@ -43,15 +45,32 @@ class Measurer:
         ring: its replay.
     """
 
-    def __init__(self, config: Config, learner: DoubleDQN, ring: FrameRing) -> None:
+    def __init__(self, config: Config, learner: AbstractLearner, ring: LaneRing) -> None:
         self.config, self.learner, self.ring = config, learner, ring
         self._initial: dict[str, dict[str, Tensor]] = {}
         self._previous: dict[str, Any] = {}
         if config.diagnostics_period:
             self._initial = {name: _copy(module) for name, module in self._parts().items()}
 
+    def _networks(self) -> dict[str, QNetwork]:
+        """The networks that learn, by their names in the learner."""
+        networks = {}
+        for name, (online, _) in self.learner.networks.items():
+            assert isinstance(online, QNetwork)
+            networks[name] = online
+        return networks
+
+    def _prefix(self, name: str) -> str:
+        """What the names of a network's layers and parts begin with; nothing where there is but one network."""
+        return f"{name}." if len(self.learner.networks) > 1 else ""
+
     def _parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.learner.online.encoder, "live": self.learner.head.live}
+        parts: dict[str, nn.Module] = {}
+        for name, network in self._networks().items():
+            if not isinstance(network.encoder, nn.Identity):
+                parts[f"{self._prefix(name)}encoder"] = network.encoder
+            parts[f"{self._prefix(name)}live"] = head_of(network).live
+        return parts
 
     def measure(
         self, frames: int, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
@@ -69,27 +88,45 @@ class Measurer:
         rows = rng.choice(valid, size=min(STATES, len(valid)), replace=False)
         batch = self.ring.get(torch.from_numpy(rows))
         learner, parts = self.learner, self._parts()
-        for name in kind_of(kind, self.config).born if kind else ():
-            self._initial[name] = _copy(parts[name])
-        features, q, layers = _forward(learner, batch["observation"])
-        hidden = [layer for name, layer in layers.items() if name.startswith("head.live.")][-1]
+        if kind:
+            born = {
+                f"{self._prefix(name)}{part}"
+                for name in learner.plastic_parts
+                for part in kind_of(kind, self.config).born
+            }
+            self._initial |= {name: _copy(part) for name, part in parts.items() if name in born}
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        inputs, outputs = learner.inputs(batch), dict[str, Tensor]()
+        layers, ranked = dict[str, Tensor](), dict[str, Tensor]()
+        for name, network in self._networks().items():
+            prefix = self._prefix(name)
+            features, outputs[name], own = _forward(network, inputs[name])
+            layers |= {f"{prefix}{layer}": output for layer, output in own.items()}
+            if f"{prefix}encoder" in parts:
+                ranked[f"{prefix}features"] = features.flatten(1)
+            hidden = [output for layer, output in own.items() if layer.startswith("head.live.")][-1]
+            ranked[f"{prefix}hidden"] = hidden.flatten(1)
+        first = next(iter(outputs))
         # A gradient's norm depends on the size of the batch: this is the size of an update's.
-        loss = learner.compute_loss(batch[: self.config.batch_size])
+        loss = learner.compute_loss(batch[: self.config.batch_size], generator)
         trainable = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         trained = {name: parameters for name, parameters in trainable.items() if parameters}
         norms = dict(zip(trained, diagnostics.gradient_norm(loss, *trained.values()).tolist(), strict=True))
-        ranked = {"features": features.flatten(1), "hidden": hidden.flatten(1)}
         churn, since = self._churn(frames)
-        self._previous = {"frames": frames, "observations": batch["observation"].contiguous(), "q": q}
+        if not self.config.continuous:  # no action is the greedy one of several
+            self._previous = {
+                "frames": frames,
+                "observations": batch["observation"].contiguous(),
+                "q": outputs[first],
+            }
         full = self.config.diagnostics == "full"
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         everything = [p for parameters in trained.values() for p in parameters]
         sharpness = diagnostics.hessian_top_eigenvalue(loss, everything, generator=generator) if full else None
-        fit = self._fit(batch["observation"], q, generator) if full else None
+        fit = self._fit(self._networks()[first], inputs[first], outputs[first], generator) if full else None
         return Diagnostics(
             frames=frames,
             updates=learner.updates,
-            stage=learner.head.num_injections + num_snapshots(learner.online),
+            stage=max(head_of(each).num_injections + num_snapshots(each) for each in self._networks().values()),
             when=when,
             states=len(rows),
             dormant_fraction={name: float(diagnostics.dormant_fraction(layer)) for name, layer in layers.items()},
@@ -119,10 +156,10 @@ class Measurer:
             return None
         return float(diagnostics.distance_from_initialization(dict(part.named_parameters()), initial))
 
-    def _fit(self, observations: Tensor, q: Tensor, generator: torch.Generator) -> float:
-        """Target-fit error of the network on noise around each action's mean value."""
+    def _fit(self, network: QNetwork, observations: Tensor, q: Tensor, generator: torch.Generator) -> float:
+        """Target-fit error of a network on noise around each action's mean value."""
         error = diagnostics.target_fit_error(
-            self.learner.online,
+            network,
             observations,
             q.mean(0) + torch.randn(q.shape, generator=generator).to(q),
             make_optimizer=functools.partial(torch.optim.Adam, lr=_FIT_LR),
@@ -152,12 +189,12 @@ class Measurer:
         }
 
 
-def _forward(learner: DoubleDQN, observations: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Features (B, ...), action values (B, A), and the output of every activation of the online network by its module's name.
+def _forward(network: QNetwork, observations: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Features (B, ...), outputs (B, A), and the output of every activation of the network by its module's name.
 
     Those of a fused bank are given head by head, under the names that they have in a bank that is not fused.
     """
-    network, bank = learner.online, learner.head.frozen
+    bank = head_of(network).frozen
     outputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Rows of experience, lane by lane: a ring of *columns*, each a tensor with one entry a row.
 
+A row has a *frame*, what is new in the observation (`frames`: pictures, `vectors`: all of it), and the transition that leaves it.
+
 Every lane (one environment) is a ring of rows, written in order. A row is a moment of an episode: what is observed then, and the transition
 that leaves it for the next row. An episode's last moment takes a row too, though no transition leaves it. What a row holds is up to whoever
 builds on this: columns have names, shapes and types, on the learner's device or on the host. One can be added at any time:
@@ -19,6 +21,7 @@ Units: rows, ages and capacity are agent steps; sizes are bytes.
 
 import contextlib
 import mmap
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,10 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data.replay_buffers import Storage
 
 Array = Tensor | npt.NDArray[Any]
+Batch = dict[str, Any]  # tensors by name, and those of "next" in one of their own
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,61 @@ class Column:
     def num_bytes(self, rows: int) -> int:
         """Bytes of a column of so many rows."""
         return (rows + self.padded) * torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def _split(batch: Batch, size: int) -> list[Batch]:
+    """A batch (n * size,) in n parts, as views."""
+    parts = [_split(part, size) if isinstance(part, dict) else part.split(size) for part in batch.values()]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*parts, strict=True)]
+
+
+class Transitions(NamedTuple):
+    """A batch of n transitions on the ring's device.
+
+    Attributes:
+        frames: (n, stack_size + 1, C, H, W) uint8, or (n, 2, D) float32, newest last; s is made of all but the last of them, s' of all but
+            the first.
+        action: (n,) int64, or (n, A) float32.
+        reward: (n, 1) float32.
+        terminated: (n, 1) bool, the discount is 0.
+        columns: (n, 2, *shape) of each column that was added to the ring: at s and at s'.
+    """
+
+    frames: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    columns: dict[str, Tensor] = {}  # noqa: RUF012  # of a tuple, which is never written to
+
+    @property
+    def observation(self) -> Tensor:
+        """S: (n, stack_size C, H, W), or (n, D), a view."""
+        return self.frames[:, :-1].flatten(1, 2)
+
+    @property
+    def next_observation(self) -> Tensor:
+        """S': (n, stack_size C, H, W), or (n, D), a view."""
+        return self.frames[:, 1:].flatten(1, 2)
+
+    def to_dict(self) -> Batch:
+        """Returns the batch under the keys of TorchRL's losses; observations are views of `frames`."""
+        following = {
+            "observation": self.next_observation,
+            "reward": self.reward,
+            "done": self.terminated,
+            "terminated": self.terminated,
+            **{name: values[:, 1] for name, values in self.columns.items()},
+        }
+        return {
+            "observation": self.observation,
+            "action": self.action,
+            "next": following,
+            **{name: values[:, 0] for name, values in self.columns.items()},
+        }
+
+    def to_tensordict(self) -> TensorDict:
+        """Returns the batch (n,) under the keys of TorchRL's losses; observations are views of `frames`."""
+        return TensorDict(self.to_dict(), batch_size=[self.frames.shape[0]])
 
 
 class Step(NamedTuple):
@@ -99,6 +159,8 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
     Attributes:
         num_lanes, rows: ints.
         stack_size: rows that an observation is made of, the row's own and those before it in its episode.
+        frame_shape, frame_dtype: of a frame.
+        num_actions: numbers that an action is written as.
         columns: by name, (num_lanes * rows, *shape), and a row more where it is padded.
         valid: (num_lanes * rows,) bool numpy, the flat rows whose transition can be sampled.
         written: (num_lanes,) int64 numpy, the rows that each lane has ever taken; number k went to row k % rows.
@@ -111,6 +173,8 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         columns: Mapping[str, Column],
         *,
         rng: np.random.Generator,
+        frame_shape: tuple[int, ...],
+        frame_dtype: type[np.uint8] | type[np.float32],
         stack_size: int,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -119,8 +183,10 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         Args:
             capacity: transitions to hold, shared by the lanes (rounded up to a multiple of num_lanes).
             num_lanes: environments that write.
-            columns: those to begin with.
+            columns: those to begin with; "frames" and "transitions" are among them.
             rng: what indices are drawn with. Its bit generator must be PCG64, `numpy.random.default_rng`'s.
+            frame_shape: of a frame.
+            frame_dtype: of its numbers.
             stack_size: rows of an observation.
             device: where columns are kept and batches gathered.
 
@@ -133,6 +199,7 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         self.rows = rows_per_lane(capacity, num_lanes, stack_size)
         super().__init__(num_lanes * (self.rows - stack_size))
         self.num_lanes, self.stack_size = num_lanes, stack_size
+        self.frame_shape, self.frame_dtype = frame_shape, np.dtype(frame_dtype)
         self.device = torch.device(device)
         self._generator = rng
         self._lane_start = np.arange(num_lanes) * self.rows
@@ -145,6 +212,9 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         for name, column in columns.items():
             self.add_column(name, column)
         self._own = frozenset(columns)
+        self._frames = self.columns["frames"].flatten(1)
+        self._transitions = self.columns["transitions"]
+        self.num_actions = self._transitions.shape[1] - 3  # columns of an action, beside reward, terminated and age
 
     def __len__(self) -> int:
         """Returns the number of valid transitions."""
@@ -218,6 +288,143 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         """Lets no transition be sampled that is there; rows are counted on, and a new episode has to begin."""
         self.valid[:] = False
         self._num_valid = 0
+
+    # What is written and read: frames, and transitions between them
+
+    @property
+    def frames(self) -> Tensor:
+        """The stored frames, (num_lanes, rows, *frame_shape), as a view."""
+        return self._by_lane(self.columns["frames"], self.rows)
+
+    def start(self, frames: Array) -> None:
+        """Begins an episode on every lane; a lane's open transition, if any, is dropped.
+
+        Args:
+            frames: (num_lanes, *frame_shape), the episodes' first frames.
+
+        Raises:
+            ValueError, TypeError: wrong shape or dtype.
+        """
+        checked = self._checked("frames", frames)
+        self._write_frames(self._begin(), checked)
+
+    def extend(
+        self,
+        *,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        frame: Array,
+        started: Array,
+        first_frame: Array | None = None,
+    ) -> Tensor:
+        """Completes every lane's open transition and, where an episode ended, begins the next one.
+
+        All inputs are on the host, and (num_lanes,) or (num_lanes, 1) unless said.
+
+        Args:
+            action: integers, what was done at the newest frame; continuous ones (num_lanes, A) float32.
+            reward: float, as learned from.
+            terminated: bool, the discount is 0: the game is over or, if the caller so decides, a life lost.
+            frame: (num_lanes, *frame_shape), the step's newest frame; the episode's last where it ended.
+            started: bool, the episode ended, terminated or cut off, and another began.
+            first_frame: (num_lanes, *frame_shape), the next episode's first; only read where started.
+
+        Returns:
+            (num_lanes,) int64 on the CPU, the flat rows that the completed transitions leave.
+
+        Raises:
+            RuntimeError: `start` was not called.
+            ValueError, TypeError: wrong shape or dtype, or an episode started and `first_frame` is missing.
+        """
+        if not self._filled:
+            raise RuntimeError("no episode has begun in this ring: call start(first_frames) before extend(...)")
+        frames = self._checked("frame", frame)
+        new = np.flatnonzero(np.reshape(np.asarray(started), self.num_lanes))
+        if new.size:
+            if first_frame is None:
+                raise ValueError("an episode started: pass first_frame, the first frames of the lanes' episodes")
+            frames = np.concatenate([frames, self._checked("first_frame", first_frame)[new]])
+        transitions = np.empty((self.num_lanes, self.num_actions + 3), np.float32)  # exact for actions up to 2**24
+        transitions[:, :-3] = np.reshape(np.asarray(action), (self.num_lanes, self.num_actions))
+        for column, values in enumerate((reward, terminated), start=-3):
+            transitions[:, column] = np.reshape(np.asarray(values), self.num_lanes)
+        step = self._step(new)
+        transitions[:, -1] = step.age
+        self._transitions.index_copy_(0, self._to(self.device, step.left), self._to(self.device, transitions))
+        self._write_frames(np.concatenate([step.arrived, step.first]) if new.size else step.arrived, frames)
+        return torch.from_numpy(step.left)
+
+    def _checked(self, name: str, frames: Array) -> npt.NDArray[Any]:
+        array = np.asarray(frames)
+        if array.dtype != self.frame_dtype:
+            raise TypeError(f"{name} must be {self.frame_dtype}, not {array.dtype}")
+        if array.shape != (self.num_lanes, *self.frame_shape):
+            raise ValueError(f"{name} must be {(self.num_lanes, *self.frame_shape)}, not {array.shape}")
+        return array
+
+    def _write_frames(self, flat: npt.NDArray[np.int64], frames: npt.NDArray[Any]) -> None:
+        numbers = frames.reshape(flat.size, -1)
+        self._frames.index_copy_(0, self._to(self.device, flat), self._to(self.device, numbers))
+
+    @abstractmethod
+    def gather(self, flat: Tensor) -> Transitions:
+        """Transitions: device work of static shapes without a sync, fit for a CUDA graph, unless a column is on the host.
+
+        Args:
+            flat: (n,) int64 on the ring's device, valid flat rows (not checked).
+        """
+
+    @abstractmethod
+    def observations(self, flat: Tensor) -> Tensor:
+        """Returns what is observed at flat rows, made of the frames that the ring holds, whether or not a transition leaves them.
+
+        Args:
+            flat: (n,) int64 on the host, of `rows_read` (not checked).
+
+        Returns:
+            (n, *observation_shape) on the ring's device.
+        """
+
+    def _pairs(self, column: Tensor, rows: Tensor) -> Tensor:
+        """A column's entries at s and at s', rows (n, 2): (n, 2, *shape) on the ring's device."""
+        each = rows.reshape(-1).to(column.device)
+        return column.index_select(0, each).to(self.device).view(-1, 2, *column.shape[1:])
+
+    def sample(self, num: int) -> TensorDict:
+        """Returns (num,) transitions drawn uniformly, on the ring's device, in TorchRL's layout."""
+        return self._drawn(num).to_tensordict()
+
+    def sample_batches(self, num: int, batch_size: int) -> list[Batch]:
+        """Returns what `sample(num * batch_size)` does as dictionaries, which cost a small network's update less than a TensorDict."""
+        return _split(self._drawn(num * batch_size).to_dict(), batch_size)
+
+    def _drawn(self, num: int) -> Transitions:
+        return self.gather(self._to(self.device, self.sample_indices(num)))
+
+    def rewards(self, flat: Tensor) -> Tensor:
+        """Returns the rewards (n,) of the transitions that leave (n,) int64 flat rows on the host, on its device."""
+        return self._transitions[:, -3].index_select(0, self._to(self.device, flat))
+
+    def newest(self) -> Tensor:
+        """Returns the lanes' current observations, (num_lanes, *observation_shape) on its device, made of its frames."""
+        return self.observations(self.newest_rows())
+
+    def get(self, index: Array) -> TensorDict:
+        """Returns the (n,) transitions that leave the (n,) int64 flat rows, in TorchRL's layout.
+
+        Raises:
+            TypeError: the index is not one-dimensional.
+            IndexError: a row holds no complete transition (unchecked if the index is on a device: no sync).
+        """
+        if not isinstance(index, Tensor | np.ndarray) or index.ndim != 1:
+            raise TypeError(f"a ring is indexed by flat rows, a 1-D int64 tensor, not by {index!r}")
+        flat = torch.as_tensor(index)
+        if flat.device.type == "cpu":
+            if not self.valid[flat.numpy()].all():
+                raise IndexError("a row holds no complete transition: take the index from sample_indices")
+            flat = self._to(self.device, flat)
+        return self.gather(flat).to_tensordict()
 
     # Which rows there are
 

@@ -4,7 +4,7 @@ A frame never changes after it was written, so a checkpoint only adds those that
 *chunks*, runs of consecutive frames of one lane, each a zlib stream; it is named after its sha256 and dropped when the ring has overwritten
 all its frames. Everything else in a ring (transitions, ages, what is valid) is a hundredth of its size and is saved whole elsewhere.
 
-Units: frames are counted per lane since the start of the run, as `FrameRing.written` counts them; sizes are bytes.
+Units: frames are counted per lane since the start of the run, as `LaneRing.written` counts them; sizes are bytes.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.runfiles import Unreadable, read_plain, write_durably
 from growtrain.settings.machine import usable_cores
 
 _CHUNK_FRAMES = 1024  # 7 MB of 84 x 84 pixels, the piece of work of one thread
 _SEGMENT_CHUNKS = 32  # a segment, the piece that is dropped, is at most 230 MB before compression
-_LEVEL = 1  # takes Atari frames to 1.5-4 % at about 500 MB/s a core; higher levels gain little
+_LEVEL = 1  # leaves state vectors as large as they are; takes Atari frames to 1.5-4 % at about 500 MB/s a core; higher levels gain little
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,29 @@ class Segment:
         return segment
 
 
-def oldest_frames(ring: FrameRing) -> npt.NDArray[np.int64]:
+def oldest_frames(ring: LaneRing) -> npt.NDArray[np.int64]:
     """Per lane (num_lanes,), the first frame that the ring still holds."""
     oldest: npt.NDArray[np.int64] = np.maximum(ring.written - ring.rows, 0)
     return oldest
 
 
-def still_needed(segments: list[Segment], ring: FrameRing) -> list[Segment]:
+def still_needed(segments: list[Segment], ring: LaneRing) -> list[Segment]:
     """The segments of which the ring has not overwritten every frame."""
     oldest = oldest_frames(ring)
     return [s for s in segments if any(c.first + c.count > oldest[c.lane] for c in s.chunks)]
 
 
-def new_bytes(segments: list[Segment], ring: FrameRing) -> int:
+def frame_bytes(ring: LaneRing) -> int:
+    """Bytes of a frame."""
+    return math.prod(ring.frame_shape) * ring.frame_dtype.itemsize
+
+
+def new_bytes(segments: list[Segment], ring: LaneRing) -> int:
     """Size of the frames that no segment holds, before compression."""
-    return math.prod(ring.frame_shape) * sum(stop - first for _, first, stop in _missing(segments, ring))
+    return frame_bytes(ring) * sum(stop - first for _, first, stop in _missing(segments, ring))
 
 
-def write_new(segments: list[Segment], ring: FrameRing, directory: Path, num_threads: int) -> list[Segment]:
+def write_new(segments: list[Segment], ring: LaneRing, directory: Path, num_threads: int) -> list[Segment]:
     """Writes the frames that no segment holds as files in `directory`, named by their sha256, and returns their segments.
 
     The ring must not be written meanwhile. zlib runs outside Python's lock, so the threads share the work.
@@ -115,7 +120,7 @@ def write_new(segments: list[Segment], ring: FrameRing, directory: Path, num_thr
     return written
 
 
-def load_frames(segments: list[Segment], ring: FrameRing, directory: Path, num_threads: int) -> None:
+def load_frames(segments: list[Segment], ring: LaneRing, directory: Path, num_threads: int) -> None:
     """Fills the frames of a ring whose `written` has been restored.
 
     Raises:
@@ -153,7 +158,7 @@ def check_cover(segments: list[Segment], written: npt.NDArray[np.int64], rows: i
         raise Unreadable(f"the replay segments do not hold frame {at} of lane {lane} exactly once; {total} were taken")
 
 
-def _missing(segments: list[Segment], ring: FrameRing) -> Iterator[tuple[int, int, int]]:
+def _missing(segments: list[Segment], ring: LaneRing) -> Iterator[tuple[int, int, int]]:
     """(lane, first, stop) of the frames that the ring holds and no segment does."""
     known = np.zeros(ring.num_lanes, np.int64)
     for chunk in (chunk for segment in segments for chunk in segment.chunks):
@@ -162,7 +167,7 @@ def _missing(segments: list[Segment], ring: FrameRing) -> Iterator[tuple[int, in
         yield lane, int(first), int(stop)
 
 
-def _pieces(segments: list[Segment], ring: FrameRing) -> Iterator[tuple[int, int, int]]:
+def _pieces(segments: list[Segment], ring: LaneRing) -> Iterator[tuple[int, int, int]]:
     """(lane, first, count) of the chunks to write: no longer than a chunk may be, and never across the ring's end."""
     for lane, first, stop in _missing(segments, ring):
         while first < stop:
@@ -171,22 +176,24 @@ def _pieces(segments: list[Segment], ring: FrameRing) -> Iterator[tuple[int, int
             first += count
 
 
-def _compress(ring: FrameRing, lane: int, first: int, count: int) -> bytes:
+def _compress(ring: LaneRing, lane: int, first: int, count: int) -> bytes:
     row = first % ring.rows
-    pixels: npt.NDArray[np.uint8] = ring.frames[lane, row : row + count].cpu().numpy()
-    return zlib.compress(pixels.data, _LEVEL)
+    frames: npt.NDArray[Any] = ring.frames[lane, row : row + count].cpu().numpy()
+    return zlib.compress(frames.data, _LEVEL)
 
 
-def _restore(ring: FrameRing, chunk: Chunk, stream: memoryview, name: str) -> None:
-    expected = chunk.count * math.prod(ring.frame_shape)
+def _restore(ring: LaneRing, chunk: Chunk, stream: memoryview, name: str) -> None:
+    expected = chunk.count * frame_bytes(ring)
     decompressor = zlib.decompressobj()
     try:
-        pixels = decompressor.decompress(stream, expected + 1)  # never more, whatever the stream claims
+        numbers = decompressor.decompress(stream, expected + 1)  # never more, whatever the stream claims
     except zlib.error as error:
         raise Unreadable(f"replay segment {name} is not zlib data: {error}") from error
-    if len(pixels) != expected or not decompressor.eof:
-        raise Unreadable(f"replay segment {name} holds {len(pixels)} bytes of frames where {expected} are due")
-    frames = torch.from_numpy(np.frombuffer(bytearray(pixels), np.uint8).reshape(chunk.count, *ring.frame_shape))
+    if len(numbers) != expected or not decompressor.eof:
+        raise Unreadable(f"replay segment {name} holds {len(numbers)} bytes of frames where {expected} are due")
+    frames = torch.from_numpy(
+        np.frombuffer(bytearray(numbers), ring.frame_dtype).reshape(chunk.count, *ring.frame_shape)
+    )
     # A chunk of a ring of the same size never crosses its end; frames overwritten since are older than those kept.
     skip = max(int(oldest_frames(ring)[chunk.lane]) - chunk.first, 0)
     row = (chunk.first + skip) % ring.rows

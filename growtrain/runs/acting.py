@@ -1,8 +1,10 @@
-"""Acting: epsilon-greedy over a vector of environments (Mnih et al. 2015, algorithm 1), for training and for whoever only plays.
+"""Acting over a vector of environments, for training and for whoever only plays: epsilon-greedy on the values of discrete actions (Mnih et
+al. 2015, algorithm 1); continuous ones drawn from the policy's distribution in training, and its mode otherwise (Haarnoja et al. 2018).
 
-Every action is chosen by `decide`. `play` yields step after step of an environment: evaluation, video and the probe take what they need.
-In training, `Collector.act` hands the actions to the emulators' threads; whoever calls it may compute until `receive` takes the step in
-and stores it. Nothing here touches the learner: it is given a function from observations to action values.
+With probability epsilon an action is uniformly random, of either kind. Every action is chosen by `decide`. `play` yields step after step of
+an environment: evaluation, video and the probe take what they need. In training, `Collector.act` hands the actions to the emulators'
+threads; whoever calls it may compute until `receive` takes the step in and stores it. Nothing here touches the learner: it is given a
+function from observations to what is chosen from.
 
 Units: frames and agent steps are counted over all environments; rewards are stored clipped, returns are true scores.
 """
@@ -16,23 +18,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from growtrain.environments.base import VectorEnvironment, VectorStep
-from growtrain.replay.frames import FrameRing
+from growtrain.environments.base import Actions, VectorEnvironment, Vectors, VectorStep
+from growtrain.learners.losses import LOG_STD_MAX, LOG_STD_MIN
+from growtrain.replay.ring import LaneRing
 from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
 
-Policy = Callable[[Tensor], Tensor]  # (N, C, H, W) uint8 -> (N, A) action values
+Policy = Callable[
+    [Tensor], Tensor
+]  # (N, *observation_shape) -> (N, num_outputs): action values, or a distribution's parameters
 
 
 class Decision(NamedTuple):
     """What was done at a step of N lanes, and why.
 
     Attributes:
-        actions: (N,) int64.
-        q: (N, A) float32 action values; None where they were not asked for, because all is random.
+        actions: (N,) int64, or (N, A) float32.
+        q: (N, num_outputs) float32, action values or a distribution's parameters; None where they were not asked for: all is random.
     """
 
-    actions: npt.NDArray[np.int64]
+    actions: Actions
     q: npt.NDArray[np.float32] | None
 
 
@@ -52,25 +57,60 @@ def epsilon_greedy(q: npt.NDArray[np.float32], epsilon: float, generator: np.ran
     return actions
 
 
+def from_distribution(
+    parameters: npt.NDArray[np.float32], epsilon: float, generator: np.random.Generator, *, sampled: bool
+) -> Vectors:
+    """Continuous actions (N, A) of a Gaussian squashed by a tanh, or with probability `epsilon` uniform ones.
+
+    Args:
+        parameters: (N, 2 A), means and log standard deviations, as the learner's losses read them.
+        epsilon: probability of a uniform action.
+        generator: of the draws.
+        sampled: drawn from the distribution, not the tanh of its mean.
+    """
+    mean, log_std = np.split(parameters, 2, axis=1)
+    if sampled:
+        std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+        mean = (mean + std * generator.standard_normal(mean.shape, dtype=np.float32)).astype(np.float32)
+    actions: Vectors = np.tanh(mean).astype(np.float32)
+    if epsilon > 0:
+        explore = generator.random((len(actions), 1)) < epsilon
+        actions = np.where(explore, uniform(generator, actions.shape), actions)
+    return actions
+
+
+def uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> Vectors:
+    """Continuous actions drawn uniformly."""
+    return (2 * generator.random(shape, dtype=np.float32) - 1).astype(np.float32)
+
+
 def decide(
     policy: Policy,
     observe: Callable[[], Tensor],
     environment: VectorEnvironment,
     epsilon: float,
     generator: np.random.Generator,
+    *,
+    sampled: bool = False,
 ) -> Decision:
     """Chooses an action on every lane; neither observation nor policy is asked for when epsilon is 1.
 
     Args:
-        policy: action values of a batch of observations.
+        policy: what is chosen from, of a batch of observations.
         observe: gives the observations of the lanes, where the policy takes them.
         environment: for its number of lanes and actions.
         epsilon: probability of a random action.
         generator: of exploration.
+        sampled: continuous actions are drawn from the policy's distribution.
     """
+    spec, num_lanes = environment.spec, environment.num_envs
+    if epsilon >= 1 and spec.continuous:
+        return Decision(uniform(generator, (num_lanes, spec.num_actions)), None)
     if epsilon >= 1:
-        return Decision(generator.integers(environment.spec.num_actions, size=environment.num_envs), None)
+        return Decision(generator.integers(spec.num_actions, size=num_lanes), None)
     q = policy(observe()).cpu().numpy()
+    if spec.continuous:
+        return Decision(from_distribution(q, epsilon, generator, sampled=sampled), q)
     return Decision(epsilon_greedy(q, epsilon, generator), q)
 
 
@@ -95,7 +135,7 @@ def play(
 
 
 class Collector:
-    """Plays `environment` with an epsilon-greedy policy into a ring.
+    """Plays `environment` into a ring.
 
     Args:
         environment: the lanes; started here.
@@ -113,7 +153,7 @@ class Collector:
     def __init__(
         self,
         environment: VectorEnvironment,
-        ring: FrameRing,
+        ring: LaneRing,
         config: Config,
         generator: np.random.Generator,
     ) -> None:
@@ -125,7 +165,7 @@ class Collector:
         self.num_episodes = 0
         self._inherited = np.zeros(config.num_envs, np.bool_)  # lanes whose episode another run began
         self._greedy_sum, self._greedy_count = 0.0, 0
-        self._actions: npt.NDArray[np.int64] | None = None
+        self._actions: Actions | None = None
         self._game, self._switches = 0, config.switch_frames
         self._ring.start(environment.start().frame)
 
@@ -142,8 +182,8 @@ class Collector:
         if (game := sum(self.frames >= switch for switch in self._switches)) != self._game:
             self._enter(game)
         epsilon = epsilon_at(self.config, self.frames)
-        self._actions, q = decide(policy, self._ring.newest, self.environment, epsilon, self.generator)
-        if q is not None:
+        self._actions, q = decide(policy, self._ring.newest, self.environment, epsilon, self.generator, sampled=True)
+        if q is not None and not self.config.continuous:
             self._greedy_sum += float(q.max(1).mean())
             self._greedy_count += 1
         self.environment.send(self._actions)

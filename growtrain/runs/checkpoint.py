@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -35,7 +35,7 @@ from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import check_saved
 from growtrain.replay import segments as replay_segments
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
 from growtrain.runs.frozen_values import check_saved_column
@@ -48,7 +48,9 @@ SCHEMA = 5
 _MAX_MANIFEST_BYTES = 1 << 28
 _FILES = ("state.json", "state.safetensors")
 _DAMAGED = ".damaged-"
-_EXPECTED_COMPRESSION = 0.05  # of a replay that has not been compressed yet
+_EXPECTED_COMPRESSION = (
+    0.05  # of a replay of pictures that has not been compressed yet; vectors stay as large as they are
+)
 _SPARE_BYTES = 16 << 20
 
 
@@ -88,7 +90,7 @@ class Checkpoint:
     damaged: tuple[str, ...] = ()
     num_bytes: int = 0
 
-    def load_frames(self, ring: FrameRing) -> None:
+    def load_frames(self, ring: LaneRing) -> None:
         """Reads the replay's frames into a ring whose other state has been restored; raises `Unreadable`."""
         directory = self.path.parent / "replay"
         replay_segments.load_frames(list(self.segments), ring, directory, replay_segments.threads())
@@ -109,9 +111,7 @@ class CheckpointWriter:
         self._keep = keep
         self._segments = list(segments)
 
-    def save(
-        self, state: dict[str, Any], ring: FrameRing, config: Config, *, frames: int, device: torch.device
-    ) -> Path:
+    def save(self, state: dict[str, Any], ring: LaneRing, config: Config, *, frames: int, device: torch.device) -> Path:
         """Writes, verifies and publishes one checkpoint; one that is there already is left as it is.
 
         Args:
@@ -169,14 +169,14 @@ class CheckpointWriter:
         self._drop_unreferenced()
         return final
 
-    def _require_space(self, num_bytes: int, segments: list[Segment], ring: FrameRing) -> None:
+    def _require_space(self, num_bytes: int, segments: list[Segment], ring: LaneRing) -> None:
         """Raises `OSError` if the disk lacks room for files of `num_bytes` and what `segments` lack, by the compression so far."""
         raw_bytes = replay_segments.new_bytes(segments, ring)
-        pixels = sum(chunk.count for segment in self._segments for chunk in segment.chunks) * math.prod(
-            ring.frame_shape
-        )
+        saved = sum(chunk.count for segment in self._segments for chunk in segment.chunks)
+        saved *= replay_segments.frame_bytes(ring)
         compressed = sum(segment.num_bytes for segment in self._segments)
-        share = 1.5 * compressed / pixels if pixels else _EXPECTED_COMPRESSION
+        expected = _EXPECTED_COMPRESSION if ring.frame_dtype == np.uint8 else 1.0
+        share = 1.5 * compressed / saved if saved else expected
         needed, free = num_bytes + int(share * raw_bytes) + _SPARE_BYTES, shutil.disk_usage(self.directory).free
         if needed > free:
             raise OSError(

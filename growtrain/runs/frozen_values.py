@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growtrain.environments.base import Spec
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import AbstractLearner
+from growtrain.learners.saved import read_saved
 from growtrain.networks.snapshot import ROWS_AT_ONCE, num_snapshots
-from growtrain.replay.frames import FrameRing
-from growtrain.replay.ring import Column
+from growtrain.replay.ring import Column, LaneRing
 
 COLUMN = "frozen_value"
 _DTYPE = torch.float32
@@ -33,7 +34,7 @@ class FrozenValues:
         ring: gets the column, or has it from a checkpoint.
     """
 
-    def __init__(self, learner: AbstractLearner, ring: FrameRing) -> None:
+    def __init__(self, learner: AbstractLearner, ring: LaneRing) -> None:
         self.learner, self.ring = learner, ring
         self._written = ring.written.copy()  # the rows that are taken account of
         self._before: Tensor | None = None  # the column as it was before an injection that is being carried out
@@ -49,7 +50,7 @@ class FrozenValues:
             if self.kept:
                 self._before = self.ring.columns[COLUMN].clone()
                 return
-            self.ring.add_column(COLUMN, Column((self.learner.spec.num_actions,), _DTYPE))
+            self.ring.add_column(COLUMN, Column((self.learner.spec.num_outputs,), _DTYPE))
         except (RuntimeError, MemoryError, OSError) as error:  # an OSError is of a mapping
             raise GrowthFailed(f"no memory for the frozen network's values in the replay: {error}") from error
         self.ring.columns[COLUMN].fill_(torch.nan)
@@ -78,7 +79,7 @@ class FrozenValues:
     def settle(self) -> None:
         """Gives up what an injection needed, and the column where nothing is frozen whole, as after a reset."""
         self._before = None
-        if self.kept and not any(num_snapshots(online) for online, _ in self.learner.plastic_parts.values()):
+        if self.kept and not any(num_snapshots(online) for online, _ in self.learner.networks.values()):
             self.ring.drop_column(COLUMN)
 
     def extend(self, left: Tensor) -> None:
@@ -136,8 +137,8 @@ def check_saved_column(state: dict[str, Any]) -> None:
     Args:
         state: what the run's `state_dict` gave.
     """
-    ring, frozen = state["ring"], len(state["learner"]["snapshot"])
-    size = (*ring["transitions"].shape[:2], int(state["spec"]["num_actions"]))
+    ring, frozen = state["ring"], read_saved(state["learner"]).snapshots
+    size = (*ring["transitions"].shape[:2], Spec.from_dict(state["spec"]).num_outputs)
     needed = {COLUMN: (size, _DTYPE)} if frozen else {}
     saved = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in ring.get("columns", {}).items()}
     if saved != needed:

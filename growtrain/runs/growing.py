@@ -91,7 +91,11 @@ class Growing:
         with self.accounts.phases("decision"):
             start = time.perf_counter()
             seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
-            curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, ("current", "inject"))
+            copies, network = (
+                ("current", "inject"),
+                next(iter(learner.plastic_parts)),
+            )  # the first of those that would grow
+            curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, network=network)
             errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
             self.decision = decide(
                 rule,
@@ -144,7 +148,7 @@ class Growing:
                 event = apply(
                     self.measurer.learner,
                     intervention,
-                    ring.get(chosen)["observation"],
+                    self.measurer.learner.inputs(ring.get(chosen)),
                     config=self.config,
                     generator=self.generator,
                     freeze_encoder=self.entries == self.config.freeze_encoder_at,

@@ -9,7 +9,6 @@ Units: frames; sizes in bytes.
 import contextlib
 import dataclasses
 import json
-import math
 import shutil
 import warnings
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.saved import read_saved
 from growtrain.runfiles import cut_back, read_plain, sweep
@@ -79,7 +79,9 @@ def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
     """
     config = checkpoint.config
     multiplier = schedule_of(config).width_multiplier
-    if multiplier == 1:
+    if (
+        multiplier == 1 or config.continuous
+    ):  # of SAC's networks only the last layer is wider: no other configuration has them
         return checkpoint
     own = dataclasses.replace(config, schedule="fixed", width=config.width * multiplier)
     return dataclasses.replace(checkpoint, config=own)
@@ -229,7 +231,7 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
     learner, ring = read_saved(state["learner"]), state["ring"]
     replay = sum(segment.num_bytes for segment in checkpoint.segments)
     frames = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks)
-    raw = frames * math.prod(state["spec"]["frame_shape"])
+    raw = frames * Spec.from_dict(state["spec"]).frame_bytes
     stages = "; ".join(
         f"{index}: {frames} frames, {updates} updates, {seconds:.1f} s"
         for index, (frames, updates, seconds) in enumerate(state["totals"])

@@ -22,7 +22,8 @@ from growtrain.learners.make import make_learner, resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Diagnostics, Evaluation, Metrics, Record
-from growtrain.replay.frames import FrameRing, frame_replay
+from growtrain.replay.buffer import ring_replay
+from growtrain.replay.make import make_ring
 from growtrain.runfiles import Unreadable, write_json
 from growtrain.runs.acting import Collector
 from growtrain.runs.checkpoint import Checkpoint
@@ -69,15 +70,9 @@ class Run:
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
         environment = make_environment(config, seed=episodes)
-        self.ring = FrameRing(
-            config.replay_capacity,
-            config.num_envs,
-            rng=np.random.default_rng(sampling),
-            frame_shape=environment.spec.frame_shape,
-            stack_size=environment.spec.stack_size,
-            device=self.device,
-        )
-        self.replay = frame_replay(self.ring)
+        rng = np.random.default_rng(sampling)
+        self.ring = make_ring(config, environment.spec, rng=rng, device=self.device)
+        self.replay = ring_replay(self.ring)
         self.collector = Collector(environment, self.ring, config, np.random.default_rng(exploration))
         learner = make_learner(
             config,
@@ -176,7 +171,7 @@ class Run:
             episode_return=sum(returns) / len(returns) if returns else None,
             episodes=len(returns),
             loss=learned.loss,
-            q_mean=q_mean,
+            q_mean=learned.q_mean if q_mean is None else q_mean,
             epsilon=epsilon_at(self.config, self.frames),
             lr=self.config.lr,
             **self.accounts.close_interval(),

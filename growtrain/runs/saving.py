@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growtrain.learners.base import AbstractLearner
-from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import LaneRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import sync_file
 from growtrain.runs.checkpoint import CheckpointFailed, CheckpointWriter
@@ -31,7 +31,7 @@ class Saver:
         segments: of the replay in the checkpoint that the run was resumed from.
     """
 
-    def __init__(self, config: Config, run_dir: Path, ring: FrameRing, segments: tuple[Segment, ...]) -> None:
+    def __init__(self, config: Config, run_dir: Path, ring: LaneRing, segments: tuple[Segment, ...]) -> None:
         self.config, self.ring = config, ring
         self._run_dir = run_dir
         self._writer = CheckpointWriter(run_dir, config.keep, segments)

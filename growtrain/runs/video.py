@@ -12,7 +12,7 @@ Units: frames are the emulator's, 60 a second; a decision is 4 of them, and one 
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from growtrain.environments.base import Frames
+from growtrain.environments.base import Actions, Frames
 from growtrain.environments.make import make_environment, replay_screens
 from growtrain.learners.base import AbstractLearner
 from growtrain.runfiles import PARTIAL
@@ -54,8 +54,9 @@ class Episode:
         seed: of the environment that played the episode.
         game: of a chain, counted from 0.
         action_names: A names, such as "NOOP".
-        actions: (T,) int64, what was chosen.
-        q: (T, A) float32, action values before each choice.
+        actions: (T,) int64, what was chosen; or (T, A) float32.
+        q: (T, A) float32, action values before each choice; or the continuous actions.
+        values: (T,) float32, the greatest action value; or the value of the continuous action.
         rewards: (T,) float32, true ones.
         ended: whether the last decision ended it.
         ending: how it ended, or did not, in words.
@@ -65,8 +66,9 @@ class Episode:
     seed: int
     game: int
     action_names: tuple[str, ...]
-    actions: npt.NDArray[np.int64]
+    actions: Actions
     q: npt.NDArray[np.float32]
+    values: npt.NDArray[np.float32]
     rewards: npt.NDArray[np.float32]
     ended: bool
     ending: str
@@ -98,6 +100,8 @@ def film(run: Path, output: Path | None, *, at: int | None, seed: int | None, fr
     if frames is not None and frames < config.frame_skip:
         raise ConfigError(f"--frames {frames} must be at least {config.frame_skip}, one decision")
     config = dataclasses.replace(config, num_envs=1, seed=config.seed if seed is None else seed)
+    if config.continuous:  # whether anything here can draw it is known only once it is tried
+        replay_screens(config, seed=0, game=0, actions=np.zeros((0, 0), np.float32))
     output = run / f"video-{trained}-s{config.seed}.mp4" if output is None else output
     if output.is_dir():
         raise ConfigError(f"--output {output} is a directory: name a file in it")
@@ -115,7 +119,7 @@ def _film(
         raise ConfigError(f"--output {output} cannot be written ({error.strerror}): choose another place") from error
     try:
         limit = MAX_GIF_FRAMES if suffix == ".gif" else config.max_episode_frames
-        episode = play(learner.act, config, trained, limit if frames is None else frames)
+        episode = play(learner.act, config, trained, limit if frames is None else frames, learner.values)
         played = len(episode.actions)
         yield (
             f"score {episode.rewards.sum():.0f} in {played} decisions, {played * config.frame_skip} frames: {episode.ending}; drawing it"
@@ -133,19 +137,41 @@ def _film(
     yield f"{output}: {seconds:.1f} s, {output.stat().st_size / 1e6:.2f} MB"
 
 
-def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episode:
-    """Plays the first episode of the evaluation at `trained` frames of training, or `max_frames` of it."""
+def play(
+    policy: Policy,
+    config: Config,
+    trained: int,
+    max_frames: int,
+    value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Episode:
+    """Plays the first episode of the evaluation at `trained` frames of training, or `max_frames` of it.
+
+    Args:
+        policy: action values, or a distribution's parameters, of observations.
+        config: of the run, with one environment.
+        trained: frames of training.
+        max_frames: the most that are played.
+        value: of observations and continuous actions; needed only for those.
+    """
     generator, seed = random_streams(config, trained)
     environment, game = make_environment(config, seed=seed), config.game_after(trained)
     environment.enter(game)
-    actions, values, rewards = [], [], []
+    actions, values, shown, rewards = [], [], [], []
     num_steps = max_frames // config.frame_skip
     ending = f"not over after {format_count(num_steps * config.frame_skip)} frames"
     try:
         for played in islice(play_on(environment, policy, config.eval_epsilon, generator), num_steps):
             step, q = played.after, played.decision.q
             actions.append(played.decision.actions)
-            values.append(policy(torch.from_numpy(played.before.observation)).numpy() if q is None else q)
+            observation = torch.from_numpy(played.before.observation)
+            if config.continuous:
+                assert value is not None
+                done = np.asarray(played.decision.actions, dtype=np.float32)
+                values.append(value(observation, torch.from_numpy(done)).numpy())
+                shown.append(done)
+            else:
+                shown.append(policy(observation).numpy() if q is None else q)
+                values.append(shown[-1].max(1))
             rewards.append(step.reward)
             if step.started:
                 ending = "game over" if step.terminated else f"cut at {format_count(config.max_episode_frames)} frames"
@@ -158,7 +184,8 @@ def play(policy: Policy, config: Config, trained: int, max_frames: int) -> Episo
         game=game,
         action_names=environment.action_meanings,
         actions=np.concatenate(actions),
-        q=np.concatenate(values),
+        q=np.concatenate(shown),
+        values=np.concatenate(values),
         rewards=np.concatenate(rewards),
         ended=bool(step.started[0]),
         ending=ending,
@@ -206,7 +233,7 @@ class _Panel:
 
     def __init__(self, episode: Episode, network: str, scale: int) -> None:
         self.episode, self.scale = episode, scale
-        q, best = episode.q, episode.q.max(1)
+        q, best = episode.q, episode.values
         self.low, self.high = float(q.min()), float(q.max())
         self.row = min(9.5, 108 / q.shape[1])
         self.digits = min(max(2 - math.floor(math.log10((self.high - self.low) or 1)), 0), 4)
@@ -229,7 +256,7 @@ class _Panel:
         self._text(draw, _BARS, bottom, self._number(self.low), 5)
         self._text(draw, _BARS_END, bottom, self._number(self.high), 5, anchor="ra")
         self._text(draw, _BARS - 3, 159, self._number(highest), 5, anchor="ra")
-        self._text(draw, _PANEL, 176, "max Q")
+        self._text(draw, _PANEL, 176, "Q" if episode.config.continuous else "max Q")
         self._text(draw, _BARS - 3, 196, self._number(lowest), 5, anchor="ra")
         self._text(draw, _BARS, 203, "0 s", 5)
         self._text(draw, _RIGHT, 203, f"{len(best) / PICTURES_PER_SECOND:.0f} s", 5, anchor="ra")
@@ -246,7 +273,7 @@ class _Panel:
         self._text(draw, _PANEL, 24, f"score {score:.0f}")
         self._text(draw, _RIGHT, 24, f"frame {frame}", anchor="ra")
         for index, (name, q) in enumerate(zip(self.episode.action_names, self.episode.q[t].tolist(), strict=True)):
-            chosen = index == self.episode.actions[t]
+            chosen = not self.episode.config.continuous and index == self.episode.actions[t]
             color, bar = (_CHOSEN, _CHOSEN) if chosen else (_TEXT, _OTHER)
             top, size = _TOP + self.row * index, min(6, self.row)
             self._text(draw, _PANEL, top + self.row / 2, name, size, color, anchor="lm")

@@ -4,7 +4,7 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from growtrain.settings.config import Config, Shrinks
+from growtrain.settings.config import Config, Shrinks, has_effect
 from growtrain.settings.text import format_count
 
 SHRINKING: dict[str, Shrinks] = {
@@ -41,7 +41,7 @@ def shrunk(full: Config, explicit: dict[str, Any], whole: int) -> tuple[Config, 
     changes = [
         f"{name} {format_count(value)} (of {format_count(getattr(full, name))})"
         for name, value in scaled.items()
-        if value != getattr(full, name)
+        if value != getattr(full, name) and not (full.continuous and not has_effect(name, full))
     ]
     notes = (
         [f"below {format_count(whole)} frames these shrink with the budget: {', '.join(changes)}"] if changes else []

@@ -37,7 +37,8 @@ OptimizerName = Literal["centered_rmsprop", "rmsprop", "adam"]
 OutputBias = Literal["shared", "per_action"]
 Execution = Literal["auto", "eager", "graph"]
 Device = Literal["auto", "cpu", "cuda"]
-PresetName = Literal["paper", "modern", "minatar"]
+PresetName = Literal["paper", "modern", "minatar", "sac"]
+Grow = Literal["both", "critic", "actor"]
 OnGrowthFailure = Literal["stop", "continue"]
 DiagnosticsDepth = Literal["light", "full"]
 Tracker = Literal["wandb", "trackio"]
@@ -129,6 +130,14 @@ def _is_adaptive(config: "Config") -> bool:
     return config.growth.adaptive is not None
 
 
+def _is_discrete(config: "Config") -> bool:
+    return not config.continuous
+
+
+def _is_continuous(config: "Config") -> bool:
+    return config.continuous
+
+
 def _played(name: str) -> Callable[["Config"], bool]:
     """Whether the game's family has this setting."""
     return lambda config: name in family_of(config.game).settings
@@ -142,7 +151,7 @@ class Config:
     game: str = setting(
         "phoenix",
         "Atari 2600 game, or minatar/breakout, asterix, freeway, seaquest or space_invaders, in any spelling; minatar/asterix+seaquest "
-        "is a chain, played one after the other for equal shares of the budget.",
+        "is a chain, played one after the other for equal shares of the budget; or mujoco/HalfCheetah-v5 or another task, learned by SAC.",
         common=True,
     )
     schedule: str = setting(
@@ -155,7 +164,8 @@ class Config:
     )
     preset: PresetName = setting(
         "paper",
-        "Where the defaults come from: the paper's baseline agent, a modern DQN, or MinAtar's (for its games unless another is given).",
+        "Where the defaults come from: the paper's baseline agent, a modern DQN, or MinAtar's or SAC (for their games unless another is "
+        "given).",
         common=True,
     )
     seed: int = setting(
@@ -224,20 +234,29 @@ class Config:
     # Network
     width: int = setting(
         512,
-        "Hidden units of the small network's head; full1x and full3x take 2x and 4x this.",
+        "Hidden units of the small network's head; full1x and full3x take 2x and 4x this. Of SAC's networks, of both hidden layers; a full "
+        "width is the last one's.",
         bounds=_POSITIVE,
         common=True,
     )
-    encoder_width: float = setting(1.0, "Factor on the channels of the three convolutions.", bounds=_FINITE)
-    split: Split = setting(
-        "fc1", "First layer of the head; what lies before it is the encoder (conv1: all of the network is the head)."
+    encoder_width: float = setting(
+        1.0, "Factor on the channels of the three convolutions.", bounds=_FINITE, needs=_is_discrete
     )
-    normalization: Normalization = setting("none", "Normalisation of the penultimate layer.")
+    split: Split = setting(
+        "fc1",
+        "First layer of the head; what lies before it is the encoder (conv1: all of the network is the head).",
+        needs=_is_discrete,
+    )
+    normalization: Normalization = setting(
+        "none", "Normalisation of the penultimate layer; of SAC's networks, of every hidden layer."
+    )
     activation: Activation = setting(
         "relu", "Of the hidden layers: relu, crelu (twice the outputs), or fourier (sine and cosine of half the units)."
     )
     output_bias: OutputBias = setting(
-        "shared", "One bias for all actions (van Hasselt et al. 2016, tuned DDQN) or one for each."
+        "shared",
+        "One bias for all actions (van Hasselt et al. 2016, tuned DDQN) or one for each.",
+        needs=_is_discrete,
     )
 
     # Growth
@@ -262,11 +281,18 @@ class Config:
         needs=_does("inject"),
         common=True,
     )
+    grow: Grow = setting(
+        "both",
+        "Of SAC's networks, those that an intervention acts on: the two critics, the actor, or all three.",
+        forkable=True,
+        needs=lambda config: config.continuous and config.growth.intervenes,
+        common=True,
+    )
     live_encoder: LiveEncoder = setting(
         "warm",
         "Beside a network that was frozen: warm goes on with its encoder's weights and moments, cold begins anew with an encoder, too.",
         forkable=True,
-        needs=lambda config: _does("inject")(config) and config.freeze == "network",
+        needs=lambda config: _does("inject")(config) and config.freeze == "network" and not config.continuous,
     )
     trainable_heads: TrainableHeads = setting(
         "newest",
@@ -279,7 +305,7 @@ class Config:
         "Injection from which the encoder stops learning (0: never).",
         bounds=_OFF_AT_0,
         forkable=True,
-        needs=lambda config: config.freeze_encoder_at < config.growth.num_stages,
+        needs=lambda config: config.freeze_encoder_at < config.growth.num_stages and not config.continuous,
         common=True,
     )
     shrink_alpha: float = setting(
@@ -353,7 +379,10 @@ class Config:
     replay_ratio: float = setting(0.25, "Updates per agent step.", bounds=_FINITE)
     discount: float = setting(0.99, "Discount per agent step.", bounds=_SHARE, forkable=True)
     double_dqn: bool = setting(
-        True, "The online network chooses the action that the target network values; no: plain DQN.", forkable=True
+        True,
+        "The online network chooses the action that the target network values; no: plain DQN.",
+        forkable=True,
+        needs=_is_discrete,
     )
     target_period: int = setting(
         120_000,
@@ -362,6 +391,14 @@ class Config:
         bounds=_POSITIVE,
         forkable=True,
         shrinks=Shrinks(4_000, at_most=4),
+        needs=_is_discrete,
+    )
+    target_tau: float = setting(
+        0.005,
+        "Share of the critics' weights that their targets take over at each update (Polyak averaging).",
+        bounds=_SHARE,
+        forkable=True,
+        needs=_is_continuous,
     )
     max_grad_norm: float = setting(0.0, "Global gradient-norm clip (0: none).", bounds=_OFF_AT_0, forkable=True)
     regularizer: Regularizer = setting(
@@ -491,6 +528,8 @@ class Config:
         except ValueError as error:
             raise ConfigError(f"--game: {error}") from error
         self._check_relations()
+        if self.continuous:
+            self._check_continuous(schedule_of(self))
         self._check_copies(schedule_of(self))
 
     def _check_relations(self) -> None:
@@ -550,7 +589,7 @@ class Config:
             "must hold at least one batch and one transition of every environment",
         )
         self._require(
-            not (self.freeze_encoder_at and self.split == "conv1"),
+            not (self.freeze_encoder_at and self.split == "conv1") or self.continuous,
             "freeze_encoder_at",
             "has no encoder to freeze with --split conv1: leave one of them out",
         )
@@ -559,9 +598,27 @@ class Config:
                 self.eval_frames > 0, "eval_frames", "must be positive, or turn evaluation off with --eval-period 0"
             )
 
+    def _check_continuous(self, schedule: Schedule) -> None:
+        """What SAC cannot do, each in a line."""
+        acts = schedule.intervenes and schedule.intervention == "inject"
+        self._require(
+            not (acts and self.freeze == "network" and self.grow != "actor"),
+            "freeze",
+            "cannot be kept in the replay for critics, whose input holds the policy's action, another at every update: what is frozen of "
+            "them is computed in each; add --grow actor, or use --freeze heads",
+        )
+        self._require(
+            self.normalization != "spectral", "normalization", "is of networks with an encoder: use none or layer"
+        )
+        self._require(
+            schedule.intervention != "reset-encoder",
+            "intervention",
+            "has no encoder to reset in SAC's networks: use reset-head, which is all of each of them",
+        )
+
     def _check_copies(self, schedule: Schedule) -> None:
         """A network is frozen whole at a copy of the target: one must come for every injection."""
-        if self.freeze == "heads" or schedule.intervention != "inject" or schedule.adaptive:
+        if self.freeze == "heads" or schedule.intervention != "inject" or schedule.adaptive or self.continuous:
             return
         self._require(
             copy_of_last(schedule.injection_frames, self.target_period) < self.total_frames,
@@ -583,6 +640,11 @@ class Config:
     def frame_skip(self) -> int:
         """Emulator frames an agent step of the game."""
         return family_of(self.game).frame_skip
+
+    @property
+    def continuous(self) -> bool:
+        """Whether actions are real numbers, and the learner SAC."""
+        return family_of(self.game).continuous
 
     @property
     def games(self) -> tuple[str, ...]:
@@ -648,14 +710,17 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; an unknown or missing field raises `ConfigError` that names it.
 
-        A field that decides nothing of what is learned may be missing, and has its default then: a run outlives a new flag.
+        A field that decides nothing of what is learned, or has no effect beside the others, may be missing, and has its default then: a
+        run outlives a new flag.
         """
         fields = dataclasses.fields(cls)
         unknown = set(values) - {item.name for item in fields}
         missing = {item.name for item in fields if item.metadata["identity"]} - set(values)
-        if wrong := sorted(unknown | missing):
+        config = None if unknown else cls(**values)
+        if wrong := sorted(unknown | {name for name in missing if config is None or has_effect(name, config)}):
             raise ConfigError(f"configuration has unknown or missing fields: {', '.join(wrong)}")
-        return cls(**values)
+        assert config is not None
+        return config
 
     def fingerprint(self) -> str:
         """Twelve hex digits over the fields that decide what is learned; runs that differ only in how they run share it."""

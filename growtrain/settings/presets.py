@@ -2,11 +2,13 @@
 
 `paper`: the baseline of Nikishin et al. (2023), inferred to be DQN Zoo's `double_q` agent (Quan & Ostrovski 2020; van Hasselt et al. 2016).
 `modern`: what later work made of it: sticky actions (Machado et al. 2018) and Adam (Obando-Ceron & Castro 2021; Dopamine).
+`sac`: Soft Actor-Critic (Haarnoja et al. 2018b), the agent of MuJoCo's tasks, which are played with it unless a preset is given.
 `minatar`: the agent that comes with MinAtar (Young & Tian 2019), but for Double DQN, which `--double-dqn no` turns off. Its games are
 played with it unless a preset is given: with the paper's numbers a run of theirs would be over before learning had begun.
 
 Deviations from DQN Zoo: 1. environments are stepped as a vector and are not reset every 1M frames (with many lanes that would cut
 most episodes short); 2. for budgets below 200M frames, warm-up, epsilon's decay, target period, replay, evaluation and periods shrink.
+Deviations from SAC's authors: see `learners.sac`; below 250k frames, warm-up, replay and periods shrink.
 Deviations from MinAtar's agent: 1. Double DQN; 2. batches are drawn with replacement; 3. below 1M frames, a fifth of its budget,
 they shrink, too.
 """
@@ -79,6 +81,41 @@ def minatar(**overrides: Any) -> Config:
     return Config(**values | overrides)
 
 
+def sac(**overrides: Any) -> Config:
+    """Soft Actor-Critic as in Haarnoja et al. 2018b, "Soft Actor-Critic Algorithms and Applications", table 1, unless a line says other."""
+    values: dict[str, Any] = {
+        "preset": "sac",
+        "game": "mujoco/HalfCheetah-v5",
+        "total_frames": 1_000_000,  # RL Baselines3 Zoo: n_timesteps of HalfCheetah, Hopper and Walker2d
+        "num_envs": 1,
+        "max_episode_frames": 1_000,  # Gymnasium: max_episode_steps of the tasks, less of some
+        "reward_clip": 0.0,  # rewards are as they are
+        "width": 256,  # "number of hidden units per layer", two hidden layers
+        "output_bias": "per_action",  # of a linear layer
+        "optimizer": "adam",  # Adam, for critics, actor and temperature
+        "lr": 3e-4,
+        "optimizer_eps": 1e-8,  # PyTorch's and Stable-Baselines3's default
+        "batch_size": 256,
+        "replay_ratio": 1.0,  # "gradient steps" 1, for each environment step
+        "discount": 0.99,
+        "target_tau": 0.005,  # "target smoothing coefficient"
+        "replay_capacity": 1_000_000,
+        "learning_starts": 10_000,  # Spinning Up's start_steps, and RL Baselines3 Zoo's learning_starts
+        "epsilon_start": 1.0,  # until then uniform actions, afterwards the policy's alone
+        "epsilon_end": 0.0,
+        "epsilon_decay_frames": 0,
+        "eval_epsilon": 0.0,  # the mode of the policy
+        # Ours: what a person looks at; and on networks as small as this a second thread is waited for longer than it computes.
+        "num_threads": 1,
+        "eval_period": 50_000,
+        "eval_frames": 10_000,
+        "log_period": 5_000,
+        "diagnostics_period": 25_000,
+        "checkpoint_period": 100_000,
+    }
+    return Config(**values | overrides)
+
+
 @dataclass(frozen=True)
 class Preset:
     """A preset: what makes its configuration, and the budget in frames below which its settings shrink (None: its own)."""
@@ -91,6 +128,7 @@ PRESETS: dict[PresetName, Preset] = {
     "paper": Preset(paper),
     "modern": Preset(modern),
     "minatar": Preset(minatar, 1_000_000),
+    "sac": Preset(sac, 250_000),
 }
 
 

@@ -89,7 +89,7 @@ def poison_optimizer(learner: DoubleDQN) -> None:
 def noise(*arguments: Any) -> Task:
     """Frames that are easily told apart, and changes that no single bias can give."""
     task = make_task(*arguments)
-    generator = torch.Generator().manual_seed(int(arguments[-1].integers(2**31)))
+    generator = torch.Generator().manual_seed(int(arguments[3].integers(2**31)))
     observation = torch.randint(256, task.observation.shape, dtype=torch.uint8, generator=generator)
     change = torch.randn(task.change.shape, generator=generator)
     return Task(observation, task.action, TEST.size * change / change.square().mean().sqrt(), task.scale)

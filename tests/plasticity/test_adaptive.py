@@ -135,11 +135,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("growtrain.runs.growing.compare_copies", compare)
 
 
-def compare(*arguments: Any) -> dict[str, list[list[float]]]:
+def compare(*arguments: Any, **options: Any) -> dict[str, list[list[float]]]:
     """The real measurement, a certain loss of plasticity from 600 frames on: what is tested is what follows from it."""
     from growtrain.plasticity import learning_test
 
-    errors = learning_test.compare_copies(*arguments)
+    errors = learning_test.compare_copies(*arguments, **options)
     seed = arguments[3]
     return {"current": [[1.0]], "inject": [[0.5]]} if seed.spawn_key[-1] >= 600 else errors
 

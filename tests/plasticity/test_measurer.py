@@ -244,7 +244,7 @@ def test_every_head_is_seen_whatever_it_is_built_of(anchor: Any, settings: dict[
     measurer = Measurer(config, learner, ring)
     observations = ring.get(torch.from_numpy(np.flatnonzero(ring.valid)[:32]))["observation"]
     for stage in range(3):
-        features, q, layers = measuring._forward(learner, observations)
+        features, q, layers = measuring._forward(learner.online, observations)
         assert torch.equal(q, learner.act(observations))
         assert torch.equal(features, learner.online.encoder(observations).detach())
         assert [name for name in layers if name.startswith("encoder")] == [f"encoder.layers.{n}" for n in (1, 3, 5)]

@@ -14,7 +14,8 @@ from tensordict import TensorDict
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from growtrain.replay.frames import FrameRing, frame_replay, replay_bytes
+from growtrain.replay.buffer import ring_replay
+from growtrain.replay.frames import FrameRing, replay_bytes
 from growtrain.replay.ring import Column, rows_per_lane
 
 FRAME_SHAPE = (2, 2, 5)  # channels, height, width
@@ -269,7 +270,7 @@ def test_draws_within_a_call_are_independent() -> None:
 
 
 def test_a_batch_has_the_layout_of_torchrl() -> None:
-    replay = frame_replay(make_ring(50, 2), batch_size=7)
+    replay = ring_replay(make_ring(50, 2), batch_size=7)
     ring, stream = replay.storage, Stream(2, seed=0)
     naive = NaiveReplay(2, ring.rows, 4)
     first = stream.frames()
@@ -351,9 +352,9 @@ def test_a_restored_ring_goes_on_identically(steps: int) -> None:
     if steps:
         ring.sample_indices(5)
     file = io.BytesIO()
-    torch.save(frame_replay(ring).state_dict(), file)
+    torch.save(ring_replay(ring).state_dict(), file)
     file.seek(0)
-    frame_replay(other).load_state_dict(torch.load(file, weights_only=True))
+    ring_replay(other).load_state_dict(torch.load(file, weights_only=True))
     other.check_valid()
     assert len(other) == len(ring)
     for _ in range(60):
@@ -412,7 +413,7 @@ def test_extend_refuses_bad_steps_and_stays_whole() -> None:
 def test_what_makes_no_sense_says_so() -> None:
     ring = make_ring(20, 2)
     run(ring, 5, p_terminated=0.0)
-    replay = frame_replay(ring)
+    replay = ring_replay(ring)
     with pytest.raises(ValueError, match="at least 1"):
         ring.sample_indices(0)
     with pytest.raises(IndexError, match="no complete transition"):
@@ -447,7 +448,7 @@ def test_check_valid_notices_corruption() -> None:
         ring._num_valid += 1
 
     def padding(ring: FrameRing) -> None:
-        ring._pixels[-1, 0] = 1
+        ring._frames[-1, 0] = 1
 
     def age(ring: FrameRing) -> None:
         ring._age[ring.sample_indices(1)] -= 1
@@ -557,9 +558,9 @@ def test_a_column_is_saved_and_restored_with_the_ring() -> None:
     ring.add_column("values", A_VALUES)
     sweep(ring)
     file = io.BytesIO()
-    torch.save(frame_replay(ring).state_dict(), file)
+    torch.save(ring_replay(ring).state_dict(), file)
     file.seek(0)
-    frame_replay(other).load_state_dict(torch.load(file, weights_only=True))
+    ring_replay(other).load_state_dict(torch.load(file, weights_only=True))
     assert list(other.added) == ["values"]
     for _ in range(3):
         batch, same = ring.sample(8), other.sample(8)

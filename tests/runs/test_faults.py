@@ -31,7 +31,8 @@ from growtrain.__main__ import main
 from growtrain.environments.atari import AtariEnvironment, make_spec
 from growtrain.environments.base import EnvironmentHung
 from growtrain.learners.base import Diverged
-from growtrain.learners.double_dqn import MAX_NONFINITE, DoubleDQN
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.finite import MAX_NONFINITE
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runfiles import RunLocked, Unreadable, cut_back, require_unlocked, run_lock
 from growtrain.runs.checkpoint import NoCheckpoint, load_learner, open_at, open_newest

@@ -95,6 +95,7 @@ def of_values(q: list[list[float]], actions: list[int]) -> Episode:
         action_names=("NOOP", "FIRE", "RIGHT", "LEFT"),
         actions=np.array(actions),
         q=np.array(q, dtype=np.float32),
+        values=np.array(q, dtype=np.float32).max(1),
         rewards=np.zeros(len(q), dtype=np.float32),
         ended=True,
         ending="game over",

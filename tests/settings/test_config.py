@@ -93,6 +93,12 @@ def test_json_round_trip_and_fingerprint() -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ConfigError, match="flavour"):
         Config.from_dict(config.to_dict() | {"flavour": 1})
+    older = {name: value for name, value in config.to_dict().items() if name not in ("grow", "target_tau")}
+    assert Config.from_dict(older) == config  # neither has an effect on discrete actions
+    with pytest.raises(ConfigError, match="target_tau"):
+        Config.from_dict(older | {"game": "mujoco/Hopper-v5", "schedule": "fixed"})
+    with pytest.raises(ConfigError, match="lr"):
+        Config.from_dict({name: value for name, value in config.to_dict().items() if name != "lr"})
     assert dataclasses.replace(config, log_period=5).fingerprint() == config.fingerprint()
     assert dataclasses.replace(config, lr=1e-3).fingerprint() != config.fingerprint()
 

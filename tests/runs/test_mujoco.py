@@ -1,0 +1,203 @@
+"""Whole runs on MuJoCo: they go on bit for bit wherever they were killed, grown or not, and every tool works on them."""
+
+import html
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+
+from growtrain.__main__ import main
+from growtrain.environments.games import Unplayable
+from growtrain.environments.make import spec_of
+from growtrain.environments.mujoco import MujocoEnvironment
+from growtrain.planning.costs import full_width, make_plan
+from growtrain.planning.speed import synthetic_batches
+from growtrain.runs.checkpoint import open_newest
+from growtrain.runs.loop import train
+from growtrain.settings.config import Config
+from growtrain.settings.presets import resolve, sac
+from growtrain.telemetry.sinks import read_jsonl
+
+FLAGS: dict[str, Any] = {
+    "game": "mujoco/Hopper-v5",
+    "schedule": "at:150,300",
+    "total_frames": 480,
+    "num_envs": 2,
+    "width": 16,
+    "learning_starts": 40,
+    "replay_capacity": 300,
+    "batch_size": 16,
+    "replay_ratio": 0.25,
+    "eval_period": 240,
+    "eval_episodes": 2,
+    "log_period": 80,
+    "diagnostics_period": 160,
+    "checkpoint_period": 80,
+    "device": "cpu",
+}
+
+
+def words(**changes: Any) -> list[str]:
+    return [str(word) for name, value in (FLAGS | changes).items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def everything(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a run's last checkpoint."""
+
+    def flat(tree: dict[str, Any], path: str = "") -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                found |= flat(value, f"{path}{name}/")
+            elif isinstance(value, torch.Tensor):
+                found[path + name] = value
+        return found
+
+    return flat(open_newest(run).state)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"anchor": "mirrored", "grow": "critic"}, {"freeze": "network", "grow": "actor", "normalization": "layer"}],
+    ids=["both", "critics", "actor frozen whole"],
+)
+def test_killed_and_resumed_it_ends_bit_for_bit_as_one_never_killed(settings: dict[str, Any], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*words(**settings), "--run-dir", str(whole)]) == 0
+    script = (
+        "import os, signal, sys\n"
+        "from growtrain.__main__ import main\n"
+        "from growtrain.runs.run import Run\n"
+        "step = Run.step\n"
+        "def dying(run):\n"
+        "    if run.frames == 370: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    step(run)\n"
+        "Run.step = dying\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", script, *words(**settings), "--run-dir", str(killed)]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert open_newest(killed).frames == 320
+    resumed = [sys.executable, "-m", "growtrain", "resume", str(killed)]
+    assert subprocess.run(resumed, capture_output=True, timeout=120).returncode == 0
+    ours, theirs = everything(whole), everything(killed)
+    assert ours.keys() == theirs.keys()
+    different = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
+    assert not different
+    for stem in ("evaluations", "growth_events", "diagnostics"):
+        records = [read_jsonl(run / f"{stem}.jsonl") for run in (whole, killed)]
+        timed = {"wall_seconds", "pause_seconds", "seconds"}
+        kept = [[{k: v for k, v in record.items() if k not in timed} for record in each] for each in records]
+        assert kept[0] == kept[1]
+        assert kept[0]
+    events = read_jsonl(killed / "growth_events.jsonl")
+    assert len(events) == 2
+    for event in events:
+        assert all(change == 0 for each in event["changes"].values() for change in each)
+
+
+def test_every_command_works_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    assert main([*words(), "--run-dir", str(path), "--noop-max", "3", "--split", "conv1", "--target-period", "9"]) == 0
+    said = capsys.readouterr().out
+    assert "the defaults are those of --preset sac, because of the game" in said
+    assert "without effect in this run: --split conv1, --noop-max 3, --target-period 9" in said.replace("\n", " ") or (
+        "without effect" in said
+        and all(name in said for name in ("--split conv1", "--noop-max 3", "--target-period 9"))
+    )
+    metrics = read_jsonl(path / "metrics.jsonl")
+    assert metrics[-1]["q_mean"] is not None
+    assert metrics[-1]["epsilon"] == 0
+    assert main(["evaluate", str(path), "--eval-episodes", "3"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(path), "--eval-episodes", "3"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert first["human_normalized_score"] is None
+    assert {k: v for k, v in first.items() if k != "wall_seconds"} == {
+        k: v for k, v in again.items() if k != "wall_seconds"
+    }
+    assert main(["inspect", str(path)]) == 0
+    assert "2 injections (frozen, frozen)" in capsys.readouterr().out
+    assert main(["report", str(path), "--output", str(tmp_path / "report")]) == 0
+    report = html.unescape((tmp_path / "report" / "report.md").read_text().replace("\\", ""))
+    assert "Stable-Baselines3's SAC after 1M steps on the v3 tasks" in report
+    assert "human" not in report.lower()
+    capsys.readouterr()
+    assert main(["plan", *words(), "--no-timing"]) == 0
+    assert "state vectors" not in capsys.readouterr().err
+    assert main(["plan", "--game", "mujoco/frog"]) == 2
+    assert "choose one of Ant, HalfCheetah" in capsys.readouterr().err
+
+
+def test_a_video_is_drawn_or_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, video = tmp_path / "run", tmp_path / "x.gif"
+    for _ in train(sac(**FLAGS | {"total_frames": 160, "schedule": "fixed"}), path):
+        pass
+    environment = {**os.environ, "MUJOCO_GL": "egl"}
+    command = [sys.executable, "-m", "growtrain", "video", str(path), "--frames", "10", "--output", str(video)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    if done.returncode:
+        assert done.returncode == 2
+        assert "nothing here can draw MuJoCo's tasks" in done.stderr.splitlines()[-1]
+    else:
+        assert video.stat().st_size > 1000
+
+
+def test_where_nothing_can_draw_it_the_picture_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = MujocoEnvironment(game="mujoco/hopper", num_envs=1, seed=0, render=True)
+    environment.start()
+
+    def fails() -> None:
+        raise RuntimeError("no EGL\nat all")
+
+    monkeypatch.setattr(environment._vector.envs[0], "render", fails)
+    with pytest.raises(Unplayable, match=r"install EGL, or OSMesa.*RuntimeError: no EGL at all"):
+        environment.picture()
+
+
+def test_the_preset_is_that_of_the_task_and_shrinks_below_a_quarter_of_its_budget() -> None:
+    config, notes = resolve(None, {"game": "mujoco/HalfCheetah-v5"})
+    assert (config.preset, config.total_frames, config.learning_starts) == ("sac", 1_000_000, 10_000)
+    assert resolve(None, {"game": "mujoco/HalfCheetah-v5", "total_frames": 300_000})[0].learning_starts == 10_000
+    config, notes = resolve(None, {"game": "mujoco/HalfCheetah-v5", "total_frames": 30_000})
+    assert config.learning_starts < 2_000
+    assert not any("target_period" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"grow": "critic", "anchor": "zero"}, {"schedule": "full3x"}, {"grow": "actor", "freeze": "network"}],
+)
+def test_planned_parameters_and_flops_are_those_of_the_learner(changes: dict[str, Any]) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from growtrain.growth.transaction import apply
+    from growtrain.learners.make import make_learner
+    from growtrain.planning.speed import keep_frozen_values
+
+    config = sac(**FLAGS | changes)
+    spec, generator = spec_of(config), torch.Generator().manual_seed(0)
+    plan = make_plan(config, spec)
+    learner = make_learner(config, spec, device=torch.device("cpu"), generator=generator)
+    batches = synthetic_batches(config, spec, 1, generator)
+    for stage in plan.stages:
+        if stage.stage:
+            apply(learner, "inject", learner.inputs(batches[0]), config=config, generator=generator)
+            keep_frozen_values(learner, batches)
+        online = [network for network, _ in learner.networks.values()]
+        assert stage.parameters_total == sum(p.numel() for network in online for p in network.parameters())
+        assert stage.parameters_trainable == sum(p.numel() for p in learner.trainable()) - 1  # the temperature
+        with FlopCounterMode(display=False) as counter:
+            learner.update(batches)
+        # The first layer's input needs a gradient in one pass of three, which the plan takes as all of it.
+        assert counter.get_total_flops() == pytest.approx(stage.flops_per_update, rel=0.05)
+    full = full_width(Config(**config.to_dict()))
+    assert full.schedule in ("full2x", "full3x")
