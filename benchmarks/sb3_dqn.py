@@ -37,6 +37,7 @@ def sb3_arm(kind: str, num_envs: int, config: Config, warm_up_updates: int) -> A
         ImportError: it or what it needs for Atari is not installed.
     """
     import ale_py
+    import cv2  # noqa: F401  # its wrappers need it, and say so only when they are used
     import gymnasium
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_atari_env
