@@ -30,7 +30,8 @@ def shrunk(full: Config, explicit: dict[str, Any], whole: int) -> tuple[Config, 
         return dataclasses.replace(full, **explicit), []
     scaled: dict[str, int] = {}
     for name, rule in SHRINKING.items():
-        if name not in explicit:
+        idle = full.continuous and not has_effect(name, full)
+        if name not in explicit and not idle:
             value: int = getattr(full, name)
             least = max(rule.least, total // rule.at_least if rule.at_least else 0)
             if rule.at_most:
@@ -41,7 +42,7 @@ def shrunk(full: Config, explicit: dict[str, Any], whole: int) -> tuple[Config, 
     changes = [
         f"{name} {format_count(value)} (of {format_count(getattr(full, name))})"
         for name, value in scaled.items()
-        if value != getattr(full, name) and not (full.continuous and not has_effect(name, full))
+        if value != getattr(full, name)
     ]
     notes = (
         [f"below {format_count(whole)} frames these shrink with the budget: {', '.join(changes)}"] if changes else []

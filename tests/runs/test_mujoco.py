@@ -170,6 +170,7 @@ def test_the_preset_is_that_of_the_task_and_shrinks_below_a_quarter_of_its_budge
     config, notes = resolve(None, {"game": "mujoco/HalfCheetah-v5", "total_frames": 30_000})
     assert config.learning_starts < 2_000
     assert not any("target_period" in note for note in notes)
+    assert config.target_period == sac().target_period  # without effect, it is the same whatever the budget
 
 
 @pytest.mark.parametrize(
