@@ -723,8 +723,12 @@ class Config:
         return config
 
     def fingerprint(self) -> str:
-        """Twelve hex digits over the fields that decide what is learned; runs that differ only in how they run share it."""
-        identity = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
+        """Twelve hex digits over the fields that decide what is learned; runs that differ only in how they run share it.
+
+        Fields without effect beside the others are left out, so that a new one leaves the fingerprints of runs that have no use for it.
+        """
+        deciding = [f.name for f in dataclasses.fields(self) if f.metadata["identity"] and has_effect(f.name, self)]
+        identity = {name: getattr(self, name) for name in deciding}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -101,6 +101,10 @@ def test_json_round_trip_and_fingerprint() -> None:
         Config.from_dict({name: value for name, value in config.to_dict().items() if name != "lr"})
     assert dataclasses.replace(config, log_period=5).fingerprint() == config.fingerprint()
     assert dataclasses.replace(config, lr=1e-3).fingerprint() != config.fingerprint()
+    # What has no effect makes no other run, so a flag that comes later leaves the cells of a sweep what they were.
+    assert dataclasses.replace(config, target_tau=0.1, keep_replay=False).fingerprint() == config.fingerprint()
+    sac = dataclasses.replace(config, game="mujoco/Hopper-v5", schedule="fixed")
+    assert dataclasses.replace(sac, target_tau=0.1).fingerprint() != sac.fingerprint()
 
 
 def test_seeds_of_any_sign_and_size_stay_different() -> None:
