@@ -29,7 +29,7 @@ from growtrain.learners.base import AbstractLearner, LearnerReport
 from growtrain.learners.compiled import CompiledStep
 from growtrain.learners.finite import MAX_NONFINITE, count_nonfinite, new_counters, require_finite
 from growtrain.learners.losses import double_dqn_loss
-from growtrain.learners.optimizers import can_compile, make_optimizer
+from growtrain.learners.optimizers import CompilationFailed, can_compile, make_optimizer
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
 from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import make_network
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 # takes some seconds in every stage, and saves about half a millisecond.
 MIN_UPDATES_TO_COMPILE = 10_000
 MIN_UPDATES_TO_COMPILE_ALL = 50_000
+_BATCHES_AT_ONCE = 16  # that the target network sees, which bounds the memory that this takes
 
 
 class DoubleDQN(AbstractLearner):
@@ -186,14 +187,16 @@ class DoubleDQN(AbstractLearner):
             return batches
         following = [batch["next"] for batch in batches]
         frozen = [part["frozen_value"] for part in following if "frozen_value" in part]
+        values: list[Tensor] = []
         with torch.no_grad():
-            values = self.target(
-                torch.cat([part["observation"] for part in following]), torch.cat(frozen) if frozen else None
-            )
-        sizes = [len(batch["action"]) for batch in batches]
+            for start in range(0, len(batches), _BATCHES_AT_ONCE):
+                some = slice(start, start + _BATCHES_AT_ONCE)
+                seen = [part["observation"] for part in following[some]]
+                value = self.target(torch.cat(seen), torch.cat(frozen[some]) if frozen else None)
+                values += value.split([len(each) for each in seen])
         return [
             {**dict(batch), "next": {**dict(part), "target_value": value}}
-            for batch, part, value in zip(batches, following, values.split(sizes), strict=True)
+            for batch, part, value in zip(batches, following, values, strict=True)
         ]
 
     def step(self, batch: TensorDict | Batch) -> None:
@@ -216,7 +219,7 @@ class DoubleDQN(AbstractLearner):
         if self._compiled is not None:
             try:
                 return self._compiled(batch.to_dict() if isinstance(batch, TensorDict) else batch)
-            except Exception as error:  # compilation happens before anything is changed, and can fail in many ways
+            except CompilationFailed as error:
                 warnings.warn(f"the update could not be compiled and runs uncompiled: {error}", stacklevel=2)
                 self._compiled = None
         loss = self.compute_loss(batch)

@@ -23,8 +23,9 @@ def count_nonfinite(loss: Tensor, gradients: list[Tensor], counts: Tensor) -> Te
         counts: `new_counters`; moved in place.
     """
     # Compiled, the largest number is found on the way through memory; run one by one, a norm of all gradients is the least to ask for.
+    # Either is infinite where a square is, which the optimizers take.
     compiling = torch.compiler.is_compiling()
-    sizes = [g.abs().amax() for g in gradients] if compiling else list(torch._foreach_norm(gradients))
+    sizes = [g.abs().amax().square() for g in gradients] if compiling else list(torch._foreach_norm(gradients))
     total = torch.stack([loss.detach(), *sizes]).sum()
     bad = total - total != 0  # so it is of infinities and NaN; `isfinite` is five kernels
     skipped, streak, longest = counts.unbind()

@@ -19,6 +19,10 @@ from torch import Tensor, nn
 _MAX_COMPILATIONS = 64
 
 
+class CompilationFailed(RuntimeError):
+    """`torch.compile` could not do what was asked of it."""
+
+
 class CenteredRMSProp(torch.optim.Optimizer):
     """Centred RMSProp.
 
@@ -131,12 +135,21 @@ def centered_rmsprop_step(
 
 
 def compiled_anew(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled."""
+    """A function compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled, unsaid.
+
+    Raises:
+        CompilationFailed: what it returns, before it has changed anything: it could not be compiled, or has been too often.
+    """
     compiled = torch.compile(function, dynamic=False)
 
     def call(*arguments: Any, **settings: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILATIONS, trace_autograd_ops=True):
-            return compiled(*arguments, **settings)
+        with torch._dynamo.config.patch(
+            recompile_limit=_MAX_COMPILATIONS, fail_on_recompile_limit_hit=True, trace_autograd_ops=True
+        ):
+            try:
+                return compiled(*arguments, **settings)
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                raise CompilationFailed(str(error)) from error
 
     return call
 

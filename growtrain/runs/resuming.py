@@ -164,7 +164,7 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             "--freeze heads: the network was frozen whole, and its heads cannot be frozen alone: use --freeze network"
         )
-    if learner.encoder_frozen and config.split != "conv1" and "encoder" in kind.born:
+    if learner.encoder_frozen and not config.continuous and config.split != "conv1" and "encoder" in kind.born:
         raise ConfigError(f"{what}: the encoder is frozen and would not learn again: use --intervention reset-head")
 
 

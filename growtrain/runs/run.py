@@ -294,6 +294,8 @@ class Run:
             state["collector"]["exploration"] = dict(self.collector.generator.bit_generator.state)
             state["ring"]["rng"] = self.ring.state_dict()["rng"]
             state["growth_generator"] = self.growing.generator.get_state()
+            own = self.learner.state_dict()
+            state["learner"] |= {name: own[name] for name in ("noise",) if name in own}
         try:
             self.load_state_dict(state)
             start.load_frames(self.ring)

@@ -725,11 +725,14 @@ class Config:
     def fingerprint(self) -> str:
         """Twelve hex digits over the fields that decide what is learned; runs that differ only in how they run share it.
 
-        Fields without effect beside the others are left out, so that a new one leaves the fingerprints of runs that have no use for it.
+        Fields that came after the first sweeps are left out where they have no effect: those sweeps' runs are still the same.
         """
-        deciding = [f.name for f in dataclasses.fields(self) if f.metadata["identity"] and has_effect(f.name, self)]
-        identity = {name: getattr(self, name) for name in deciding}
+        deciding = [f.name for f in dataclasses.fields(self) if f.metadata["identity"]]
+        identity = {name: getattr(self, name) for name in deciding if name not in _LATER or has_effect(name, self)}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_LATER = frozenset({"grow", "target_tau"})
 
 
 def has_effect(name: str, config: Config) -> bool:

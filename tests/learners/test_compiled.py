@@ -13,7 +13,7 @@ from growtrain.environments.atari import make_spec
 from growtrain.environments.base import Spec
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.learners.optimizers import can_compile
+from growtrain.learners.optimizers import CompilationFailed, can_compile
 from growtrain.planning.speed import keep_frozen_values, synthetic_batches
 from growtrain.settings.config import Config
 
@@ -149,7 +149,7 @@ def test_a_batch_that_is_not_finite_moves_no_parameter_and_is_counted(traced: No
 
 def test_a_compiler_that_fails_is_survived(traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(*_: object, **__: object) -> None:
-        raise RuntimeError("no compiler")
+        raise CompilationFailed("no compiler")
 
     config = tiny()
     learner, failing = plain(monkeypatch, config), make(config)

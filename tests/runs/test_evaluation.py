@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from growtrain.environments.atari import make_spec
 from growtrain.environments.base import VectorStep
 from growtrain.runs.evaluation import evaluate, random_streams
 from growtrain.settings.config import Config
@@ -25,6 +26,8 @@ KINDS: dict[str, tuple[Lengths, float]] = {
 
 class Toy:
     """Lanes whose episodes score 1 a step, of random lengths; it counts what was made, played and closed."""
+
+    spec = make_spec(4)
 
     def __init__(self, lengths: Lengths, num_envs: int, seed: int) -> None:
         self.lengths, self.num_envs, self.rng = lengths, num_envs, np.random.default_rng(seed)

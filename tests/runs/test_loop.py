@@ -156,7 +156,6 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
 
     streams = np.random.SeedSequence(config.entropy).spawn(5)
     weights, episodes, exploration, sampling, _ = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
-    from growtrain.replay.buffer import ring_replay
     from growtrain.replay.frames import FrameRing
     from growtrain.runs.acting import Collector
 
@@ -168,7 +167,7 @@ def test_the_null_a_schedule_that_never_fires_is_plain_double_dqn(tmp_path: Path
         stack_size=4,
     )
     environment = make_environment(config, seed=episodes)
-    collector = Collector(environment, ring_replay(ring), config, np.random.default_rng(exploration))
+    collector = Collector(environment, ring, config, np.random.default_rng(exploration))
     generator = torch.Generator().manual_seed(weights)
     learner = DoubleDQN(config, environment.spec, width=32, device=torch.device("cpu"), generator=generator)
     plain = nn.Sequential(learner.online.encoder, learner.head.live)  # no InjectedHead anywhere
