@@ -19,7 +19,7 @@ from growtrain.settings.config import Config
 
 def train(
     config: Config,
-    run_dir: Path,
+    run_dir: str | Path,
     *,
     should_stop: Callable[[], bool | str] = lambda: False,
     start: Checkpoint | None = None,
@@ -41,7 +41,7 @@ def train(
         CheckpointFailed: the last checkpoint, or several in a row, could not be written.
         Diverged: the learner cannot go on.
     """
-    return _train(config, run_dir.absolute(), should_stop, start)
+    return _train(config, Path(run_dir).absolute(), should_stop, start)
 
 
 def _train(
