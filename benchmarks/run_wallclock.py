@@ -56,7 +56,7 @@ from growtrain.commands.commandline import Parser, add_config_flags, explicit_se
 from growtrain.environments.atari import FRAME_SKIP, make_spec
 from growtrain.environments.base import Spec
 from growtrain.environments.games import canonical_game
-from growtrain.learners.double_dqn import MIN_UPDATES_TO_COMPILE
+from growtrain.learners.gradient_step import MIN_UPDATES_TO_COMPILE
 from growtrain.learners.make import resolve_device
 from growtrain.planning.costs import make_plan
 from growtrain.runs.loop import train
@@ -382,7 +382,7 @@ def validate(
         startup = time.perf_counter() - start
         before = gauge()
         run_dir, start = scratch / f"validation-{number}", time.perf_counter()
-        with mock.patch("growtrain.learners.double_dqn.MIN_UPDATES_TO_COMPILE_ALL", 0):  # as in a run of full length
+        with mock.patch("growtrain.learners.gradient_step.MIN_UPDATES_TO_COMPILE_ALL", 0):  # as in a run of full length
             for _ in train(config, run_dir):
                 pass
         wall = time.perf_counter() - start

@@ -52,6 +52,8 @@ class AbstractLearner(ABC):
         optimizer: holds exactly the parameters that train.
         updates: gradient steps so far.
         version: counts changes after which a captured update is stale.
+        asynchronous: the device works behind Python's back, so that reading one of its values means waiting for it.
+        nonfinite: (3,) int64 on the device, updates that were not applied because a loss or gradient was not finite, see `finite`.
     """
 
     config: Config
@@ -60,6 +62,8 @@ class AbstractLearner(ABC):
     optimizer: torch.optim.Optimizer
     updates: int
     version: int
+    asynchronous: bool
+    nonfinite: Tensor
 
     @property
     @abstractmethod
@@ -130,6 +134,10 @@ class AbstractLearner(ABC):
             batch: in the layout of `update`.
             generator: of what is random in it (CPU), if anything is; None: there nothing is.
         """
+
+    @abstractmethod
+    def objective(self, batch: TensorDict | Batch) -> tuple[Tensor, Tensor]:
+        """The loss () that a step on one batch (B,) differentiates, and what the step adds to the learner's sums, without a graph."""
 
     @abstractmethod
     def draw(self) -> None:

@@ -1,4 +1,4 @@
-"""A whole update as one compiled function: loss, gradients, the count of what is not finite, and the optimizer's step.
+"""A whole update as one compiled function: loss, gradients, the count of what is not finite, the optimizer's step and what follows it.
 
 An update of a small network is hundreds of short operations, and Python, autograd and the dispatcher take their share of each.
 `torch.compile` makes one graph of them, in which what is computed element by element passes over memory once.
@@ -8,68 +8,79 @@ first injection: from then on batches bring its values.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from growtrain.learners.finite import count_nonfinite
-from growtrain.learners.optimizers import CenteredRMSProp, centered_rmsprop_step, compiled_anew
+from growtrain.learners.optimizers import Slots, compiled_anew, slots_of, step_of
+from growtrain.learners.regularizers import project, regularized
 from growtrain.replay.ring import Batch
 
 if TYPE_CHECKING:
-    from growtrain.learners.double_dqn import DoubleDQN
+    from growtrain.learners.gradient_step import GradientStep
 
 
 class CompiledStep:
-    """What a learner's update does to its networks on a CPU; with Adam, which has a kernel of its own, all but the optimizer's part.
+    """A learner's gradient step on a CPU in one function.
 
     Args:
-        learner: as it is after `rebuild`; when its architecture changes, another is needed.
+        step: what is compiled.
     """
 
-    def __init__(self, learner: "DoubleDQN") -> None:
-        self._learner = learner
-        self._parameters = [parameter for parameter in learner.online.parameters() if parameter.requires_grad]
-        self._step = compiled_anew(_make_step(learner))
+    def __init__(self, step: "GradientStep") -> None:
+        self._parts = step
+        self._step = compiled_anew(_make_step(step))
 
     def __call__(self, batch: Batch) -> Tensor:
         """One step on a batch (B,); returns () bool, whether it was not finite and the parameters stayed what they were."""
-        learner, optimizer, parameters = self._learner, self._learner.optimizer, self._parameters
-        slots = optimizer.slots(parameters) if isinstance(optimizer, CenteredRMSProp) else None
-        initial = [learner.initial[p] for p in learner.penalized] if learner.initial else []
-        bad: Tensor
-        bad, gradients = self._step(parameters, slots, batch, initial, learner.nonfinite, learner.loss_sum)
-        if slots is None and not bool(bad):
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
+        parts, learner = self._parts, self._parts.learner
+        bad: Tensor = self._step(
+            batch,
+            parts.trainable,
+            slots_of(learner.optimizer, parts.trainable),
+            parts.penalized,
+            parts.initial,
+            parts.projected,
+            parts.norms,
+            parts.lagging,
+            parts.leading,
+            learner.nonfinite,
+            parts.sums,
+        )
         return bad
 
 
-def _make_step(learner: "DoubleDQN") -> Callable[..., Any]:
-    config, group = learner.config, learner.optimizer.param_groups[0]
-    hyperparameters = {key: group[key] for key in ("lr", "decay", "eps", "inside") if key in group}
+def _make_step(parts: "GradientStep") -> Callable[..., Tensor]:
+    learner, config, optimizer_step = parts.learner, parts.learner.config, step_of(parts.learner.optimizer)
 
     def step(
-        parameters: list[Tensor],
-        slots: tuple[list[Tensor], list[Tensor]] | None,
         batch: Batch,
+        trainable: list[Tensor],
+        slots: Slots,
+        penalized: list[Tensor],
         initial: list[Tensor],
+        projected: list[list[Tensor]],
+        norms: list[Tensor],
+        lagging: list[Tensor],
+        leading: list[Tensor],
         nonfinite: Tensor,
-        loss_sum: Tensor,
-    ) -> tuple[Tensor, list[Tensor]]:
-        loss = learner.compute_loss(batch)
-        gradients = list(torch.autograd.grad(learner.regularized(loss, learner.penalized, initial), parameters))
+        sums: Tensor,
+    ) -> Tensor:
+        loss, summed = learner.objective(batch)
+        gradients = list(torch.autograd.grad(regularized(loss, config, penalized, initial), trainable))
         with torch.no_grad():
             bad = count_nonfinite(loss, gradients, nonfinite)
             if config.max_grad_norm:
                 norm = nn.utils.get_total_norm(gradients)
                 scale = (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as `clip_grad_norm_` does
                 gradients = [gradient * scale for gradient in gradients]
-            if slots is not None:
-                centered_rmsprop_step(parameters, gradients, *slots, **hyperparameters, found_inf=bad)
-            loss_sum.add_(loss.detach().nan_to_num(0.0, 0.0, 0.0))
-        return bad, gradients if slots is None else []
+            optimizer_step(trainable, gradients, *slots, found_inf=bad)
+            project(projected, norms, unless=bad)
+            for follower, leader in zip(lagging, leading, strict=True):
+                follower.copy_(torch.where(bad, follower, follower.lerp(leader, config.target_tau)))
+            sums.add_(summed.nan_to_num(0.0, 0.0, 0.0))
+        return bad
 
     return step

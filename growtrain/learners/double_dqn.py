@@ -15,7 +15,6 @@ Units: a batch is (K x B) transitions, K updates of B; `update` never reads a de
 """
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +25,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, LearnerReport
-from growtrain.learners.compiled import CompiledStep
-from growtrain.learners.finite import MAX_NONFINITE, count_nonfinite, new_counters, require_finite
+from growtrain.learners.finite import MAX_NONFINITE, new_counters, require_finite
+from growtrain.learners.gradient_step import GradientStep, compiles
 from growtrain.learners.losses import double_dqn_loss
-from growtrain.learners.optimizers import CompilationFailed, can_compile, make_optimizer
-from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
+from growtrain.learners.optimizers import make_optimizer
 from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
@@ -44,10 +42,6 @@ from growtrain.settings.config import Config
 if TYPE_CHECKING:
     from torchrl.objectives import DQNLoss
 
-# Updates from which compiling pays: the optimizer's step takes a few seconds, and saves up to two milliseconds an update; the whole update
-# takes some seconds in every stage, and saves about half a millisecond.
-MIN_UPDATES_TO_COMPILE = 10_000
-MIN_UPDATES_TO_COMPILE_ALL = 50_000
 _BATCHES_AT_ONCE = 16  # that the target network sees, which bounds the memory that this takes
 
 
@@ -103,14 +97,8 @@ class DoubleDQN(AbstractLearner):
             lr=config.lr,
             eps=config.optimizer_eps,
             decay=config.optimizer_decay,
-            compiled=self._compiles(MIN_UPDATES_TO_COMPILE),
+            compiled=compiles(config, self.device, whole=False),
         )
-
-    def _compiles(self, least: int) -> bool:
-        """Whether the run has so many updates, and may and can compile."""
-        config = self.config
-        updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
-        return config.execution != "eager" and updates >= least and can_compile(self.device)
 
     @property
     def head(self) -> InjectedHead:
@@ -129,15 +117,8 @@ class DoubleDQN(AbstractLearner):
         self.version += 1
         self._loss: DQNLoss | None = None
         self._share_frozen()
-        self._trainable = self.trainable()
-        self.penalized = hidden_matrices(self.online) if self.config.regularizer == "parseval" else self._trainable
-        if self.config.keeps_initial_weights:
-            self.initial.update({p: p.detach().clone() for p in self._trainable if p not in self.initial})
-        self._projected = list(normalized_layers(self.online)) if self.config.weight_projection == "nap" else []
-        self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
         self._spectral = [m for m in self.online.modules() if isinstance(m, SpectralLinear) and m.weight.requires_grad]
-        whole = not self.asynchronous and self._compiles(MIN_UPDATES_TO_COMPILE_ALL)
-        self._compiled = CompiledStep(self) if whole else None
+        self.gradient_step = GradientStep(self, self.online, sums=self.loss_sum, initial=self.initial)
 
     @property
     def networks(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
@@ -205,50 +186,18 @@ class DoubleDQN(AbstractLearner):
         vectors_before = [vector.clone() for vector in vectors]
         for layer in self._spectral:
             layer.power_iterate()
-        bad = self._apply(batch)
+        bad = self.gradient_step(batch)
         for vector, before in zip(vectors, vectors_before, strict=True):
             vector.copy_(torch.where(bad, before, vector))
-        project(self._projected, self._norms, unless=bad)
 
-    def _apply(self, batch: TensorDict | Batch) -> Tensor:
-        """Loss, gradients and the optimizer's step; returns () bool, whether they were not finite, and the network stayed as it was.
-
-        Run operation by operation on the CPU, the answer is known at once. What is compiled or captured tells it to the optimizer as a
-        gradient scaler does, which then moves no parameter (Adam skips the step, the moments of centred RMSProp decay by one).
-        """
-        if self._compiled is not None:
-            try:
-                return self._compiled(batch.to_dict() if isinstance(batch, TensorDict) else batch)
-            except CompilationFailed as error:
-                warnings.warn(f"the update could not be compiled and runs uncompiled: {error}", stacklevel=2)
-                self._compiled = None
+    def objective(self, batch: TensorDict | Batch) -> tuple[Tensor, Tensor]:
+        """The loss () of a batch, twice."""
         loss = self.compute_loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        initial = [self.initial[p] for p in self.penalized] if self.initial else []
-        torch.autograd.backward(self.regularized(loss, self.penalized, initial))
-        with torch.no_grad():
-            gradients = [p.grad for p in self._trainable if p.grad is not None]
-            bad = count_nonfinite(loss, gradients, self.nonfinite)
-        if self.asynchronous:
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        elif bool(bad):
-            return bad
-        if self.config.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0)
-        return bad
+        return loss, loss.detach()
 
     def step_tensors(self) -> list[Tensor]:
         """What `step` moves in place, the optimizer's slots aside."""
         return [*self.online.parameters(), *self.online.buffers(), self.loss_sum, self.nonfinite]
-
-    def regularized(self, loss: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:
-        """The loss that is differentiated; what is reported, and compared between runs, is without the penalty on the weights."""
-        regularizer, strength = self.config.regularizer, self.config.regularizer_strength
-        if regularizer == "none" or not strength:
-            return loss
-        return loss + strength * penalty(regularizer, weights, initial)
 
     def require_finite(self) -> None:
         """Raises `Diverged` if a weight is not finite, or `MAX_NONFINITE` updates in a row could not be applied; reads all weights."""

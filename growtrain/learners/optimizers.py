@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 _MAX_COMPILATIONS = 64
+Slots = tuple[list[Tensor], ...]  # what an optimizer keeps of each parameter, slot by slot
 
 
 class CompilationFailed(RuntimeError):
@@ -134,6 +136,75 @@ def centered_rmsprop_step(
     torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
 
 
+def adam_step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    steps: list[Tensor],
+    means: list[Tensor],
+    mean_squares: list[Tensor],
+    scales: Sequence[Tensor],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    found_inf: Tensor,
+) -> None:
+    """Adam (Kingma & Ba 2015, algorithm 1) as PyTorch's fused kernel computes it, to be compiled; nothing moves where `found_inf` () holds.
+
+    Args:
+        parameters: moved in place, as are steps, means and mean squares.
+        gradients: of the parameters' shapes.
+        steps: () each, how many there were before.
+        means: of gradients.
+        mean_squares: of gradients.
+        scales: `adam_scales` of N parameters, (N,) each; not moved.
+        betas: decays of the means and mean squares.
+        eps: added to the root.
+        found_inf: () bool.
+    """
+    decay, decay_square = betas
+    sizes, corrections = (scale.unbind() for scale in scales)
+    moving = zip(parameters, gradients, means, mean_squares, sizes, corrections, strict=True)
+    for parameter, gradient, mean, mean_square, size, correction in moving:
+        new_mean = mean.lerp(gradient, 1 - decay)
+        new_square = mean_square * decay_square + gradient * gradient * (1 - decay_square)
+        moved = parameter - size * new_mean / (new_square.sqrt() / correction + eps)
+        for old, new in ((parameter, moved), (mean, new_mean), (mean_square, new_square)):
+            old.copy_(torch.where(found_inf, old, new))
+    for step in steps:
+        step.add_(~found_inf)
+
+
+def adam_scales(steps: list[Tensor], lr: float, betas: tuple[float, float]) -> list[Tensor]:
+    """The step's size and the correction of the root (N,) each, of N parameters after `steps` () steps of each.
+
+    Inside of what is compiled they would be computed once for every sixteen elements of a parameter.
+    """
+    powers = torch.stack(steps).double() + 1
+    return [(lr / (1 - betas[0] ** powers)).float(), (1 - betas[1] ** powers).sqrt().float()]
+
+
+def slots_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Slots:
+    """What `step_of` takes beside parameters and gradients: their slots, fresh where there were none, and what follows from them."""
+    if isinstance(optimizer, CenteredRMSProp):
+        return optimizer.slots(parameters)
+    for parameter in parameters:
+        if not (slots := optimizer.state[parameter]):
+            slots["step"] = torch.zeros((), device=parameter.device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                slots[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    steps, *moments = ([optimizer.state[p][name] for p in parameters] for name in ("step", "exp_avg", "exp_avg_sq"))
+    group = optimizer.param_groups[0]
+    return steps, *moments, adam_scales(steps, group["lr"], group["betas"])
+
+
+def step_of(optimizer: torch.optim.Optimizer) -> Callable[..., None]:
+    """An optimizer's step as a function of parameters, gradients, its `slots_of` them, and `found_inf`, fit for being compiled."""
+    group = optimizer.param_groups[0]
+    if isinstance(optimizer, CenteredRMSProp):
+        return partial(centered_rmsprop_step, **{name: group[name] for name in ("lr", "decay", "eps", "inside")})
+    return partial(adam_step, betas=group["betas"], eps=group["eps"])
+
+
 def compiled_anew(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled, unsaid.
 
@@ -141,11 +212,13 @@ def compiled_anew(function: Callable[..., Any]) -> Callable[..., Any]:
         CompilationFailed: what it returns, before it has changed anything: it could not be compiled, or has been too often.
     """
     compiled = torch.compile(function, dynamic=False)
+    # Made once: it makes a class of its own.
+    settled = torch._dynamo.config.patch(
+        recompile_limit=_MAX_COMPILATIONS, fail_on_recompile_limit_hit=True, trace_autograd_ops=True
+    )
 
     def call(*arguments: Any, **settings: Any) -> Any:
-        with torch._dynamo.config.patch(
-            recompile_limit=_MAX_COMPILATIONS, fail_on_recompile_limit_hit=True, trace_autograd_ops=True
-        ):
+        with settled:
             try:
                 return compiled(*arguments, **settings)
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:

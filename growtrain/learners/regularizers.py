@@ -21,9 +21,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from growtrain.settings.config import Regularizer
+from growtrain.settings.config import Config, Regularizer
 
 PARSEVAL_SCALE = 2.0
+
+
+def regularized(loss: Tensor, config: Config, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:
+    """The loss that is differentiated; what is reported, and compared between runs, is without the penalty on the weights."""
+    if config.regularizer == "none" or not config.regularizer_strength:
+        return loss
+    return loss + config.regularizer_strength * penalty(config.regularizer, weights, initial)
 
 
 def penalty(regularizer: Regularizer, weights: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:

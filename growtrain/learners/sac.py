@@ -19,23 +19,23 @@ Deviations:
 Units: a batch is (K x B) transitions, K updates of B; actions lie in [-1, 1].
 """
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, LearnerReport
-from growtrain.learners.finite import MAX_NONFINITE, count_nonfinite, new_counters, require_finite
+from growtrain.learners.finite import MAX_NONFINITE, new_counters, require_finite
+from growtrain.learners.gradient_step import GradientStep, compiles
 from growtrain.learners.losses import soft_target, tanh_gaussian
-from growtrain.learners.optimizers import can_compile, make_optimizer
-from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, penalty, project
+from growtrain.learners.optimizers import make_optimizer
 from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import CRITICS, QNetwork, make_vector_network
 from growtrain.networks.heads import initialize
@@ -43,8 +43,6 @@ from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import Snapshot
 from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
-
-MIN_UPDATES_TO_COMPILE = 10_000  # of centred RMSProp's step
 
 
 class SAC(AbstractLearner):
@@ -100,14 +98,13 @@ class SAC(AbstractLearner):
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer of all that trains."""
         config = self.config
-        updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
         return make_optimizer(
             config.optimizer,
             self.trainable(),
             lr=config.lr,
             eps=config.optimizer_eps,
             decay=config.optimizer_decay,
-            compiled=config.execution != "eager" and updates >= MIN_UPDATES_TO_COMPILE and can_compile(self.device),
+            compiled=compiles(config, self.device, whole=False),
         )
 
     def _named(self) -> dict[str, nn.Parameter]:
@@ -142,33 +139,21 @@ class SAC(AbstractLearner):
         """Alpha (), without a graph."""
         return self.log_alpha.detach().exp()
 
-    @property
-    def _trained_networks(self) -> list[nn.Parameter]:
-        return [p for network in self.online.values() for p in network.parameters() if p.requires_grad]
-
     def rebuild(self) -> None:
         """Rebuilds what has captured parameters, after a change of architecture; networks, optimizer and counters stay."""
         self.version += 1
-        self._trainable = self.trainable()
         # The temperature is no weight, and is not penalised.
-        weights, networks = self._trained_networks, nn.ModuleDict(self.online)
-        self._penalized = hidden_matrices(networks) if self.config.regularizer == "parseval" else weights
-        if self.config.keeps_initial_weights:
-            self.initial.update({p: p.detach().clone() for p in weights if p not in self.initial})
-        self._projected = list(normalized_layers(networks)) if self.config.weight_projection == "nap" else []
-        self._norms = [joint_norm([self.initial[p] for p in layer]) for layer in self._projected]
-        self._lagging, self._leading = self._apart()
-        self._critics_trainable = [p for name in CRITICS for p in self.online[name].parameters() if p.requires_grad]
+        networks = nn.ModuleDict(self.online)
+        self.gradient_step = GradientStep(self, networks, sums=self.sums, initial=self.initial, pairs=self._apart())
 
-    def _apart(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _apart(self) -> list[tuple[Tensor, Tensor]]:
         """The targets' parameters that follow the critics', and those: all but what is frozen and equal in both, as anchors are."""
-        pairs = [
+        return [
             (lagging, leading)
             for name, target in self.targets.items()
             for lagging, leading in zip(target.parameters(), self.online[name].parameters(), strict=True)
             if leading.requires_grad or not torch.equal(lagging, leading)
         ]
-        return [lagging.data for lagging, _ in pairs], [leading.data for _, leading in pairs]
 
     def update(self, batches: TensorDict | Sequence[Batch]) -> None:
         """One gradient step on each of K batches, and a step of the targets after each.
@@ -190,35 +175,16 @@ class SAC(AbstractLearner):
 
     def step(self, batch: TensorDict | Batch) -> None:
         """One gradient step on one batch (B,) with the noise that was drawn, then one of the targets; fit for a CUDA graph."""
+        self.gradient_step(batch)
+
+    def objective(self, batch: TensorDict | Batch) -> tuple[Tensor, Tensor]:
+        """The sum of all losses (), with the noise that was drawn; and the critics' loss and their mean value (2,)."""
         losses, q_mean = self.losses(batch, self._noise)
-        loss = torch.stack(list(losses.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._regularized(loss))
-        with torch.no_grad():
-            gradients = [p.grad for p in self._trainable if p.grad is not None]
-            bad = count_nonfinite(loss, gradients, self.nonfinite)
-        if self.asynchronous:
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        elif bool(bad):
-            return
-        if self.config.max_grad_norm:
-            nn.utils.clip_grad_norm_(self._trainable, self.config.max_grad_norm)
-        self.optimizer.step()
-        project(self._projected, self._norms, unless=bad)
-        torch._foreach_lerp_(self._lagging, self._leading, self.config.target_tau)
-        self.sums += torch.stack([losses["critic"].detach(), q_mean]).nan_to_num(0.0, 0.0, 0.0)
+        return torch.stack(list(losses.values())).sum(), torch.stack([losses["critic"].detach(), q_mean])
 
     def step_tensors(self) -> list[Tensor]:
         """What `step` moves in place, the optimizer's slots aside."""
-        return [*self._named().values(), *self._lagging, self.sums, self.nonfinite]
-
-    def _regularized(self, loss: Tensor) -> Tensor:
-        """The loss that is differentiated; what is reported, and compared between runs, is without the penalty."""
-        regularizer, strength = self.config.regularizer, self.config.regularizer_strength
-        if regularizer == "none" or not strength:
-            return loss
-        initial = [self.initial[p] for p in self._penalized] if regularizer == "l2-init" else []
-        return loss + strength * penalty(regularizer, self._penalized, initial)
+        return [*self._named().values(), *self.gradient_step.lagging, self.sums, self.nonfinite]
 
     def losses(self, batch: TensorDict | Batch, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The losses () of critics, actor and temperature, each with a gradient for its own parameters alone; and the mean of Q(s, a).
@@ -242,25 +208,13 @@ class SAC(AbstractLearner):
         taken = torch.cat([observation, batch["action"]], dim=-1)
         values = [self.online[name](taken) for name in CRITICS]
         own = torch.cat([observation, action], dim=-1)
-        with self._critics_held():
-            q = torch.minimum(*(self.online[name](own) for name in CRITICS))
+        q = torch.minimum(*(_held(self.online[name], own) for name in CRITICS))
         losses = {
             "critic": (F.mse_loss(values[0], y) + F.mse_loss(values[1], y)) / 2,
             "actor": (alpha * log_pi - q[:, 0]).mean(),
             "alpha": -(self.log_alpha * (log_pi.detach() + self.target_entropy)).mean(),
         }
         return losses, (values[0].detach().mean() + values[1].detach().mean()) / 2
-
-    @contextlib.contextmanager
-    def _critics_held(self) -> Iterator[None]:
-        """What is computed inside has no gradient for the critics' weights, nor takes the time for it."""
-        for parameter in self._critics_trainable:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in self._critics_trainable:
-                parameter.requires_grad_(True)
 
     def _frozen_values(self, batch: TensorDict | Batch) -> tuple[Tensor | None, Tensor | None]:
         """F of the actor at s and s' (B, 2 A): those that the replay has kept, or computed; None where nothing is frozen whole."""
@@ -403,3 +357,21 @@ class SAC(AbstractLearner):
             frozen.append(each)
         network.snapshot = Snapshot(frozen)
         return network.to(self.device)
+
+
+def _held(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What a network gives, with no gradient for its weights, nor the time that it takes."""
+    outputs: Tensor
+    if torch.compiler.is_compiling():  # what is compiled cannot switch gradients off; otherwise this takes longer
+        constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        outputs = functional_call(network, constants, (inputs,))
+        return outputs
+    live = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in live:
+        parameter.requires_grad_(False)
+    try:
+        outputs = network(inputs)
+    finally:
+        for parameter in live:
+            parameter.requires_grad_(True)
+    return outputs

@@ -20,7 +20,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from growtrain.environments.base import Spec
-from growtrain.learners.double_dqn import MIN_UPDATES_TO_COMPILE, DoubleDQN
+from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.gradient_step import MIN_UPDATES_TO_COMPILE
 from growtrain.networks.injected import InjectedHead, can_fuse
 from growtrain.planning.costs import make_plan
 from growtrain.planning.kernels import Access, Kernel, KernelCounter

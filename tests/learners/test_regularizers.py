@@ -115,10 +115,14 @@ def test_parseval_is_zero_for_orthogonal_rows_and_differentiates_like_the_naive_
 def test_parseval_takes_every_hidden_layer_that_trains_and_no_output_layer(split: str) -> None:
     learner = make(regularizer="parseval", trainable_heads="all", split=split)
     for heads in (1, 2, 3):
-        outputs = [p for p in learner._trainable if p.dim() > 1 and p.shape[0] == ACTIONS]
+        outputs = [p for p in learner.trainable() if p.dim() > 1 and p.shape[0] == ACTIONS]
         assert len(outputs) == heads
-        hidden = {id(p) for p in learner._trainable if p.dim() > 1} - {id(p) for p in outputs}
-        assert {id(p) for p in hidden_matrices(learner.online)} == {id(p) for p in learner.penalized} == hidden
+        hidden = {id(p) for p in learner.trainable() if p.dim() > 1} - {id(p) for p in outputs}
+        assert (
+            {id(p) for p in hidden_matrices(learner.online)}
+            == {id(p) for p in learner.gradient_step.penalized}
+            == hidden
+        )
         update(learner)
         inject(learner, heads)
 
@@ -209,12 +213,12 @@ def test_a_strong_penalty_wins(regularizer: str) -> None:
     update(learner)
     inject(learner)
     with torch.no_grad():
-        for parameter in learner._trainable:
+        for parameter in learner.trainable():
             parameter.add_(0.05)
-    initial = [learner.initial[p] for p in learner.penalized] if regularizer == "l2-init" else []
+    initial = [learner.initial[p] for p in learner.gradient_step.penalized] if regularizer == "l2-init" else []
 
     def now() -> float:
-        return float(penalty(regularizer, learner.penalized, initial).detach())  # type: ignore[arg-type]
+        return float(penalty(regularizer, learner.gradient_step.penalized, initial).detach())  # type: ignore[arg-type]
 
     start = now()
     update(learner, 10)

@@ -232,7 +232,7 @@ def test_targets_follow_by_polyak_averaging_before_and_after_an_injection() -> N
         grow(learner, seed=stage)
         lag = [
             float((lagging - leading).abs().max())
-            for lagging, leading in zip(learner._lagging, learner._leading, strict=True)
+            for lagging, leading in zip(learner.gradient_step.lagging, learner.gradient_step.leading, strict=True)
         ]
         assert max(lag) > 0
     learner.update(batches(200, 5))

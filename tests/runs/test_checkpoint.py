@@ -156,7 +156,7 @@ def test_a_run_with_a_compiled_step_resumes_bit_for_bit(
 ) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr(f"growtrain.learners.double_dqn.{what}", 0)
+    monkeypatch.setattr(f"growtrain.learners.gradient_step.{what}", 0)
     config = config_of()
     run_in_parts(config, tmp_path / "whole")
     run_in_parts(config, tmp_path / "parts", 560, 912)  # before the first growth, and after it
