@@ -6,7 +6,8 @@ With `double_dqn` off it is DQN (Mnih et al. 2015): the target network chooses t
 The Huber loss with delta 1 has the gradient of the squared error with per-sample gradients clipped to +-1, as in DQN Zoo.
 
 `execution="eager"` computes the loss through TorchRL (`learners.torchrl`); the default calls the networks directly, which saves about 2 ms
-per update on a CPU, and computes a frozen encoder's features once for both networks. Both give the same numbers (tested).
+per update on a CPU, and computes a frozen encoder's features once for both networks. Both give the same numbers (tested). All of a long
+run's update is one compiled function there (see `compiled`).
 
 What captures parameters, as an optimizer and a loss of TorchRL's do, is stale after anything that changes the architecture: `rebuild` must
 run. It keeps the target's lag.

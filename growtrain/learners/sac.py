@@ -10,6 +10,8 @@ target that follows it by Polyak averaging, and an actor: three networks without
 to the actor's mean and log standard deviation before they are clamped and squashed, and to a critic's value: the outputs are linear at
 their end, as injection asks.
 
+On a CPU all of a long run's update is one compiled function, losses, Adam and targets (see `compiled`).
+
 A target's frozen heads go on following the critic's, which stand still: they were frozen as lagging as they were. Anchors never differ.
 
 Deviations:
@@ -218,11 +220,11 @@ class SAC(AbstractLearner):
 
     def _frozen_values(self, batch: TensorDict | Batch) -> tuple[Tensor | None, Tensor | None]:
         """F of the actor at s and s' (B, 2 A): those that the replay has kept, or computed; None where nothing is frozen whole."""
+        if "frozen_value" in batch:
+            return batch["frozen_value"], batch["next"]["frozen_value"]
         snapshot = self.online["actor"].snapshot
         if not len(snapshot):
             return None, None
-        if "frozen_value" in batch:
-            return batch["frozen_value"], batch["next"]["frozen_value"]
         return snapshot(batch["observation"]), snapshot(batch["next"]["observation"])
 
     def compute_loss(self, batch: TensorDict | Batch, generator: torch.Generator | None = None) -> Tensor:

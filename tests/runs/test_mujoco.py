@@ -1,6 +1,7 @@
 """Whole runs on MuJoCo: they go on bit for bit wherever they were killed, grown or not, and every tool works on them."""
 
 import html
+import itertools
 import json
 import os
 import signal
@@ -15,13 +16,18 @@ import torch
 pytest.importorskip("mujoco")
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.forks import fork_config
+from growtrain.diagnosis.page import Settings
 from growtrain.environments.games import Unplayable
 from growtrain.environments.make import spec_of
 from growtrain.environments.mujoco import MujocoEnvironment
+from growtrain.learners.optimizers import can_compile
+from growtrain.learners.sac import SAC
 from growtrain.planning.costs import full_width, make_plan
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
+from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve, sac
 from growtrain.telemetry.sinks import read_jsonl
@@ -102,6 +108,69 @@ def test_killed_and_resumed_it_ends_bit_for_bit_as_one_never_killed(settings: di
     assert len(events) == 2
     for event in events:
         assert all(change == 0 for each in event["changes"].values() for change in each)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_with_compiled_updates_it_ends_bit_for_bit_as_one_never_stopped(
+    tmp_path: Path, compiling: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr("growtrain.learners.gradient_step.MIN_UPDATES_TO_COMPILE_ALL", 0)
+    config = sac(**FLAGS | {"checkpoint_period": 0})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    list(train(config, whole))
+    steps = itertools.count()
+    list(train(config, parts, should_stop=lambda: next(steps) >= 115))  # between the two injections
+    assert open_newest(parts).frames == 230
+    list(train(config, parts, start=open_newest(parts)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled
+    ours, theirs = everything(whole), everything(parts)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_fork_with_another_seed_draws_its_own_noise(tmp_path: Path) -> None:
+    """And one with the run's seed goes on with the run's, so that nothing but the intervention differs."""
+    path = tmp_path / "run"
+    for _ in train(sac(**FLAGS | {"total_frames": 160, "schedule": "fixed"}), path):
+        pass
+    saved = open_newest(path)
+    before = saved.state["learner"]["noise"].clone()
+    weights = {name: tensor.clone() for name, tensor in everything(path).items() if name.startswith("learner/networks")}
+    drawn = []
+    for seed in (0, 1, 2):
+        config = fork_config(saved, "untouched", seed, Settings(frames=80, seeds=3, arms=("untouched",)))
+        fork = Run(config, tmp_path / f"fork{seed}", open_newest(path))
+        learner = fork.learner
+        assert isinstance(learner, SAC)
+        tensors = learner.state_dict()["networks"]
+        assert all(
+            torch.equal(weights[f"learner/networks/{name}/online/{inside}"], tensor)
+            for name, network in tensors.items()
+            for inside, tensor in network["online"].items()
+        )
+        learner.draw()
+        drawn.append(learner._noise.clone())
+        own = Run(config, tmp_path / f"fresh{seed}").learner
+        assert isinstance(own, SAC)
+        expected = torch.Generator()
+        expected.set_state(own.noise_generator.get_state() if seed else before)
+        assert torch.equal(drawn[-1], torch.empty_like(drawn[-1]).normal_(generator=expected))
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+
+
+def test_reset_all_is_reset_head_which_is_all_of_each_network(tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("reset-all", "reset-head")}
+    for name, path in runs.items():
+        assert main([*words(intervention=name), "--run-dir", str(path)]) == 0
+        events = read_jsonl(path / "growth_events.jsonl")
+        assert [(event["kind"], event["stage"]) for event in events] == [(name, 1), (name, 2)]
+        assert all(min(each) > 0 for event in events for each in event["changes"].values())
+    ours, theirs = (everything(path) for path in runs.values())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_every_command_works_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
