@@ -231,7 +231,7 @@ def test_targets_follow_by_polyak_averaging_before_and_after_an_injection() -> N
         # What is frozen in a target has its lag, and loses it as it would have done.
         grow(learner, seed=stage)
         lag = [
-            float((lagging - leading).abs().max())
+            float((lagging - leading).detach().abs().max())
             for lagging, leading in zip(learner.gradient_step.lagging, learner.gradient_step.leading, strict=True)
         ]
         assert max(lag) > 0
