@@ -298,10 +298,8 @@ def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> Stag
     encoder_trains = not 0 < config.freeze_encoder_at <= stage
     flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn)
     frozen = [shape] * snapshots
-    gives_up = (
-        stage > 0 and kind.adds == "nothing" and "live" in kind.born
-    )  # what was frozen goes with a head drawn anew
-    if config.frozen_width and not gives_up:
+    # A head that is drawn anew gives up what was frozen.
+    if config.frozen_width and not (stage and kind.adds == "nothing" and "live" in kind.born):
         own = dataclasses.replace(config, encoder_width=config.frozen_encoder_width)
         frozen.append(network_shape(own, spec, config.frozen_width))
     shared = sum(each.encoder_parameters + each.head_parameters for each in frozen)
@@ -472,9 +470,8 @@ def _measured_bytes(config: Config, spec: Spec) -> int:
 def _saved_bytes(config: Config, spec: Spec, stages: list[StageCost]) -> int:
     """What a checkpoint holds, the replay aside."""
     largest, trainable = _largest(stages), max(stage.parameters_trainable for stage in stages)
-    parameters = (
-        2 * (largest.parameters_total + trainable) - largest.parameters_shared
-    )  # online, target, two optimizer slots
+    # Online, target, two optimizer slots.
+    parameters = 2 * (largest.parameters_total + trainable) - largest.parameters_shared
     parameters += (config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable  # the initial ones
     return 4 * parameters + _measured_bytes(config, spec)
 
