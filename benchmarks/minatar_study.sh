@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Who scores more for the same compute? MinAtar games, small width 32, so that full3x is the published network of 128.
+# Who scores more for the same compute? MinAtar games, small width 32, so that full3x has the published network's 128 units; Adam, with
+# which a quarter of the published agent's updates reaches its scores.
 #
 #     bash benchmarks/minatar_study.sh [DIR]      DIR: results/minatar, unless given
 #
 # Runs what is missing in DIR, seed after seed, first of the arms that the question is about: five to ten minutes a run on one core, and
-# SEEDS x GAMES x 13 of them. WORKERS=2 runs two at a time. `network-equal` and `mirrored-equal` do as many more updates as make their
-# FLOPs equal those of full3x (`plan` counts them). Afterwards:
+# SEEDS x GAMES x 14 of them. WORKERS=2 runs two at a time. `network-equal`, `mirrored-equal` and `fixed-equal` do as many more updates as
+# make their FLOPs equal those of full3x (`plan` counts them). Afterwards:
 #
 #     python -m growtrain report DIR/* --output DIR-report
 set -euo pipefail
@@ -16,19 +17,21 @@ export OMP_WAIT_POLICY=PASSIVE
 
 arm() { # name, seed, flags
     python -m growtrain sweep --dir "$dir/$1" --games "$games" --seeds "$2," --workers "${WORKERS:-1}" \
-        --total-frames 1M --num-envs 8 --device cpu --replay-ratio "${ratio:-0.25}" "${@:3}"
+        --total-frames 1M --num-envs 8 --device cpu --replay-ratio "${ratio:-0.25}" \
+        --optimizer adam --lr 3e-4 --optimizer-eps 1e-5 "${@:3}"
 }
 
 for seed in $seeds; do
     arm heads "$seed" --width 32 --schedules fixed,full3x
     arm network "$seed" --width 32 --schedules grow3x --freeze network
-    arm wide "$seed" --width 128 --schedules grow3x --freeze network
     arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x
-    ratio=0.625 arm network-equal "$seed" --width 32 --schedules grow3x --freeze network
+    arm wide "$seed" --width 128 --schedules grow3x --freeze network
 done
 for seed in $seeds; do
-    arm network "$seed" --width 32 --schedules grow3x,grow5x,every:125k --freeze network
+    ratio=0.625 arm network-equal "$seed" --width 32 --schedules grow3x --freeze network
     arm mirrored "$seed" --width 32 --schedules grow3x --anchor mirrored
+    arm network "$seed" --width 32 --schedules grow3x,grow5x,every:125k --freeze network
+    ratio=0.625 arm fixed-equal "$seed" --width 32 --schedules fixed
     arm cold "$seed" --width 32 --schedules grow3x --freeze network --live-encoder cold
     ratio=0.34 arm mirrored-equal "$seed" --width 32 --schedules grow3x --anchor mirrored
     arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x,reset
