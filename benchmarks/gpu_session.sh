@@ -65,8 +65,12 @@ step() { # name, seconds at most, command: within the time that is left, and not
   if ! step smoke 110 "$PY" -W default -m growtrain --game phoenix --schedule grow3x --device $DEV $SMOKE --run-dir "$W/smoke"; then
     step smoke-eager 60 "$PY" -W default -m growtrain --game phoenix --schedule grow3x --device $DEV $EAGER --run-dir "$W/smoke-eager"
   fi
+  step smoke-network 60 "$PY" -W default -m growtrain --game phoenix --schedule grow3x --freeze network --device $DEV $EAGER \
+    --execution auto --run-dir "$W/smoke-network"
   wait $tests; cat "$W/tests.said"
-  [ ! -f "$W/smoke/growth_events.jsonl" ] || cut -c1-420 "$W/smoke/growth_events.jsonl"
+  for run in smoke smoke-network; do
+    [ ! -f "$W/$run/growth_events.jsonl" ] || cut -c1-420 "$W/$run/growth_events.jsonl"
+  done
   [ ! -f "$W/smoke/summary.json" ] || "$PY" - "$W/smoke/summary.json" <<'P'
 import json, sys
 s = json.load(open(sys.argv[1])); print({k: s[k] for k in ("status", "reason", "frames", "updates", "frames_per_second", "gpu")})
@@ -76,7 +80,7 @@ P
   set -- $LANES
   step throughput-$1 70 "$PY" -W default benchmarks/throughput.py --device $DEV --num-envs $1 $THROUGHPUT --output "$W/throughput-$1"
   step growth_cost 95 "$PY" -W default benchmarks/growth_cost.py --device $DEV $GROWTH --output "$W/growth_cost"
-  step wallclock 205 "$PY" -W default benchmarks/run_wallclock.py --device $DEV --schedule grow3x --anchor frozen,mirrored $WALLCLOCK --output "$W/wallclock"
+  step wallclock 205 "$PY" -W default benchmarks/run_wallclock.py --device $DEV --schedule grow3x --freeze heads,network --anchor mirrored $WALLCLOCK --output "$W/wallclock"
   shift
   for lanes; do
     step throughput-$lanes 60 "$PY" -W default benchmarks/throughput.py --device $DEV --num-envs $lanes $THROUGHPUT --output "$W/throughput-$lanes"

@@ -1,5 +1,6 @@
 """The command line that gives a run again, from its settings."""
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from growtrain.settings.text import ConfigError, flag, format_count, parse_count
 
 def command_of(settings: dict[str, Any]) -> list[str]:
     """The words of a command line that gives a run's settings, without those that its preset and budget imply."""
-    known: dict[str, Any] = {name: settings[name] for name in Config.__dataclass_fields__ if name in settings}
+    flags = (item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"])
+    known: dict[str, Any] = {name: settings[name] for name in flags if name in settings}
     explicit: dict[str, Any] = {
         name: known[name] for name in ("preset", "game", "schedule", "total_frames", "seed") if name in known
     }

@@ -52,7 +52,7 @@ class _HelpAll(argparse.Action):
 def add_config_flags(
     parser: Parser, names: Sequence[str] = (), *, default_of: str = "the paper preset at 200M frames"
 ) -> None:
-    """One flag for each field of `Config`, or for those named; a flag that is not given leaves no trace in the namespace.
+    """One flag for each field of `Config` that has one, or for those named; a flag that is not given leaves no trace in the namespace.
 
     Args:
         parser: gets the flags.
@@ -65,7 +65,9 @@ def add_config_flags(
         f"settings (default: {default_of}{'; shorter budgets shrink some' if preset else ''}"
         f"{'' if names else '; --help-all shows all of them'})"
     )
-    for item in (item for item in dataclasses.fields(Config) if not names or item.name in names):
+    for item in dataclasses.fields(Config):
+        if not item.metadata["by_flag"] or (names and item.name not in names):
+            continue
         unit = f" [{item.metadata['unit']}]" if item.metadata["unit"] else ""
         default: Any = item.default
         shown = format_count(default) if item.metadata["unit"] else default

@@ -14,7 +14,8 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="growtrain rescue",
         description="Go on with a trained agent that has stopped improving, with plasticity injected, instead of training another.",
-        epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update.",
+        epilog="Of a run, --schedule (grow1x, grow3x, at:...) counts from its checkpoint, of a file from its first update. Beside a "
+        "file's network that is frozen whole (--freeze network) one of another --width and --encoder-width can learn, from the start.",
     )
     parser.add_argument(
         "agent",
@@ -26,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--at", type=reader(int), help="of a run: frames of the checkpoint (default: the newest)")
     parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
     add_stop_signal(parser)
-    add_config_flags(parser, default_of="those of the run; for a file, of the paper preset at this budget")
+    add_config_flags(parser, default_of="those of the run; for a file, its widths and its game's preset at this budget")
     namespace = parser.parse_strict(words)
     explicit, stop, agent = explicit_with_game(namespace), StopSignals(namespace.stop_signal), namespace.agent
     if "total_frames" in explicit:

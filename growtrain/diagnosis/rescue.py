@@ -3,7 +3,8 @@
 Of a growtrain run, a rescue is a fork from its newest checkpoint with interventions ahead: replay, optimizer and episodes are all there, so
 the first is at the first step. Of a bare file of weights it is a new run whose two networks begin with them. It fills its replay by
 acting with its own policy, at the small epsilon of a trained agent, before it learns, and the first intervention comes right after that: an
-update or a fresh head on a handful of transitions would ruin what is there.
+update or a fresh head on a handful of transitions would ruin what is there. Where whole networks are frozen and the one that is to learn
+has other widths, the file's is frozen from the start, and the other, whose output is 0 at first, learns beside it.
 
 Units: frames; the times of a rescue's schedule count from where it begins.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
-from growtrain.learners.foreign_weights import OBSERVATION_SHAPE, Weights
+from growtrain.learners.foreign_weights import Weights
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.resuming import changed_config, done_injections, next_time
 from growtrain.settings.config import Config
@@ -84,21 +85,37 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
     Raises:
         ConfigError: the weights are not of an agent of this game, or a setting contradicts them.
     """
-    shape = {
-        "width": weights.width,
-        "encoder_width": weights.encoder_width,
+    widths: dict[str, Any] = {"width": weights.width, "encoder_width": weights.encoder_width}
+    shape: dict[str, Any] = {
         "output_bias": "shared" if weights.shared_bias else "per_action",
         "activation": "relu",
         "normalization": "none",
         "split": "fc1",
     }
-    for name, value in shape.items():
-        if explicit.get(name, value) != value:
-            raise ConfigError(f"{flag(name)} {explicit[name]}: the file's network has {value}: leave it out")
-    config, notes = resolve(explicit.get("preset"), explicit | shape | {"total_frames": frames, "schedule": "fixed"})
-    if spec.observation_shape != OBSERVATION_SHAPE:
+    whole = explicit.get("freeze") == "network" and explicit.get("intervention", "inject") == "inject"
+    given = {name: explicit.get(name, value) for name, value in (widths | shape).items()}
+    for name, value in (shape if whole else widths | shape).items():
+        if given[name] != value:
+            remedy = "leave it out"
+            if name in widths and explicit.get("intervention", "inject") == "inject":
+                remedy += ", or add --freeze network to have such a network learn beside it"
+            raise ConfigError(f"{flag(name)} {given[name]}: the file's network has {value}: {remedy}")
+    beside = any(given[name] != value for name, value in widths.items())
+    frozen = {f"frozen_{name}": value for name, value in widths.items()} if beside else {}
+    if given["encoder_width"] != weights.encoder_width:
+        if explicit.get("live_encoder") == "warm":
+            raise ConfigError(
+                f"--live-encoder warm: the file's encoder has width {weights.encoder_width:g}, and cannot go on as one of width "
+                f"{given['encoder_width']:g}: use --live-encoder cold, or leave --encoder-width out"
+            )
+        frozen["live_encoder"] = "cold"
+    config, notes = resolve(
+        explicit.get("preset"), explicit | given | frozen | {"total_frames": frames, "schedule": "fixed"}
+    )
+    if spec.observation_shape != weights.observation_shape:
         raise ConfigError(
-            f"{config.game} shows {spec.observation_shape}, a Nature DQN sees {OBSERVATION_SHAPE}: train a new run"
+            f"{config.game} shows {spec.observation_shape}, the file's network sees {weights.observation_shape}: name the game it was "
+            "trained on by --game"
         )
     if weights.num_actions != spec.num_actions:
         raise ConfigError(
@@ -115,12 +132,20 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
     config = dataclasses.replace(config, **{name: value for name, value in warm.items() if name not in explicit})
     step = config.frame_skip * config.num_envs
     begin = config.learning_starts + step
-    if "learning_starts" not in explicit and kind_of(config.intervention, config).at_target_copy:
+    if "learning_starts" not in explicit and not beside and kind_of(config.intervention, config).at_target_copy:
         # The first update comes after that copy, too, so that what is frozen is the file's network.
         begin = copy_of_last((begin,), config.target_period)
         config = dataclasses.replace(config, learning_starts=-(-begin // step) * step - step)
-    schedule = rescue_schedule(explicit.get("schedule"), (), begin, frames - begin)
+    schedule = config.schedule
+    if "schedule" in explicit or not beside:
+        schedule = rescue_schedule(explicit.get("schedule"), (), begin, frames - begin)
     make_schedule(schedule, frames, config.learning_starts)
+    if beside:
+        encoder = "the file's" if config.live_encoder == "warm" else "a fresh"
+        notes.append(
+            f"the file's network, width {weights.width} and encoder width {weights.encoder_width:g}, is frozen whole from the start; "
+            f"beside it one of width {config.width} and encoder width {config.encoder_width:g} learns, on {encoder} encoder"
+        )
     notes.append(
         f"its replay is filled by its own policy at epsilon {config.epsilon_start:g} until {config.learning_starts} frames"
     )

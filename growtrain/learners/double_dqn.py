@@ -30,7 +30,7 @@ from growtrain.learners.finite import MAX_NONFINITE, new_counters, require_finit
 from growtrain.learners.gradient_step import GradientStep, compiles
 from growtrain.learners.losses import double_dqn_loss
 from growtrain.learners.optimizers import make_optimizer
-from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
+from growtrain.learners.saved_tensors import built_with, copy_into, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
@@ -47,7 +47,7 @@ _BATCHES_AT_ONCE = 16  # that the target network sees, which bounds the memory t
 
 
 class DoubleDQN(AbstractLearner):
-    """A Double-DQN learner.
+    """A Double-DQN learner; where it begins beside a frozen network (`Config.frozen_width`), its live one is 0 at first.
 
     Args:
         config: the run's configuration (network, optimizer, loss).
@@ -76,8 +76,14 @@ class DoubleDQN(AbstractLearner):
         self.device, self.asynchronous = device, device.type != "cpu"
         self.online = make_network(config, spec, width)
         initialize(self.online, generator)
+        if config.frozen_width:
+            self.online.head = self.head.silent(generator)
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        if config.frozen_width:
+            widths = {"width": config.frozen_width, "encoder_width": config.frozen_encoder_width}
+            snapshot = self._make_snapshot([widths | {"head": {"injections": []}}])
+            self.online.snapshot = self.target.snapshot = snapshot
         self.optimizer = self._make_optimizer()
         # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
         self.initial = WeakTensorKeyDictionary()
@@ -208,7 +214,7 @@ class DoubleDQN(AbstractLearner):
         """Frozen networks of these architectures; their weights are arbitrary."""
         networks = []
         for spec in specs:
-            network = make_network(self.config, self.spec, int(spec["width"]))
+            network = make_network(built_with(self.config, spec), self.spec, int(spec["width"]))
             assert isinstance(network.head, InjectedHead)
             network.head.grow_to(spec["head"])
             networks.append(network.to(self.device))

@@ -1,11 +1,13 @@
-"""Weights of a Nature DQN from elsewhere: a PyTorch or safetensors file of any name, its tensors found by their shapes.
+"""Weights of a Nature or MinAtar DQN from elsewhere: a PyTorch or safetensors file of any name, its tensors found by their shapes.
 
     CleanRL              network.0, .2, .4 (convolutions), network.7 and .9 (linear); also q_network.*
     Stable-Baselines3    q_net.features_extractor.cnn.0, .2, .4, q_net.features_extractor.linear.0, q_net.q_net.0  (policy.pth of its .zip)
     Dopamine's shape     any names: conv 8x8, 4x4 and 3x3, then linear and linear
+    MinAtar              conv, fc_hidden, output: conv 3x3 on as many channels as the game has, then linear and linear
 
-What they have in common with `QNetwork`: frames / 255, the newest of four frames last, and features flattened channel by channel. A network
-with other conventions has the same shapes and is taken without complaint; that its scores hold in the new run is how to know.
+What they have in common with `QNetwork`: frames / 255, the newest of four frames last, or MinAtar's channels, and features flattened
+channel by channel. A network with other conventions has the same shapes and is taken without complaint; that its scores hold in the new
+run is how to know.
 
 Nothing in a file can run code: PyTorch's are read with `weights_only=True`. So no exported program is taken. `torch.jit.load` runs the
 `__setstate__` of a TorchScript file, which can write files; `torch.export.load` falls back to a pickle where a safe one fails, takes
@@ -30,12 +32,12 @@ from torch import Tensor
 
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.networks.encoders import MINATAR, NATURE
 from growtrain.runfiles import Unreadable, read_plain, write_durably
 from growtrain.settings.text import ConfigError
 
-_KERNELS = (8, 4, 3)
-OBSERVATION_SHAPE: Final = (4, 84, 84)  # of a Nature DQN: frames, height, width
-_POSITIONS = 49  # of the last convolution's output, 7 x 7
+_NATURE_SHAPE: Final = (4, 84, 84)  # of an observation: frames, height, width
+_MINATAR_SIDE: Final = 10  # cells
 _MAX_BYTES = 1 << 30
 _INITIAL = "initial.safetensors"
 _ELSEWHERE = {"target", "targets", "optim", "optims", "optimizer", "optimizers", "optimiser"}  # words of a name
@@ -57,6 +59,7 @@ class Weights:
         width: hidden units of the head.
         encoder_width: factor on the channels.
         num_actions: A.
+        observation_shape: (C, H, W) of what it sees.
         shared_bias: whether the output layer has one bias for all actions.
         sources: the name in the file of each.
     """
@@ -65,6 +68,7 @@ class Weights:
     width: int
     encoder_width: float
     num_actions: int
+    observation_shape: tuple[int, int, int]
     shared_bias: bool
     sources: dict[str, str]
 
@@ -73,13 +77,13 @@ def read_weights(path: Path) -> Weights:
     """Reads and recognises a file of weights.
 
     Raises:
-        ConfigError: it cannot be read safely, or holds no Nature DQN; the line says which tensors it has.
+        ConfigError: it cannot be read safely, or holds no such network; the line says which tensors it has.
     """
     return recognise(_read(path), path)
 
 
 def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Finds the five layers of a Nature DQN among `tensors` by their shapes.
+    """Finds the layers of a Nature DQN, or of MinAtar's, which has a single convolution, among `tensors` by their shapes.
 
     What a whole word of its path names a target network's or an optimizer's is passed over (`q_net_target`, not `retargeted`), and
     single numbers that are no layer's, such as a step or a temperature.
@@ -88,6 +92,14 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         ConfigError: a layer is missing, there are two that fit, or there are tensors beside them.
     """
     own = {name: tensor for name, tensor in tensors.items() if not _ELSEWHERE & _words(name)}
+    layers: tuple[tuple[int, int, int], ...]
+    convolutions = [tensor for tensor in own.values() if tensor.dim() == 4]
+    if len(convolutions) == 1:
+        kind, layers, shape = "MinAtar", MINATAR, (convolutions[0].shape[1], _MINATAR_SIDE, _MINATAR_SIDE)
+        wanted = "a convolution (3x3) and two linear layers"
+    else:
+        kind, layers, shape = "Nature", NATURE, _NATURE_SHAPE
+        wanted = "three convolutions (8x8, 4x4, 3x3) on 4 frames and two linear layers"
 
     def find(what: str, *shape: int | None) -> str:
         fitting = [
@@ -98,24 +110,24 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         if len(fitting) != 1:
             found = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in own.items())
             raise ConfigError(
-                f"{path} is not a Nature DQN: it has {len(fitting) or 'no'} {what}; wanted are three convolutions (8x8, 4x4, "
-                f"3x3) on 4 frames and two linear layers, found: {found[:600] or 'no tensor'}"
+                f"{path} is not a {kind} DQN: it has {len(fitting) or 'no'} {what}; wanted are {wanted}, found: "
+                f"{found[:600] or 'no tensor'}"
             )
         return fitting[0]
 
     sources: dict[str, str] = {}
-    channels, widths = OBSERVATION_SHAPE[0], []
-    for index, kernel in enumerate(_KERNELS):
+    (channels, side, _), widths = shape, []
+    for index, (_, kernel, stride) in enumerate(layers):
         name = find(f"convolution of {channels} channels, {kernel}x{kernel}", None, channels, kernel, kernel)
         sources[f"encoder.layers.{2 * index}"] = name
-        channels = own[name].shape[0]
+        channels, side = own[name].shape[0], (side - kernel) // stride + 1
         widths.append(channels)
-    hidden = find(f"linear layer of {channels * _POSITIONS} features", None, channels * _POSITIONS)
+    hidden = find(f"linear layer of {channels * side**2} features", None, channels * side**2)
     width = own[hidden].shape[0]
     output = find(f"linear layer of {width} features", None, width)
     sources |= {"head.live.0": hidden, "head.live.2": output}
-    encoder_width = widths[0] / 32
-    if widths != [max(1, round(full * encoder_width)) for full in (32, 64, 64)]:
+    encoder_width = widths[0] / layers[0][0]
+    if widths != [max(1, round(full * encoder_width)) for full, _, _ in layers]:
         raise ConfigError(
             f"{path} has convolutions of {widths} channels: wanted are 32, 64 and 64, or a multiple of them"
         )
@@ -124,12 +136,12 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         *module, last = name.split(".")
         bias = ".".join((*module, "bias"))
         if last != "weight" or bias not in own:
-            raise ConfigError(f"{path}: {name} has no bias beside it: every layer of a Nature DQN has one")
+            raise ConfigError(f"{path}: {name} has no bias beside it: every layer of a {kind} DQN has one")
         found |= {f"{layer}.weight": own.pop(name), f"{layer}.bias": own.pop(bias)}
     own = {name: t for name, t in own.items() if t.numel() != 1 or name.split(".")[-1] in ("weight", "bias")}
     if own:
         raise ConfigError(
-            f"{path} has tensors that a Nature DQN does not have, and would play otherwise: {', '.join(own)[:300]}"
+            f"{path} has tensors that a {kind} DQN does not have, and would play otherwise: {', '.join(own)[:300]}"
         )
     for name, tensor in found.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
@@ -139,6 +151,7 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> Weights:
         width=width,
         encoder_width=encoder_width,
         num_actions=found["head.live.2.weight"].shape[0],
+        observation_shape=shape,
         shared_bias=found["head.live.2.bias"].numel() == 1,
         sources=sources,
     )
@@ -210,16 +223,26 @@ def save_initial(weights: Weights, run_dir: Path) -> None:
 def load_initial(learner: AbstractLearner, run_dir: Path) -> None:
     """Begins with the weights that `save_initial` left, in both networks of a DQN; does nothing where there are none.
 
+    Where the configuration freezes them from the start, they are those of the frozen network, and of the live encoder if that goes on.
+
     Raises:
-        Unreadable: the file is damaged, or not of this configuration.
+        Unreadable: the file is missing where it is needed, damaged, or not of this configuration.
     """
-    path = run_dir / _INITIAL
-    if not path.exists() or not isinstance(learner, DoubleDQN):
+    path, config = run_dir / _INITIAL, learner.config
+    if not isinstance(learner, DoubleDQN) or not (path.exists() or config.frozen_width):
         return
     try:
         tensors = load_safetensors(read_plain(path, _MAX_BYTES))
-        for network in (learner.online, learner.target):
-            network.load_state_dict(tensors)
+        networks = [learner.online, learner.target]
+        if config.frozen_width:
+            (frozen,) = learner.online.snapshot.networks
+            frozen.load_state_dict(tensors)
+            encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+            for network in networks if config.live_encoder == "warm" else ():
+                network.load_state_dict(network.state_dict() | encoder)
+        else:
+            for network in networks:
+                network.load_state_dict(tensors)
         learner.initial.clear()  # what it keeps to, if to anything, is what it begins with
         learner.rebuild()
     except (SafetensorError, RuntimeError) as error:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from growtrain.environments.base import Spec
+from growtrain.learners.saved_tensors import built_with
 from growtrain.networks.build import make_parts, make_vector_parts
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
@@ -19,7 +20,7 @@ class SavedLearner:
     Attributes:
         updates: gradient steps.
         injections: the anchor of each that froze heads, in order; of several networks, of the one that has most.
-        snapshots: how often the network, or one of them, was frozen whole.
+        snapshots: networks that were frozen whole, of the one that has most.
         width: hidden units of the live head.
         num_parameters: of the online network, or all of them, buffers included.
         num_slots: parameters of which the optimizer has slots.
@@ -70,19 +71,23 @@ def check_saved(state: dict[str, Any], config: Config, spec: Spec, entries: int)
 
 
 def _check_network(name: str, state: dict[str, Any], config: Config, spec: Spec, entries: int) -> None:
-    networks = {"": (state["width"], state["head"])} | {
-        f"snapshot.networks.{index}.": (frozen["width"], frozen["head"])
-        for index, frozen in enumerate(state["snapshot"])
-    }
-    injections = len(networks) - 1 + sum(len(head["injections"]) for _, head in networks.values())
-    if injections > entries:
-        raise ValueError(f"{injections} injections in {entries} interventions")
+    networks = {"": state} | {f"snapshot.networks.{index}.": each for index, each in enumerate(state["snapshot"])}
+    injections = len(networks) - 1 + sum(len(each["head"]["injections"]) for each in networks.values())
+    given = begins_frozen(state, config)
+    if injections > entries + given:
+        raise ValueError(f"{injections - given} injections in {entries} interventions")
     first = config.width * schedule_of(config).width_multiplier
-    for prefix, (width, _) in networks.items():
-        if not (isinstance(width, int) and first <= width <= first + entries * config.width):
-            raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
+    for index, (prefix, each) in enumerate(networks.items()):
+        width, own = each["width"], built_with(config, each)
+        if not (given and index == 1):
+            if own.encoder_width != config.encoder_width:
+                raise ValueError(
+                    f"encoder width is {own.encoder_width} where this configuration has {config.encoder_width}"
+                )
+            if not (isinstance(width, int) and first <= width <= first + entries * config.width):
+                raise ValueError(f"width is {width} where this configuration has {first}, or has been widened from it")
         with torch.device("meta"):  # the shapes of a network, without its memory
-            parts = _parts(name, config, spec, width)
+            parts = _parts(name, own, spec, width)
         for part, module in parts.items():
             for tensor_name, tensor in module.state_dict().items():
                 saved = state["online"][f"{prefix}{part}.{tensor_name}"]
@@ -91,6 +96,14 @@ def _check_network(name: str, state: dict[str, Any], config: Config, spec: Spec,
                     raise ValueError(
                         f"{prefix}{part}.{tensor_name}: {said} by the configuration, {found} by the tensors"
                     )
+
+
+def begins_frozen(state: dict[str, Any], config: Config) -> bool:
+    """Whether the first of the frozen networks is that which the run began with, whose widths are never those of its own."""
+    snapshots, widths = state.get("snapshot"), (config.frozen_width, config.frozen_encoder_width)
+    if not (snapshots and config.frozen_width):
+        return False
+    return (snapshots[0]["width"], snapshots[0].get("encoder_width")) == widths
 
 
 def _parts(name: str, config: Config, spec: Spec, width: int) -> dict[str, nn.Module]:

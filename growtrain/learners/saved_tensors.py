@@ -1,12 +1,15 @@
 """Tensors of a learner by name, as they are saved and put back: all of them fit, or none is copied."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.injected import InjectedHead
+from growtrain.settings.config import Config
 
 
 @torch.no_grad()
@@ -58,6 +61,12 @@ def restore_slots(
 
 def spec_of(network: nn.Module) -> dict[str, Any]:
     """What rebuilds a network that is frozen."""
-    head = network.get_submodule("head")
+    head, encoder = network.get_submodule("head"), network.get_submodule("encoder")
     assert isinstance(head, InjectedHead)
-    return {"width": head.width, "head": head.spec()}
+    channels = {"encoder_width": encoder.width} if isinstance(encoder, ConvolutionalEncoder) else {}
+    return {"width": head.width, "head": head.spec()} | channels
+
+
+def built_with(config: Config, spec: Mapping[str, Any]) -> Config:
+    """The configuration that makes a network of this spec at its width; one that was saved without its encoder's has the run's."""
+    return dataclasses.replace(config, encoder_width=spec.get("encoder_width", config.encoder_width))

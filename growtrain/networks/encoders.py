@@ -15,8 +15,8 @@ from growtrain.networks.activations import make_activation, num_units, outputs_p
 from growtrain.settings.config import Activation
 
 # channels, kernel, stride of each convolution
-_NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-_MINATAR = ((16, 3, 1),)
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+MINATAR = ((16, 3, 1),)
 _LEAST_SIDE = 36  # pixels, of what the Nature DQN's convolutions leave anything of
 
 
@@ -47,6 +47,7 @@ class ConvolutionalEncoder(nn.Module):
         normalized: whether each convolution is normalised before it.
 
     Attributes:
+        width: as given.
         num_convolutions: how many there are.
         feature_shape: (C, H, W) of what comes out of the last convolution, before it is flattened.
     """
@@ -63,9 +64,9 @@ class ConvolutionalEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels, rows, columns = shape
-        self.scale = scale
+        self.width, self.scale = width, scale
         self._shapes = [shape]
-        convolutions = _NATURE if min(rows, columns) >= _LEAST_SIDE else _MINATAR
+        convolutions = NATURE if min(rows, columns) >= _LEAST_SIDE else MINATAR
         self.num_convolutions = len(convolutions)
         for full_channels, kernel, stride in convolutions:
             units = num_units(max(1, round(full_channels * width)), activation)

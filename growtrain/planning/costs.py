@@ -297,16 +297,27 @@ def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> Stag
     num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
     encoder_trains = not 0 < config.freeze_encoder_at <= stage
     flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn)
+    frozen = [shape] * snapshots
+    # A head that is drawn anew gives up what was frozen.
+    if config.frozen_width and not (stage and kind.adds == "nothing" and "live" in kind.born):
+        own = dataclasses.replace(config, encoder_width=config.frozen_encoder_width)
+        frozen.append(network_shape(own, spec, config.frozen_width))
+    shared = sum(each.encoder_parameters + each.head_parameters for each in frozen)
+    products = sum(sum(each.convolutions) + each.head for each in frozen)
     return StageSizes(
         live_width=num_live * width,
-        frozen_width=(num_heads - num_live + snapshots) * width,
-        parameters_total=(1 + snapshots) * shape.encoder_parameters + (num_heads + snapshots) * shape.head_parameters,
+        frozen_width=(num_heads - num_live + snapshots) * width + (len(frozen) - snapshots) * config.frozen_width,
+        parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters + shared,
         parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
         flops_per_update=flops.total,
-        flops_per_action=2 * (1 + snapshots) * (sum(shape.convolutions) + num_heads * shape.head),
-        parameters_shared=snapshots * (shape.encoder_parameters + shape.head_parameters),
+        flops_per_action=2 * (sum(shape.convolutions) + num_heads * shape.head + products),
+        parameters_shared=shared,
         flops_per_frozen_row=2 * (snapshots > 0) * (sum(shape.convolutions) + shape.head),
-        activations=shape.encoder_activations + num_heads * shape.head_activations,
+        activations=max(
+            shape.encoder_activations + num_heads * shape.head_activations,
+            *(each.encoder_activations + each.head_activations for each in frozen),
+            0,
+        ),
     )
 
 
@@ -365,11 +376,12 @@ def make_plan(config: Config, spec: Spec) -> Plan:
     schedule = schedule_of(config)
     kind = kind_of(schedule.intervention, config)
     at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
-    stages, end = [], 0
+    stages, end, activations = [], 0, 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
         start, end = end, end + frames
         first, last = start // config.frame_skip, end // config.frame_skip
         sizes = (_sac_sizes if spec.continuous else _q_network_sizes)(config, spec, stage, kind)
+        activations = max(activations, sizes.activations)
         cost = StageCost(
             stage=stage,
             start_frame=start,
@@ -388,7 +400,7 @@ def make_plan(config: Config, spec: Spec) -> Plan:
             flops_of_sweep=sizes.flops_per_frozen_row * _rows_filled(config, first),
         )
         stages.append(cost)
-    memory = _memory(config, spec, sizes.activations, stages)
+    memory = _memory(config, spec, activations, stages)
     lines = config.total_frames // config.log_period + _evaluations(config, 0, config.total_frames)
     lines += (growths := len(schedule.injection_frames))
     if config.diagnostics_period:
@@ -457,27 +469,33 @@ def _measured_bytes(config: Config, spec: Spec) -> int:
 
 def _saved_bytes(config: Config, spec: Spec, stages: list[StageCost]) -> int:
     """What a checkpoint holds, the replay aside."""
-    last, trainable = stages[-1], max(stage.parameters_trainable for stage in stages)
-    parameters = 2 * (last.parameters_total + trainable) - last.parameters_shared  # online, target, two optimizer slots
+    largest, trainable = _largest(stages), max(stage.parameters_trainable for stage in stages)
+    # Online, target, two optimizer slots.
+    parameters = 2 * (largest.parameters_total + trainable) - largest.parameters_shared
     parameters += (config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable  # the initial ones
     return 4 * parameters + _measured_bytes(config, spec)
 
 
+def _largest(stages: list[StageCost]) -> StageCost:
+    return max(stages, key=lambda stage: stage.parameters_total)
+
+
 def _memory(config: Config, spec: Spec, activations_per_state: int, stages: list[StageCost]) -> Memory:
-    """Of the last stage, a forward pass of which keeps so many floats per observation."""
-    last, batch_size, lanes = stages[-1], config.batch_size, config.num_envs
+    """Of the largest stage; a forward pass keeps at most so many floats per observation."""
+    largest, batch_size, lanes = _largest(stages), config.batch_size, config.num_envs
     trainable = max(stage.parameters_trainable for stage in stages)
     at_once = 2 * batch_size  # activations and their gradients
     if config.diagnostics_period:
         at_once = max(at_once, STATES)
-    frozen_whole = kind_of(schedule_of(config).intervention, config).adds == "snapshot" and len(stages) > 1
-    if frozen_whole:
+    sweeps = kind_of(schedule_of(config).intervention, config).adds == "snapshot" and len(stages) > 1
+    if sweeps:
         at_once = max(at_once, ROWS_AT_ONCE)
+    frozen_whole = sweeps or config.frozen_width > 0
     activations = 4 * at_once * activations_per_state
     drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * spec.frame_bytes
     rows = lanes * rows_per_lane(config.replay_capacity, lanes, spec.stack_size)
     frozen_values = 4 * spec.num_outputs * rows * frozen_whole
-    own = last.parameters_total - last.parameters_shared
+    own = largest.parameters_total - largest.parameters_shared
     return Memory(
         replay=replay_bytes(config, spec),
         replay_index=2 * rows + 8 * lanes,
@@ -486,7 +504,7 @@ def _memory(config: Config, spec: Spec, activations_per_state: int, stages: list
         networks=4
         * (
             2 * own
-            + SHARED_COPIES * last.parameters_shared
+            + SHARED_COPIES * largest.parameters_shared
             + (4 + config.keeps_initial_weights + bool(config.diagnostics_period)) * trainable
         ),
         injection=4 * 2 * own + frozen_values,

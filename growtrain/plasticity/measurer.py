@@ -126,7 +126,7 @@ class Measurer:
         return Diagnostics(
             frames=frames,
             updates=learner.updates,
-            stage=max(head_of(each).num_injections + num_snapshots(each) for each in self._networks().values()),
+            stage=max(self._num_injections(each) for each in self._networks().values()),
             when=when,
             states=len(rows),
             dormant_fraction={name: float(diagnostics.dormant_fraction(layer)) for name, layer in layers.items()},
@@ -149,6 +149,10 @@ class Measurer:
             return None, None
         q_before, q_after = self._previous["q"], self.learner.act(self._previous["observations"])
         return float(diagnostics.policy_churn(q_before, q_after)), frames - self._previous["frames"]
+
+    def _num_injections(self, network: nn.Module) -> int:
+        """How often a network was injected; one that was frozen from the start is no injection."""
+        return head_of(network).num_injections + max(0, num_snapshots(network) - (self.config.frozen_width > 0))
 
     def _distance(self, name: str, part: nn.Module) -> float | None:
         initial = self._initial.get(name)

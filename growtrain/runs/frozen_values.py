@@ -31,18 +31,25 @@ class FrozenValues:
 
     Args:
         learner: whose `frozen_value` it holds.
-        ring: gets the column, or has it from a checkpoint.
+        ring: gets the column, at once or at the first injection, or has it from a checkpoint.
     """
 
     def __init__(self, learner: AbstractLearner, ring: LaneRing) -> None:
         self.learner, self.ring = learner, ring
         self._written = ring.written.copy()  # the rows that are taken account of
         self._before: Tensor | None = None  # the column as it was before an injection that is being carried out
+        if not self.kept and self._needed:  # something is frozen from the start, when episodes have begun
+            self.prepare()
+            self._written[:] = 0
 
     @property
     def kept(self) -> bool:
         """Whether there is anything to keep."""
         return COLUMN in self.ring.columns
+
+    @property
+    def _needed(self) -> bool:
+        return any(num_snapshots(online) for online, _ in self.learner.networks.values())
 
     def prepare(self) -> None:
         """Makes room for what an injection computes; raises `GrowthFailed` where there is no memory for it, before anything is frozen."""
@@ -79,7 +86,7 @@ class FrozenValues:
     def settle(self) -> None:
         """Gives up what an injection needed, and the column where nothing is frozen whole, as after a reset."""
         self._before = None
-        if self.kept and not any(num_snapshots(online) for online, _ in self.learner.networks.values()):
+        if self.kept and not self._needed:
             self.ring.drop_column(COLUMN)
 
     def extend(self, left: Tensor) -> None:

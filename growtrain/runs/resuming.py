@@ -18,7 +18,7 @@ import torch
 
 from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
-from growtrain.learners.saved import read_saved
+from growtrain.learners.saved import begins_frozen, read_saved
 from growtrain.runfiles import cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences
@@ -228,7 +228,9 @@ def render(run_dir: Path) -> tuple[list[str], bool]:
 
 def _render_one(checkpoint: Checkpoint) -> list[str]:
     state, config = checkpoint.state, checkpoint.config
-    learner, ring = read_saved(state["learner"]), state["ring"]
+    learner, ring, given = read_saved(state["learner"]), state["ring"], ""
+    if begins_frozen(state["learner"], config):
+        given = f" (first a file's, width {config.frozen_width}, encoder width {config.frozen_encoder_width:g})"
     replay = sum(segment.num_bytes for segment in checkpoint.segments)
     frames = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks)
     raw = frames * Spec.from_dict(state["spec"]).frame_bytes
@@ -246,7 +248,7 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
         ),
         (
             f"network     {len(learner.injections)} injections ({', '.join(learner.injections) or 'none'}), "
-            f"frozen whole {learner.snapshots} times, "
+            f"frozen whole {learner.snapshots} times{given}, "
             f"width {learner.width}, "
             f"{format_count(learner.num_parameters)} parameters, encoder {'frozen' if learner.encoder_frozen else 'learning'}, "
             f"optimizer slots of {learner.num_slots} tensors"

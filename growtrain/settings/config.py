@@ -86,6 +86,7 @@ def setting(
     needs: Callable[["Config"], bool] | None = None,
     evaluation: bool = False,
     common: bool = False,
+    by_flag: bool = True,
 ) -> Any:
     """A field of `Config`.
 
@@ -100,6 +101,7 @@ def setting(
         needs: whether it has an effect beside the other settings of a configuration; None: always.
         evaluation: an evaluation of a checkpoint may do it otherwise than the run's own.
         common: among the dozen that `--help` shows.
+        by_flag: it is given on the command line; no: a command finds it out.
     """
     return field(
         default=default,
@@ -113,6 +115,7 @@ def setting(
             "needs": needs,
             "evaluation": evaluation,
             "common": common,
+            "by_flag": by_flag,
         },
     )
 
@@ -124,6 +127,10 @@ def _does(intervention: Intervention) -> Callable[["Config"], bool]:
 
 def _injects_heads(config: "Config") -> bool:
     return _does("inject")(config) and config.freeze == "heads"
+
+
+def _begins_frozen(config: "Config") -> bool:
+    return config.frozen_width > 0
 
 
 def _is_adaptive(config: "Config") -> bool:
@@ -293,6 +300,20 @@ class Config:
         "Beside a network that was frozen: warm goes on with its encoder's weights and moments, cold begins anew with an encoder, too.",
         forkable=True,
         needs=lambda config: _does("inject")(config) and config.freeze == "network" and not config.continuous,
+    )
+    frozen_width: int = setting(
+        0,
+        "Hidden units of a file's network that is frozen whole from the start (0: there is none).",
+        bounds=_NOT_NEGATIVE,
+        needs=_begins_frozen,
+        by_flag=False,
+    )
+    frozen_encoder_width: float = setting(
+        1.0,
+        "Factor on the channels of its convolutions.",
+        bounds=_FINITE,
+        needs=_begins_frozen,
+        by_flag=False,
     )
     trainable_heads: TrainableHeads = setting(
         "newest",
@@ -732,7 +753,7 @@ class Config:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_LATER = frozenset({"grow", "target_tau"})
+_LATER = frozenset({"grow", "target_tau", "frozen_width", "frozen_encoder_width"})
 
 
 def has_effect(name: str, config: Config) -> bool:

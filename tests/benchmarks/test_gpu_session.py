@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["doctor", "smoke", "tests", "throughput-4", "growth_cost", "wallclock"]
+PARTS = ["doctor", "smoke", "smoke-network", "tests", "throughput-4", "growth_cost", "wallclock"]
 
 
 def session(tmp_path: Path, **environment: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from growtrain.settings.config import Config
 from growtrain.settings.text import flag
 
 FROZEN = Path(__file__).with_name("flags.txt")
-SETTINGS = [item.name for item in dataclasses.fields(Config)]
+SETTINGS = [item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"]]
 COMMON = [item.name for item in dataclasses.fields(Config) if item.metadata["common"]]
 
 

@@ -554,7 +554,11 @@ def test_the_network_of_a_file_is_frozen_as_it_is(live_encoder: str, tmp_path: P
     for name, tensor in read_weights(file).tensors.items():
         assert torch.equal(saved["online"][f"snapshot.networks.0.{name}"], tensor)
     wider = ["--width", "64"]
-    assert main(["rescue", str(file), "--frames", "800", "--run-dir", str(tmp_path / "wider"), *words, *wider]) == 2
+    assert main(["rescue", str(file), "--frames", "800", "--run-dir", str(tmp_path / "wider"), *words, *wider]) == 0
+    saved = open_newest(tmp_path / "wider").state["learner"]
+    assert saved["width"] == 64
+    for name, tensor in read_weights(file).tensors.items():
+        assert torch.equal(saved["online"][f"snapshot.networks.0.{name}"], tensor)
 
 
 def test_an_archive_of_stable_baselines3_is_told_by_its_content(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from growtrain import InjectedNetwork, inject_network
 from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.saved import check_saved
 from growtrain.planning.speed import synthetic_batches
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -148,6 +149,52 @@ def test_a_saved_learner_goes_on_to_the_bit() -> None:
     assert torch.equal(again.act(observations()), learner.act(observations()))
     assert len(again.online.snapshot) == 2
     assert again.online.snapshot is again.target.snapshot
+
+
+def test_networks_of_several_widths_are_saved_and_those_saved_without_an_encoder_s_width_have_the_run_s() -> None:
+    learner, own = make_learner(frozen_width=48, frozen_encoder_width=0.5), make_learner()
+    learner.copy_target()
+    apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
+    state = copy.deepcopy(learner.state_dict())
+    check_saved(state, learner.config, SPEC, 1)
+    again = make_learner(frozen_width=48, frozen_encoder_width=0.5)
+    again.load_state_dict(state)
+    for each in (learner, again):
+        each.update(with_values(each, batches(each.config, 4)))
+    assert torch.equal(again.act(observations()), learner.act(observations()))
+
+    own.copy_target()
+    apply(own, "inject", observations(), config=own.config, generator=torch.Generator().manual_seed(0))
+    older = copy.deepcopy(own.state_dict())
+    assert older["snapshot"][0].pop("encoder_width") == own.config.encoder_width
+    check_saved(older, own.config, SPEC, 1)
+    again = make_learner()
+    again.load_state_dict(older)
+    assert torch.equal(again.act(observations()), own.act(observations()))
+
+
+@pytest.mark.parametrize("change", [{"width": 49}, {"encoder_width": 100.0}, {"head": {"injections": ["frozen"]}}])
+def test_a_network_that_a_run_began_with_has_the_configuration_s_widths(change: dict[str, object]) -> None:
+    """With others, or injected, it would be one more injection than there were."""
+    learner = make_learner(frozen_width=48, frozen_encoder_width=0.5)
+    state = learner.state_dict()
+    check_saved(state, learner.config, SPEC, 0)
+    with pytest.raises(ValueError, match="1 injections in 0"):
+        check_saved(state | {"snapshot": [state["snapshot"][0] | change]}, learner.config, SPEC, 0)
+
+
+def test_networks_of_other_shapes_than_the_checkpoint_claims_are_refused() -> None:
+    learner = make_learner(frozen_width=48, frozen_encoder_width=0.5)
+    state = learner.state_dict()
+    tensors = state["online"] | {"snapshot.networks.0.encoder.layers.0.weight": torch.zeros(8, 4, 8, 8)}
+    with pytest.raises(ValueError, match=r"snapshot\.networks\.0\.encoder.*by the tensors"):
+        check_saved(state | {"online": tensors}, learner.config, SPEC, 0)
+    learner.copy_target()
+    apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
+    state = learner.state_dict()
+    second = [state["snapshot"][0], state["snapshot"][1] | {"encoder_width": 100.0}]
+    with pytest.raises(ValueError, match=r"encoder width is 100\.0 where this configuration has 0\.25"):
+        check_saved(state | {"snapshot": second}, learner.config, SPEC, 1)
 
 
 def test_a_target_that_lags_and_a_weight_that_is_not_finite_are_refused_and_nothing_changes() -> None:

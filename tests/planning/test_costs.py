@@ -244,6 +244,50 @@ def test_networks_that_were_frozen_whole_are_shared_and_saved_once():
     assert plan.memory.networks == expected
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "fixed"},
+        {"schedule": "grow2x", "freeze": "network", "live_encoder": "cold"},
+        {"schedule": "at:0.5", "intervention": "reset-encoder"},
+        {"schedule": "at:0.5", "intervention": "reset-head"},
+    ],
+    ids=lambda settings: settings["schedule"] + settings.get("intervention", ""),
+)
+def test_a_network_that_is_frozen_from_the_start_is_counted_with_its_own_widths(settings):
+    config = Config(width=24, encoder_width=0.25, frozen_width=64, frozen_encoder_width=1.0, batch_size=3, **settings)
+    plan, generator = make_plan(config, make_spec(5)), torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, make_spec(5), width=config.width, device=CPU, generator=generator)
+    batches = synthetic_batches(config, make_spec(5), 1, generator)
+    for cost in plan.stages:
+        if cost.stage:
+            learner.copy_target()
+            kind, probe = schedule_of(config).intervention, batches["observation"][0]
+            apply(learner, kind, probe, config=config, generator=generator)
+        for part in (batches, batches["next"]):
+            if len(learner.online.snapshot):
+                part["frozen_value"] = learner.frozen_value(part["observation"].flatten(0, 1)).unsqueeze(0)
+            else:
+                part.pop("frozen_value")
+        with counted() as update:
+            learner.update(batches)
+        with counted() as action:
+            learner.act(batches["observation"][0, :1])
+        assert update.get_total_flops() == cost.flops_per_update
+        assert action.get_total_flops() == cost.flops_per_action
+        assert count_parameters(learner.online) == cost.parameters_total
+        assert count_parameters(learner.online, trainable=True) == cost.parameters_trainable
+        assert sum(p.numel() for p in learner.online.snapshot.parameters()) == cost.parameters_shared
+        assert sum(network.head.width for network in learner.online.snapshot.networks) == cost.frozen_width
+    alone = make_plan(dataclasses.replace(config, frozen_width=0), make_spec(5))
+    own = 4 * plan.stages[0].parameters_shared
+    assert plan.memory.networks - alone.memory.networks == SHARED_COPIES * own
+    assert plan.memory.frozen_values == 4 * 5 * plan.memory.replay_index // 2 - 4 * 5 * 4 * config.num_envs
+    assert plan.disk_bytes > alone.disk_bytes + own
+    # What is frozen has the larger activations, where diagnostics look at many states.
+    assert plan.memory.batch > alone.memory.batch
+
+
 def test_a_sweep_is_counted_with_its_flops_and_what_it_holds():
     config = Config(width=32, encoder_width=0.5, freeze="network", batch_size=2, replay_capacity=1_000)
     learner, plan = frozen_whole(dataclasses.replace(config, diagnostics_period=0))
