@@ -39,11 +39,10 @@ from growtrain.environments.base import Spec
 from growtrain.environments.make import spec_of
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.learners.graph import CapturedUpdate, uses_graph
 from growtrain.learners.make import resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import FROZEN_HEADS_PER_INJECTION, network_shape, update_flops
-from growtrain.planning.speed import keep_frozen_values, synthetic_batches
+from growtrain.planning.speed import keep_frozen_values, make_update, synthetic_batches
 from growtrain.settings.config import PAPER_TOTAL_FRAMES, Anchor, Config, Execution
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.presets import paper
@@ -163,15 +162,6 @@ def build(subject: Subject, config: Config, spec: Spec, device: torch.device) ->
     learner.copy_target()
     keep_frozen_values(learner, batches)
     return learner, batches
-
-
-def make_update(learner: DoubleDQN, batches: TensorDict) -> Callable[[], object]:
-    """One update as a run does it: on a GPU in a CUDA graph, unless the execution is eager."""
-    if not uses_graph(learner.config, learner.device):
-        return lambda: learner.update(batches)
-    captured = CapturedUpdate(learner, lambda rows: batches[0], learner.config.batch_size)
-    no_rows = torch.zeros(learner.config.batch_size, dtype=torch.int64)
-    return lambda: captured.update(no_rows)
 
 
 def time_rounds(

@@ -106,6 +106,7 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         diagnostics_period=0,
         device="cpu",
     )
+    machine = describe_machine("cpu")  # before it is this that uses the cores
     say("filling the replays")
     arms = loop_arms(config, run_dir)
     missing = None
@@ -126,7 +127,7 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         say(f"round {repeat + 1} of {arguments.repeats}")
     return {
         "benchmark": "sac_speed",
-        "machine": describe_machine("cpu"),
+        "machine": machine,
         "settings": {name: value for name, value in vars(arguments).items() if name != "output"}
         | {"game": config.game, "width": config.width, "batch_size": config.batch_size},
         "counts": counts,

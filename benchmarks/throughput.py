@@ -12,8 +12,8 @@ a ratio is taken within a repeat, and tables show the median over repeats and th
 
 On a GPU: environments alone, updates alone, the real loop, its share of the slower of the two, and a profile of where the rest goes.
 
-The loop is `growtrain.runs.run.Run.step`, which `train` repeats: act, learn, receive; without what is periodic (evaluations, records,
-checkpoints, copies of the target).
+The loop is what `train` repeats: act, learn, receive, and the target's copies; without what is periodic beside it (evaluations, records,
+checkpoints).
 
 Units: seconds; emulator frames (4 per agent step); FLOPs, 2 per multiply-add.
 """
@@ -87,14 +87,19 @@ class Loop:
         """Builds the run, fills the replay with random play, and does the first updates."""
         self.run = Run(config, run_dir)
         while self.run.learner.updates < WARM_UP_UPDATES:
-            self.run.step()
+            self.step()
+
+    def step(self) -> None:
+        """A step of the environments, the updates that it owes, and the target's copy where it is due."""
+        self.run.step()
+        self.run.learner.end_of_step(self.run.frames)
 
     def __call__(self, seconds: float) -> Sample:
         """Runs it; `phases` are its timers, which never wait for a GPU."""
         run = self.run
         run.phases.take()
         frames, updates = run.collector.frames, run.learner.updates
-        sample = timed(run.step, run.device, seconds)
+        sample = timed(self.step, run.device, seconds)
         sample |= {"frames": run.collector.frames - frames, "updates": run.learner.updates - updates}
         return sample | {"phases": run.phases.take()}
 
@@ -245,7 +250,7 @@ def profile(loop: Loop, steps: int) -> dict[str, Any]:
     with torch.profiler.profile(activities=activities) as profiler:
         start = time.perf_counter()
         for _ in range(steps):
-            loop.run.step()
+            loop.step()
         synchronize(device)
         seconds = time.perf_counter() - start
     on_device = device_events(profiler)

@@ -18,7 +18,7 @@ from growtrain.environments.make import make_environment
 from growtrain.growth.transaction import apply
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
-from growtrain.learners.graph import CapturedUpdate
+from growtrain.learners.graph import CapturedUpdate, uses_graph
 from growtrain.learners.make import make_learner
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
@@ -180,7 +180,7 @@ def _copy_target(learner: AbstractLearner) -> None:
 
 def make_update(learner: AbstractLearner, batches: TensorDict) -> Callable[[], object]:
     """As many updates as there are batches, as a run does them: on a GPU in a CUDA graph, unless the execution is eager."""
-    if learner.device.type != "cuda" or learner.config.execution == "eager":
+    if not uses_graph(learner.config, learner.device):
         return lambda: learner.update(batches)
     captured = CapturedUpdate(learner, lambda rows: batches[0], learner.config.batch_size)
     no_rows = torch.zeros(batches.numel(), dtype=torch.int64)
