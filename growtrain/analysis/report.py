@@ -198,7 +198,13 @@ def _commands(study: Study, command: Sequence[str]) -> list[Block]:
     lines = ["# this report", shell_line(command)]
     for entry in study.entries:
         known = bool(entry.run.settings)
-        lines += [f"# {entry.run.name}", shell_line(command_of(entry.run.settings)) if known else "# settings unknown"]
+        given = (
+            ", which began beside the network of a file (rescue FILE)" if entry.run.settings.get("frozen_width") else ""
+        )
+        lines += [
+            f"# {entry.run.name}{given}",
+            shell_line(command_of(entry.run.settings)) if known else "# settings unknown",
+        ]
     text = (
         "Each run by the settings in its config.json. A run that was forked, or resumed with changes, has a longer history "
         "than its command; the table above says so."

@@ -102,13 +102,6 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
             raise ConfigError(f"{flag(name)} {given[name]}: the file's network has {value}: {remedy}")
     beside = any(given[name] != value for name, value in widths.items())
     frozen = {f"frozen_{name}": value for name, value in widths.items()} if beside else {}
-    if given["encoder_width"] != weights.encoder_width:
-        if explicit.get("live_encoder") == "warm":
-            raise ConfigError(
-                f"--live-encoder warm: the file's encoder has width {weights.encoder_width:g}, and cannot go on as one of width "
-                f"{given['encoder_width']:g}: use --live-encoder cold, or leave --encoder-width out"
-            )
-        frozen["live_encoder"] = "cold"
     config, notes = resolve(
         explicit.get("preset"), explicit | given | frozen | {"total_frames": frames, "schedule": "fixed"}
     )
@@ -141,7 +134,8 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
         schedule = rescue_schedule(explicit.get("schedule"), (), begin, frames - begin)
     make_schedule(schedule, frames, config.learning_starts)
     if beside:
-        encoder = "the file's" if config.live_encoder == "warm" else "a fresh"
+        goes_on = config.live_encoder == "warm" and config.encoder_width == weights.encoder_width
+        encoder = "the file's" if goes_on else "a fresh"
         notes.append(
             f"the file's network, width {weights.width} and encoder width {weights.encoder_width:g}, is frozen whole from the start; "
             f"beside it one of width {config.width} and encoder width {config.encoder_width:g} learns, on {encoder} encoder"

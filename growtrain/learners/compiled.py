@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from growtrain.learners.base import AbstractLearner
 from growtrain.learners.finite import count_nonfinite
 from growtrain.learners.optimizers import Slots, compiled_anew, slots_of, step_of
 from growtrain.learners.regularizers import project, regularized
 from growtrain.replay.ring import Batch
+from growtrain.settings.config import Config
 
 if TYPE_CHECKING:
     from growtrain.learners.gradient_step import GradientStep
@@ -26,17 +28,16 @@ class CompiledStep:
     """A learner's gradient step on a CPU in one function.
 
     Args:
-        step: what is compiled.
+        learner: whose settings are compiled in.
     """
 
-    def __init__(self, step: "GradientStep") -> None:
-        self._parts = step
-        self._step = compiled_anew(_make_step(step))
+    def __init__(self, learner: AbstractLearner) -> None:
+        self._step = compiled_anew(_make_step(learner.config, step_of(learner.optimizer)))
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, learner: AbstractLearner, parts: "GradientStep", batch: Batch) -> Tensor:
         """One step on a batch (B,); returns () bool, whether it was not finite and the parameters stayed what they were."""
-        parts, learner = self._parts, self._parts.learner
         bad: Tensor = self._step(
+            learner,
             batch,
             parts.trainable,
             slots_of(learner.optimizer, parts.trainable),
@@ -52,10 +53,9 @@ class CompiledStep:
         return bad
 
 
-def _make_step(parts: "GradientStep") -> Callable[..., Tensor]:
-    learner, config, optimizer_step = parts.learner, parts.learner.config, step_of(parts.learner.optimizer)
-
+def _make_step(config: Config, optimizer_step: Callable[..., None]) -> Callable[..., Tensor]:
     def step(
+        learner: AbstractLearner,
         batch: Batch,
         trainable: list[Tensor],
         slots: Slots,

@@ -16,7 +16,7 @@ Units: a batch is (K x B) transitions, K updates of B; `update` never reads a de
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +47,7 @@ _BATCHES_AT_ONCE = 16  # that the target network sees, which bounds the memory t
 
 
 class DoubleDQN(AbstractLearner):
-    """A Double-DQN learner; where it begins beside a frozen network (`Config.frozen_width`), its live one is 0 at first.
+    """A Double-DQN learner.
 
     Args:
         config: the run's configuration (network, optimizer, loss).
@@ -76,14 +76,8 @@ class DoubleDQN(AbstractLearner):
         self.device, self.asynchronous = device, device.type != "cpu"
         self.online = make_network(config, spec, width)
         initialize(self.online, generator)
-        if config.frozen_width:
-            self.online.head = self.head.silent(generator)
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        if config.frozen_width:
-            widths = {"width": config.frozen_width, "encoder_width": config.frozen_encoder_width}
-            snapshot = self._make_snapshot([widths | {"head": {"injections": []}}])
-            self.online.snapshot = self.target.snapshot = snapshot
         self.optimizer = self._make_optimizer()
         # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
         self.initial = WeakTensorKeyDictionary()
@@ -193,7 +187,7 @@ class DoubleDQN(AbstractLearner):
         vectors_before = [vector.clone() for vector in vectors]
         for layer in self._spectral:
             layer.power_iterate()
-        bad = self.gradient_step(batch)
+        bad = self.gradient_step(self, batch)
         for vector, before in zip(vectors, vectors_before, strict=True):
             vector.copy_(torch.where(bad, before, vector))
 
@@ -219,6 +213,33 @@ class DoubleDQN(AbstractLearner):
             network.head.grow_to(spec["head"])
             networks.append(network.to(self.device))
         return Snapshot(networks)
+
+    def begin_beside(self, frozen: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        """Freezes a network of these weights whole before anything is learned; the live one beside it is exactly 0 at first.
+
+        It learns on the frozen network's encoder, or with `live_encoder` "cold", or where that has another width, on its own.
+
+        Args:
+            frozen: of a network of `config.frozen_width` and `config.frozen_encoder_width`, by name.
+            generator: source of the live head's weights (CPU).
+
+        Raises:
+            RuntimeError: the weights are not of such a network.
+        """
+        config = self.config
+        widths = {"width": config.frozen_width, "encoder_width": config.frozen_encoder_width}
+        snapshot = self._make_snapshot([widths | {"head": {"injections": []}}])
+        snapshot.networks[0].load_state_dict(frozen)
+        self.online.snapshot = snapshot
+        self.online.head = self.head.silent(generator)
+        if config.live_encoder == "warm" and config.frozen_encoder_width == config.encoder_width:
+            self.online.encoder.load_state_dict(
+                {name.removeprefix("encoder."): t for name, t in frozen.items() if name.startswith("encoder.")}
+            )
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.target.snapshot = snapshot
+        self.optimizer = self._make_optimizer()
+        self.rebuild()
 
     def report(self) -> LearnerReport:
         """The mean loss since the last call, and how many updates were not applied; reads the device."""

@@ -220,10 +220,13 @@ def save_initial(weights: Weights, run_dir: Path) -> None:
     write_durably(run_dir / _INITIAL, save_safetensors(weights.tensors))
 
 
-def load_initial(learner: AbstractLearner, run_dir: Path) -> None:
+def load_initial(learner: AbstractLearner, run_dir: Path, generator: torch.Generator) -> None:
     """Begins with the weights that `save_initial` left, in both networks of a DQN; does nothing where there are none.
 
-    Where the configuration freezes them from the start, they are those of the frozen network, and of the live encoder if that goes on.
+    Args:
+        learner: as it was made.
+        run_dir: of the run.
+        generator: source of fresh weights (CPU), where those of the file are frozen from the start.
 
     Raises:
         Unreadable: the file is missing where it is needed, damaged, or not of this configuration.
@@ -233,17 +236,12 @@ def load_initial(learner: AbstractLearner, run_dir: Path) -> None:
         return
     try:
         tensors = load_safetensors(read_plain(path, _MAX_BYTES))
-        networks = [learner.online, learner.target]
-        if config.frozen_width:
-            (frozen,) = learner.online.snapshot.networks
-            frozen.load_state_dict(tensors)
-            encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
-            for network in networks if config.live_encoder == "warm" else ():
-                network.load_state_dict(network.state_dict() | encoder)
-        else:
-            for network in networks:
-                network.load_state_dict(tensors)
         learner.initial.clear()  # what it keeps to, if to anything, is what it begins with
-        learner.rebuild()
+        if config.frozen_width:
+            learner.begin_beside(tensors, generator)
+        else:
+            for network in (learner.online, learner.target):
+                network.load_state_dict(tensors)
+            learner.rebuild()
     except (SafetensorError, RuntimeError) as error:
         raise Unreadable(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error

@@ -18,22 +18,33 @@ from growtrain.learners.optimizers import CompilationFailed, can_compile
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, project, regularized
 from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
+from growtrain.settings.schedules import schedule_of
 
 # Updates from which compiling pays: the optimizer's step takes a few seconds, and saves up to two milliseconds an update; the whole update
-# takes some seconds in every stage, up to half a minute of SAC's, and saves about half a millisecond, of SAC's one to two.
+# takes some seconds for every architecture, of SAC's 20 to 25, and saves about half a millisecond, of SAC's one to two.
 MIN_UPDATES_TO_COMPILE = 10_000
 MIN_UPDATES_TO_COMPILE_ALL = 50_000
+_SHARE_OF_A_STAGE = 0.3  # of the latter, which each stage of a run that is compiled anew has on average
 
 
 def compiles(config: Config, device: torch.device, *, whole: bool) -> bool:
     """Whether a run compiles its optimizer's step, or whole updates: it has updates enough for that, and may and can."""
     updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
-    enough = updates >= (MIN_UPDATES_TO_COMPILE_ALL if whole else MIN_UPDATES_TO_COMPILE)
-    return config.execution != "eager" and enough and can_compile(device)
+    least: float = MIN_UPDATES_TO_COMPILE
+    if whole:
+        schedule = schedule_of(config)
+        changes = len(schedule.injection_frames)
+        if schedule.intervention == "inject" and config.freeze == "network":
+            changes = min(changes, 1)  # the others change nothing that an update computes
+        least = MIN_UPDATES_TO_COMPILE_ALL * max(1.0, _SHARE_OF_A_STAGE * (1 + changes))
+    return config.execution != "eager" and updates >= least and can_compile(device)
 
 
 class GradientStep:
     """What an update does to a learner's weights, its optimizer's slots and its sums.
+
+    It is handed the learner anew at every call and keeps none: two that hold each other would keep a learner's memory, or an old head's,
+    until the garbage collector comes by.
 
     Args:
         learner: has its networks and its optimizer; when its architecture changes, another step is needed.
@@ -61,7 +72,7 @@ class GradientStep:
         pairs: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         config = learner.config
-        self.learner, self.sums, self.trainable = learner, sums, learner.trainable()
+        self.sums, self.trainable = sums, learner.trainable()
         weights = [p for p in network.parameters() if p.requires_grad]
         if config.keeps_initial_weights:
             initial.update({p: p.detach().clone() for p in weights if p not in initial})
@@ -71,9 +82,9 @@ class GradientStep:
         self.norms = [joint_norm([initial[p] for p in layer]) for layer in self.projected]
         self.lagging, self.leading = [lagging for lagging, _ in pairs], [leading for _, leading in pairs]
         compiled = not learner.asynchronous and compiles(config, learner.device, whole=True)
-        self.compiled = CompiledStep(self) if compiled else None
+        self.compiled = CompiledStep(learner) if compiled else None
 
-    def __call__(self, batch: TensorDict | Batch) -> Tensor:
+    def __call__(self, learner: AbstractLearner, batch: TensorDict | Batch) -> Tensor:
         """One step on a batch (B,); returns () bool, whether loss or gradients were not finite, and nothing was moved.
 
         Run operation by operation on the CPU, the answer is known at once. What is captured tells it to the optimizer as a gradient scaler
@@ -81,11 +92,10 @@ class GradientStep:
         """
         if self.compiled is not None:
             try:
-                return self.compiled(batch.to_dict() if isinstance(batch, TensorDict) else batch)
+                return self.compiled(learner, self, batch.to_dict() if isinstance(batch, TensorDict) else batch)
             except CompilationFailed as error:
                 warnings.warn(f"the update could not be compiled and runs uncompiled: {error}", stacklevel=2)
                 self.compiled = None
-        learner = self.learner
         loss, summed = learner.objective(batch)
         learner.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(regularized(loss, learner.config, self.penalized, self.initial))

@@ -177,7 +177,7 @@ class SAC(AbstractLearner):
 
     def step(self, batch: TensorDict | Batch) -> None:
         """One gradient step on one batch (B,) with the noise that was drawn, then one of the targets; fit for a CUDA graph."""
-        self.gradient_step(batch)
+        self.gradient_step(self, batch)
 
     def objective(self, batch: TensorDict | Batch) -> tuple[Tensor, Tensor]:
         """The sum of all losses (), with the noise that was drawn; and the critics' loss and their mean value (2,)."""

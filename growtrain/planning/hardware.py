@@ -80,9 +80,7 @@ _L2 = "te42kyfo/gpu-benches, gpu-l2-cache"
 
 # The same on every GPU here, for want of published measurements on each.
 _GRAPH_KERNEL = Constant(1.3e-6, "Spector et al. 2025, 'Look Ma, No Bubbles!', of a kernel in a CUDA graph on an H100")
-_EAGER_KERNEL = Constant(
-    7e-6, "meta-pytorch/autoparallel, pull request 146, per operator on an H100; FlagGems, issue 4812"
-)
+_EAGER_KERNEL = Constant(7e-6, "meta-pytorch/autoparallel, pull request 146, per operator on an H100")
 _EMULATOR = Constant(13_250, "results/throughput_sb3_cpu.md: 26,517 frames/s of Phoenix on 2 cores of an AMD EPYC")
 _CORES = Constant(12, "Google Cloud's a2-highgpu-1g: 12 vCPUs to one A100")
 

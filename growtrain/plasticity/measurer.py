@@ -21,6 +21,8 @@ from growtrain import diagnostics
 from growtrain.growth.alternatives import head_of
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.base import AbstractLearner
+from growtrain.learners.saved import begins_frozen
+from growtrain.learners.saved_tensors import spec_of
 from growtrain.networks.build import QNetwork
 from growtrain.networks.injected import CONCATENATING, POINTWISE
 from growtrain.networks.snapshot import num_snapshots
@@ -152,7 +154,10 @@ class Measurer:
 
     def _num_injections(self, network: nn.Module) -> int:
         """How often a network was injected; one that was frozen from the start is no injection."""
-        return head_of(network).num_injections + max(0, num_snapshots(network) - (self.config.frozen_width > 0))
+        count = head_of(network).num_injections + num_snapshots(network)
+        if not (self.config.frozen_width and num_snapshots(network)):
+            return count
+        return count - begins_frozen({"snapshot": [spec_of(network.get_submodule("snapshot.networks.0"))]}, self.config)
 
     def _distance(self, name: str, part: nn.Module) -> float | None:
         initial = self._initial.get(name)

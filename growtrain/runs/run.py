@@ -74,14 +74,10 @@ class Run:
         self.ring = make_ring(config, environment.spec, rng=rng, device=self.device)
         self.replay = ring_replay(self.ring)
         self.collector = Collector(environment, self.ring, config, np.random.default_rng(exploration))
-        learner = make_learner(
-            config,
-            environment.spec,
-            device=self.device,
-            generator=torch.Generator().manual_seed(weights),
-        )
+        generator = torch.Generator().manual_seed(weights)
+        learner = make_learner(config, environment.spec, device=self.device, generator=generator)
         if start is None:
-            load_initial(learner, run_dir)
+            load_initial(learner, run_dir, generator)
         self.learner: AbstractLearner = learner
         self.captured = make_captured(learner, self.ring) if uses_graph(config, self.device) else None
         self.frozen_values = FrozenValues(learner, self.ring)

@@ -114,7 +114,7 @@ def test_another_network_learns_beside_that_of_a_file(
     run_dir = rescue(file, tmp_path / "run", *words)
     config, state = open_newest(run_dir).config, open_newest(run_dir).state
     assert (config.width, config.encoder_width, config.schedule) == (width, encoder_width, "fixed")
-    assert config.live_encoder == live_encoder or (live_encoder is None and config.live_encoder == "cold")
+    assert config.live_encoder == (live_encoder or "warm")  # of later injections, too
     assert read_jsonl(run_dir / "growth_events.jsonl") == []
     assert {record["stage"] for record in read_jsonl(run_dir / "diagnostics.jsonl")} == {0}
 
@@ -204,11 +204,9 @@ def test_a_file_of_the_live_networks_widths_goes_on_as_the_live_network(file: Pa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--encoder-width=2", "--live-encoder=warm"], "--live-encoder warm: the file's encoder has width 0.5"),
         (["--width=32", "--freeze=heads"], "leave it out, or add --freeze network to"),
         (["--width=32", "--intervention=reset-head"], "--width 32: the file's network has 24: leave it out"),
         (["--encoder-width=2", "--activation=crelu"], "--activation crelu: the file's network has relu: leave it out"),
-        (["--encoder-width=2", "--freeze-encoder-at=1", "--schedule=grow1x"], "fresh weights with --live-encoder cold"),
         (["--game=minatar/seaquest"], "sees (4, 10, 10): name the game"),
     ],
 )

@@ -1,6 +1,7 @@
 """Freezing a whole network: predictions stay to the bit, what trains is as much as before, and F never moves."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.saved import check_saved
+from growtrain.networks.build import make_network
+from growtrain.networks.heads import initialize
 from growtrain.planning.speed import synthetic_batches
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -22,8 +25,18 @@ SPEC, CPU = make_spec(6), torch.device("cpu")
 
 
 def make_learner(**settings: object) -> DoubleDQN:
-    config = tiny(freeze="network", **settings)
-    return DoubleDQN(config, SPEC, width=config.width, device=CPU, generator=torch.Generator().manual_seed(0))
+    config, generator = tiny(freeze="network", **settings), torch.Generator().manual_seed(0)
+    return DoubleDQN(config, SPEC, width=config.width, device=CPU, generator=generator)
+
+
+def make_beside() -> DoubleDQN:
+    """A learner that begins beside a frozen network of other widths."""
+    learner, generator = make_learner(frozen_width=48, frozen_encoder_width=0.5), torch.Generator().manual_seed(1)
+    own = dataclasses.replace(learner.config, encoder_width=0.5)
+    network = make_network(own, SPEC, 48)
+    initialize(network, generator)
+    learner.begin_beside(network.state_dict(), generator)
+    return learner
 
 
 def batches(config: Config, seed: int, count: int = 3) -> TensorDict:
@@ -152,7 +165,7 @@ def test_a_saved_learner_goes_on_to_the_bit() -> None:
 
 
 def test_networks_of_several_widths_are_saved_and_those_saved_without_an_encoder_s_width_have_the_run_s() -> None:
-    learner, own = make_learner(frozen_width=48, frozen_encoder_width=0.5), make_learner()
+    learner, own = make_beside(), make_learner()
     learner.copy_target()
     apply(learner, "inject", observations(), config=learner.config, generator=torch.Generator().manual_seed(0))
     state = copy.deepcopy(learner.state_dict())
@@ -176,7 +189,7 @@ def test_networks_of_several_widths_are_saved_and_those_saved_without_an_encoder
 @pytest.mark.parametrize("change", [{"width": 49}, {"encoder_width": 100.0}, {"head": {"injections": ["frozen"]}}])
 def test_a_network_that_a_run_began_with_has_the_configuration_s_widths(change: dict[str, object]) -> None:
     """With others, or injected, it would be one more injection than there were."""
-    learner = make_learner(frozen_width=48, frozen_encoder_width=0.5)
+    learner = make_beside()
     state = learner.state_dict()
     check_saved(state, learner.config, SPEC, 0)
     with pytest.raises(ValueError, match="1 injections in 0"):
@@ -184,7 +197,7 @@ def test_a_network_that_a_run_began_with_has_the_configuration_s_widths(change: 
 
 
 def test_networks_of_other_shapes_than_the_checkpoint_claims_are_refused() -> None:
-    learner = make_learner(frozen_width=48, frozen_encoder_width=0.5)
+    learner = make_beside()
     state = learner.state_dict()
     tensors = state["online"] | {"snapshot.networks.0.encoder.layers.0.weight": torch.zeros(8, 4, 8, 8)}
     with pytest.raises(ValueError, match=r"snapshot\.networks\.0\.encoder.*by the tensors"):

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -222,14 +224,38 @@ def test_a_compiler_that_fails_is_survived(
 def test_short_runs_and_eager_ones_are_not_compiled(compiling: None) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler")
-    settings = {
-        "width": 16,
-        "schedule": "fixed",
-        "total_frames": 60_000,
-    }  # an update for each frame but the first 10,000
+    # An update for each frame but the first 10,000.
+    settings = {"width": 16, "schedule": "fixed", "total_frames": 60_000}
+    many = {"schedule": "every:12k"}  # 4 injections
     assert make(sac(**settings)).gradient_step.compiled is not None
-    for changes in ({"total_frames": 59_999}, {"execution": "eager"}):
+    assert make(sac(**settings | many | {"freeze": "network", "grow": "actor"})).gradient_step.compiled is not None
+    assert make(sac(**settings | many | {"total_frames": 170_000, "schedule": "every:17k"})).gradient_step.compiled
+    for changes in ({"total_frames": 59_999}, {"execution": "eager"}, many):
         assert make(sac(**settings | changes)).gradient_step.compiled is None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_learner_and_a_head_that_is_no_longer_live_are_freed_at_once(
+    compiled: bool, traced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the garbage collector: a learning test makes one learner after another, each with its networks and slots."""
+    if not compiled:
+        monkeypatch.setattr("growtrain.learners.gradient_step.MIN_UPDATES_TO_COMPILE_ALL", 10**9)
+    config = configured()
+    learner = make(config)
+    assert (learner.gradient_step.compiled is not None) == compiled
+    learner.update(batches(learner, 1, 0))
+    gc.collect()
+    gc.disable()
+    try:
+        head, network = weakref.ref(learner.head.live), weakref.ref(learner.online)
+        learner.copy_target()
+        apply(learner, "inject", probe(learner), config=config, generator=torch.Generator().manual_seed(0))
+        assert head() is None
+        del learner
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from growtrain.environments.atari import make_spec
 from growtrain.growth.inject import count_parameters
 from growtrain.growth.transaction import apply, grow
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.networks.build import make_network
 from growtrain.networks.snapshot import ROWS_AT_ONCE
 from growtrain.planning.costs import (
     CHECKPOINTS,
@@ -258,6 +259,8 @@ def test_a_network_that_is_frozen_from_the_start_is_counted_with_its_own_widths(
     config = Config(width=24, encoder_width=0.25, frozen_width=64, frozen_encoder_width=1.0, batch_size=3, **settings)
     plan, generator = make_plan(config, make_spec(5)), torch.Generator().manual_seed(0)
     learner = DoubleDQN(config, make_spec(5), width=config.width, device=CPU, generator=generator)
+    theirs = make_network(dataclasses.replace(config, encoder_width=1.0), make_spec(5), 64)
+    learner.begin_beside(theirs.state_dict(), generator)
     batches = synthetic_batches(config, make_spec(5), 1, generator)
     for cost in plan.stages:
         if cost.stage:
