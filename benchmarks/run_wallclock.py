@@ -31,6 +31,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 from unittest import mock
 
@@ -39,8 +40,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")  # as `growtrain` does, before 
 import torch
 from recording import describe_machine, say, write_outputs
 from wallclock_cells import (
-    EVALUATION_SHARE,
-    WARM_SHARE,
     Cell,
     Gauge,
     build,
@@ -48,6 +47,7 @@ from wallclock_cells import (
     measure_busy,
     measure_window,
     open_stack,
+    window_seconds,
 )
 from wallclock_hours import Work, costs_of, project, summary
 from wallclock_report import figure, markdown
@@ -58,7 +58,7 @@ from growtrain.environments.base import Spec
 from growtrain.environments.games import canonical_game
 from growtrain.learners.gradient_step import MIN_UPDATES_TO_COMPILE
 from growtrain.learners.make import resolve_device
-from growtrain.planning.costs import make_plan
+from growtrain.planning.costs import full_width, make_plan
 from growtrain.runs.loop import train
 from growtrain.runs.run import Run
 from growtrain.settings.config import Anchor, Config, Freeze
@@ -190,17 +190,21 @@ def make_jobs(options: argparse.Namespace, explicit: dict[str, Any]) -> list[Job
 def make_arms(
     options: argparse.Namespace, settings: dict[str, Any], stack: str, anchors: Sequence[Anchor]
 ) -> tuple[Arm, ...]:
-    """The growing arms of one small width, one for each form of injection and choice of a frozen encoder, and the full-width baseline."""
+    """The growing arms of one small width, one for each form of injection and choice of a frozen encoder, and their baselines."""
     preset = settings.get("preset", "paper")
     config, _ = resolve(preset, settings)
     injections = len(make_schedule(config.schedule, config.total_frames, config.learning_starts).injection_frames)
-    if not injections:
+    if not injections or full_width(config) == config:
         raise ConfigError(f"--schedule {config.schedule} never grows: choose grow1x, grow3x or at:...")
-    arms, small, full = [], config.width, config.width * (1 + injections)
+    arms, baselines, small = [], {}, config.width
     forms = [{"freeze": "heads", "anchor": anchor} for anchor in anchors] if "heads" in options.forms else []
     if "network" in options.forms:
         forms.append({"freeze": "network"})
     for form in forms:
+        full = full_width(resolve(preset, {**settings, **form})[0])
+        # With a cold encoder full width is fewer units on a wider encoder.
+        cold = f", encoder {full.encoder_width:g}" if full.encoder_width != config.encoder_width else ""
+        baselines["full, cold" if cold else f"full{injections}x"] = (full, f"w{small} full width {full.width}{cold}")
         for freeze in options.freezes:
             name = form.get("anchor", "network")
             cells = [f"w{small} stage 0"]
@@ -210,9 +214,10 @@ def make_arms(
                 )
             overrides = {**settings, **form, "freeze_encoder_at": freeze}
             suffix = f", encoder frozen from {freeze}" if freeze else ""
-            arms.append((f"{config.schedule} {name}{suffix}", overrides, False, tuple(cells)))
-    overrides = {**settings, "schedule": "fixed", "width": full}
-    arms.append((f"full{injections}x", overrides, True, (f"w{small} full width {full}",)))
+            arms.append((f"{config.schedule} {name}{suffix}", overrides, full.width, False, tuple(cells)))
+    for name, (full, cell) in baselines.items():
+        overrides = {**settings, "schedule": "fixed", "width": full.width, "encoder_width": full.encoder_width}
+        arms.append((name, overrides, full.width, True, (cell,)))
     return tuple(
         Arm(
             name=name,
@@ -220,11 +225,11 @@ def make_arms(
             overrides=overrides,
             config=resolve(preset, overrides)[0],
             small_width=small,
-            full_width=full,
+            full_width=width,
             baseline=baseline,
             cells=cells,
         )
-        for name, overrides, baseline, cells in arms
+        for name, overrides, width, baseline, cells in arms
     )
 
 
@@ -319,7 +324,8 @@ def _take_turns(
             raw["stopped_early"] = True
             break
         for key, cell in cells.items():
-            share = (end - time.perf_counter()) / left / (1 + WARM_SHARE + EVALUATION_SHARE)
+            starts = [each["start_seconds"] for other in cells.values() for each in other.record["evaluations"]]
+            share = window_seconds(end - time.perf_counter(), left, median(starts or [0.0]))
             left -= 1
             window = measure_window(cell, seconds or max(MIN_WINDOW, share))
             say(f"{job.stack} {repeat + 1}/{job.repeats}: {key}: {window['frames'] / window['seconds']:.0f} frames/s")
@@ -411,7 +417,7 @@ def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds
     """
     shrinking = {item.name for item in dataclasses.fields(Config) if item.metadata["shrinks"]}
     settings = {name: value for name, value in arm.overrides.items() if name not in shrinking}
-    costs = costs_of(stack, raw_arm)
+    costs = costs_of(stack, raw_arm, compiled=True)
     granule = 8 * FRAME_SKIP * arm.config.num_envs
     least = (
         1.25 * MIN_UPDATES_TO_COMPILE * FRAME_SKIP / arm.config.replay_ratio

@@ -33,7 +33,7 @@ from growtrain.telemetry.gpu import open_monitor
 WARM_SHARE = 0.15  # of a window, played before it
 PROFILE_SECONDS = 0.3  # GPU only; the profiler keeps an event for every kernel
 MONITOR_PERIOD = 0.1
-EVALUATION_SHARE, MAX_EVALUATION = 0.3, 1.5  # of a window, and seconds at most
+EVALUATION_SHARE, MAX_EVALUATION = 0.3, 1.5  # of a window, and seconds at most, its start aside
 MIN_EVALUATION_STEPS = 20
 FILL_WINDOWS = 5
 GAUGE_SECONDS = 1.0
@@ -196,8 +196,19 @@ def timed_compilation(run: Run) -> float:
     return max(0.0, seconds[0] - seconds[1])
 
 
+def window_seconds(left: float, windows: int, start: float = 0.0) -> float:
+    """Seconds of a window such that so many fit into those that are left, each with its warm-up and its evaluation.
+
+    Args:
+        left: seconds.
+        windows: how many.
+        start: seconds that an evaluation takes before its first step.
+    """
+    return (left / windows - start) / (1 + WARM_SHARE + EVALUATION_SHARE)
+
+
 def measure_window(cell: Cell, seconds: float) -> dict[str, Any]:
-    """One window of a cell after warming up, and an evaluation: on a GPU with each window, since there it is a large part of a run."""
+    """One window of a cell after warming up, and its evaluation."""
     run = cell.run
     play(run, WARM_SHARE * seconds)
     monitor = open_monitor(run.device, MONITOR_PERIOD)
@@ -205,13 +216,9 @@ def measure_window(cell: Cell, seconds: float) -> dict[str, Any]:
     window = play(run, seconds)
     monitor.stop()
     cell.record["repeats"].append(window | {"gpu": monitor.summary()})
-    if run.device.type == "cuda" or not cell.record["evaluations"]:
-        step = (window["phases"]["act"] + window["phases"]["environment"]) / window["steps"]
-        cell.record["evaluations"].append(
-            timed_evaluation(
-                run, max(MIN_EVALUATION_STEPS, round(min(EVALUATION_SHARE * seconds, MAX_EVALUATION) / step))
-            )
-        )
+    step = (window["phases"]["act"] + window["phases"]["environment"]) / window["steps"]
+    steps = round(min(EVALUATION_SHARE * seconds, MAX_EVALUATION) / step)
+    cell.record["evaluations"].append(timed_evaluation(run, max(MIN_EVALUATION_STEPS, steps)))
     return window
 
 

@@ -4,9 +4,11 @@ The claim examined is Nikishin et al. 2023, section 5 ("dynamic growth": a small
 of wall-clock on one A100 against a network of full width), with everything that growing costs charged to it.
 
 An arm's time is the sum of: frames before learning at the speed of random play; the frames of each stage at that stage's speed; the pause
-of each growth and what the first steps after it take longer (capture, allocation); evaluations, checkpoints and diagnostics at what they
-took with that stage's network; records; start-up. Speeds are medians of the repeats; intervals are the least and the greatest of the
-repeats, in which all cells ran in turn, so that a saving is always a difference within one repeat.
+of each growth and what the first steps after it take longer (compilation or capture); evaluations, checkpoints and diagnostics at what they
+took with that stage's network; records; start-up. All cells ran in turn within each repeat. A saving is always a difference within one
+repeat; what is stated of it, in hours and as a share, is the median of the repeats, as it is of a total. So savings need not be the
+difference of two totals, nor totals the sum of their parts, which are of each cell's median speed. Intervals are the least and the greatest
+of the repeats.
 
 Units: frames, seconds, hours, watts, kilowatt-hours; GPU utilisation in percent.
 """
@@ -158,28 +160,41 @@ def width_reaching(points: Sequence[tuple[int, float]], threshold: float) -> Rea
 # --- the raw JSON -> costs
 
 
-def costs_of(stack: Raw, arm: Raw, repeat: int | None = None) -> Costs:
-    """The costs of an arm in a stack: from the medians of the repeats, or with the speeds of one repeat."""
+def costs_of(stack: Raw, arm: Raw, repeat: int | None = None, *, compiled: bool = False) -> Costs:
+    """The costs of an arm in a stack: from the medians of the repeats, or with the speeds of one repeat.
+
+    Args:
+        stack: raw.
+        arm: raw.
+        repeat: whose speeds; None for medians.
+        compiled: of a run in a process that has compiled the updates of all its stages. What first steps take longer is left out, too, for
+            that is compilation, except where it is the capture of a CUDA graph, which every network has of its own.
+    """
     cells = [stack["cells"][key] for key in arm["cells"]]
+    excess = [0.0 if compiled and stack["execution"] != "CUDA graph" else _excess(cell) for cell in cells]
+    compilation = 0.0 if compiled else cells[0]["compile_seconds"]
     warmup = [window["frames"] / window["seconds"] for window in stack["warmup"]]
     empty, filled = stack["checkpoints"]
     new = filled["transitions"] - empty["transitions"]
     return Costs(
         warmup_speed=median(warmup),
         speeds=[median(speeds(cell)) if repeat is None else speeds(cell)[repeat] for cell in cells],
-        growth_seconds=[0.0, *(_growth_seconds(stack, arm, stage) for stage in range(1, len(cells)))],
+        growth_seconds=[0.0, *(_pause(stack, arm, stage) + excess[stage] for stage in range(1, len(cells)))],
         evaluations=[_evaluation(stack, cell, repeat) for cell in cells],
         checkpoint_seconds=[cell["checkpoint_seconds"] for cell in cells],
         seconds_per_transition=max(0.0, filled["seconds"] - empty["seconds"]) / new if new > 0 else 0.0,
         record_seconds=median(stack["record_seconds"]),
-        startup_seconds=stack["startup_seconds"] + cells[0]["compile_seconds"] + _excess(cells[0]),
+        startup_seconds=stack["startup_seconds"] + compilation + excess[0],
         diagnostics_seconds=[cell.get("diagnostics_seconds", 0.0) for cell in cells],
         seconds_per_row=[0.0, *(_seconds_per_row(stack, arm, stage) for stage in range(1, len(cells)))],
     )
 
 
 def _evaluation(stack: Raw, cell: Raw, repeat: int | None) -> Line:
-    """Evaluations with a cell's network: their start is the same in all cells, and the rest goes with their frames."""
+    """Evaluations with a cell's network: their start is the same in all cells, and the rest goes with their frames.
+
+    Early results have one evaluation of a cell, which then is that of every repeat.
+    """
     starts = [each["start_seconds"] for other in stack["cells"].values() for each in other["evaluations"]]
     slopes = [each["seconds"] / each["frames"] for each in cell["evaluations"]]
     return Line(median(starts), median(slopes) if repeat is None else slopes[min(repeat, len(slopes) - 1)])
@@ -195,12 +210,10 @@ def num_repeats(stack: Raw, arm: Raw) -> int:
     return min(len(stack["cells"][key]["repeats"]) for key in arm["cells"])
 
 
-def _growth_seconds(stack: Raw, arm: Raw, stage: int) -> float:
-    """Median pause of all growths to this stage and kind, and the excess of the first step after it."""
-    cell = stack["cells"][arm["cells"][stage]]
-    later = [stack["cells"][key] for key in arm["cells"][stage:]]
-    pauses: list[float] = [each["growth_seconds"][stage - 1] for each in later]
-    return median(pauses) + _excess(cell)
+def _pause(stack: Raw, arm: Raw, stage: int) -> float:
+    """Median pause of all growths to this stage and kind."""
+    pauses: list[float] = [stack["cells"][key]["growth_seconds"][stage - 1] for key in arm["cells"][stage:]]
+    return median(pauses)
 
 
 def _seconds_per_row(stack: Raw, arm: Raw, stage: int) -> float:
@@ -223,24 +236,27 @@ def projection_of(raw: Raw, arm: Raw, repeat: int | None = None) -> Projection:
 
 def baseline_of(raw: Raw, arm: Raw) -> Raw:
     """The full-width arm that an arm is compared with."""
-    return next(a for a in raw["arms"] if a["baseline"] and a["stack"] == arm["stack"] and a["width"] == arm["width"])
+    same = ("stack", "width", "full_width")
+    return next(a for a in raw["arms"] if a["baseline"] and all(a[key] == arm[key] for key in same))
 
 
-def saved_hours(raw: Raw, arm: Raw) -> tuple[float, list[float]]:
-    """Hours that an arm saves against its baseline: from the medians, and in each repeat."""
-    base = baseline_of(raw, arm)
+def total_hours(raw: Raw, arm: Raw) -> list[float]:
+    """Hours of an arm in each repeat."""
+    repeats = range(num_repeats(raw["stacks"][arm["stack"]], arm))
+    return [projection_of(raw, arm, repeat).total / 3600 for repeat in repeats]
 
-    def saved(repeat: int | None) -> float:
-        return (projection_of(raw, base, repeat).total - projection_of(raw, arm, repeat).total) / 3600
 
-    repeats = min(num_repeats(raw["stacks"][arm["stack"]], each) for each in (arm, base))
-    return saved(None), [saved(repeat) for repeat in range(repeats)]
+def saved_hours(raw: Raw, arm: Raw) -> list[float]:
+    """Hours that an arm saves against its baseline in each repeat."""
+    return [
+        full - own for full, own in zip(total_hours(raw, baseline_of(raw, arm)), total_hours(raw, arm), strict=True)
+    ]
 
 
 def saved_shares(raw: Raw, arm: Raw) -> list[float]:
     """Share of the baseline's hours that an arm saves in each repeat, which a machine that is not always equally fast blurs least."""
-    base, (_, each) = baseline_of(raw, arm), saved_hours(raw, arm)
-    return [3600 * saved / projection_of(raw, base, repeat).total for repeat, saved in enumerate(each)]
+    full = total_hours(raw, baseline_of(raw, arm))
+    return [saved / hours for saved, hours in zip(saved_hours(raw, arm), full, strict=True)]
 
 
 def gpu_mean(raw: Raw, arm: Raw, field: str) -> float | str:
@@ -282,27 +298,26 @@ def busy_share(raw: Raw, arm: Raw) -> float | str:
 
 
 def summary(raw: Raw) -> Raw:
-    """What the report states, as plain values, for other programs; hours, with the least and greatest of the repeats."""
+    """What the report states, as plain values, for other programs: medians of the repeats, with the least and the greatest of them."""
     arms = []
     for arm in raw["arms"]:
-        projection, stack = projection_of(raw, arm), raw["stacks"][arm["stack"]]
-        totals = [projection_of(raw, arm, r).total / 3600 for r in range(num_repeats(stack, arm))]
-        saved, each = saved_hours(raw, arm)
+        totals, saved, shares = total_hours(raw, arm), saved_hours(raw, arm), saved_shares(raw, arm)
         watts = gpu_mean(raw, arm, "watts")
-        full = projection_of(raw, baseline_of(raw, arm)).total / 3600
         arms.append(
             {
                 **{key: arm[key] for key in ("name", "stack", "width", "full_width", "baseline", "anchor")},
-                "hours": projection.total / 3600,
+                "hours": median(totals),
                 "hours_interval": [min(totals), max(totals)],
-                "hours_saved": saved,
-                "hours_saved_interval": [min(each), max(each)],
-                "share_saved": saved / full,
-                "share_saved_each": saved_shares(raw, arm),
+                "hours_saved": median(saved),
+                "hours_saved_interval": [min(saved), max(saved)],
+                "share_saved": median(shares),
+                "share_saved_each": shares,
                 "gpu_utilization": gpu_mean(raw, arm, "utilization_mean"),
                 "gpu_busy_share": busy_share(raw, arm),
                 "gpu_watts": watts,
-                "gpu_training_kwh": watts if isinstance(watts, str) else watts * projection.training / 3.6e6,
+                "gpu_training_kwh": watts
+                if isinstance(watts, str)
+                else watts * projection_of(raw, arm).training / 3.6e6,
             }
         )
     return {"arms": arms, "reaching": sweeps(raw), "validation": [validated(raw, v) for v in raw["validation"]]}
@@ -317,23 +332,21 @@ def sweeps(raw: Raw) -> list[Raw]:
     found = []
     for (stack, name), arms in kinds.items():
         if len(arms) > 1:
-            points = sorted((arm["full_width"], saved_hours(raw, arm)[0]) for arm in arms)
+            points = sorted((arm["full_width"], median(saved_hours(raw, arm))) for arm in arms)
             reaching = width_reaching(points, PAPER_HOURS)
             found.append({"stack": stack, "name": name, "points": points, "width": reaching.width, "how": reaching.how})
     return found
 
 
 def validated(raw: Raw, validation: Raw) -> Raw:
-    """A complete run beside its projection, with the projection's error; it ran in a process that had compiled its updates before.
+    """A complete run beside its projection, with the projection's error; it ran in a process that had compiled all its updates before.
 
     `machine_speed` is the gauge's around the run relative to its median before the windows, `error_at_that_speed` the error that is left
     if all of the projection shrinks or stretches by it; None in files without a gauge. Whether the projection `holds` is judged without.
     """
     arm = raw["arms"][validation["arm"]]
-    stack = raw["stacks"][arm["stack"]]
-    first = stack["cells"][arm["cells"][0]]
-    startup = validation["startup_seconds"] - first["compile_seconds"]
-    projection = project(Work(**validation["work"]), costs_of(stack | {"startup_seconds": startup}, arm))
+    stack = raw["stacks"][arm["stack"]] | {"startup_seconds": validation["startup_seconds"]}
+    projection = project(Work(**validation["work"]), costs_of(stack, arm, compiled=True))
     error = projection.total / validation["wall_seconds"] - 1
     speeds, speed = raw.get("machine_speed"), None
     if speeds and "machine_speed" in validation:

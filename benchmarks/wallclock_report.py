@@ -7,20 +7,19 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from recording import machine_lines, table, with_spread
+from recording import machine_lines, summarize, table, with_spread
 from wallclock_hours import (
     PAPER_HOURS,
     TOLERANCE,
     Raw,
-    baseline_of,
     busy_share,
     gpu_mean,
-    num_repeats,
     projection_of,
     saved_hours,
     saved_shares,
     speeds,
     sweeps,
+    total_hours,
     validated,
 )
 
@@ -81,8 +80,7 @@ def _arms(raw: Raw, stack: str) -> list[Raw]:
 def _projection_table(raw: Raw, stack: str) -> str:
     rows = []
     for arm in _arms(raw, stack):
-        p, (saved, each) = projection_of(raw, arm), saved_hours(raw, arm)
-        full = projection_of(raw, baseline_of(raw, arm)).total / 3600
+        p, saved, shares = projection_of(raw, arm), saved_hours(raw, arm), [100 * s for s in saved_shares(raw, arm)]
         watts = gpu_mean(raw, arm, "watts")
         energy = watts if isinstance(watts, str) else f"{watts * p.training / 3.6e6:.2f}"
         hours = (p.warmup, sum(p.stages), p.growth, p.evaluation, p.checkpoints, p.records + p.startup)
@@ -91,10 +89,12 @@ def _projection_table(raw: Raw, stack: str) -> str:
                 arm["name"],
                 arm["full_width"],
                 *(f"{_hours(seconds / 3600)}" for seconds in hours),
-                f"{p.total / 3600:.2f}",
-                "-" if arm["baseline"] else f"{saved:.2f}{_extremes(each)}",
-                "-" if arm["baseline"] else f"{saved / full:.1%}",
-                "-" if arm["baseline"] else with_spread([100 * share for share in saved_shares(raw, arm)], 1),
+                f"{median(total_hours(raw, arm)):.2f}",
+                *(
+                    ("-", "-", "-")
+                    if arm["baseline"]
+                    else (_extremes(saved, 2), _extremes(shares, 1), _quartiles(shares))
+                ),
                 _short(gpu_mean(raw, arm, "utilization_mean"), "%"),
                 _short(busy_share(raw, arm), share=True),
                 _short(energy),
@@ -102,11 +102,12 @@ def _projection_table(raw: Raw, stack: str) -> str:
         )
     header = (
         "arm", "full width", "warm-up", "training", "growth", "evaluation", "checkpoints", "rest", "total h",
-        "saved h [least to greatest]", "saved", "% in each repeat", "GPU util", "GPU busy", "GPU kWh",
+        "saved h [least to greatest]", "saved % [least to greatest]", "quartiles %", "GPU util", "GPU busy", "GPU kWh",
     )  # fmt: skip
     return (
         "### Projected hours\n\n"
         + table(header, rows)
+        + "\nTotals and savings are medians of what each repeat comes to, parts are of each cell's median speed: they need not add up.\n"
         + _reasons(
             [gpu_mean(raw, arm, field) for arm in _arms(raw, stack) for field in ("utilization_mean", "watts")]
             + [busy_share(raw, arm) for arm in _arms(raw, stack)]
@@ -189,8 +190,15 @@ def _hours(hours: float) -> str:
     return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
 
 
-def _extremes(values: Sequence[float]) -> str:
-    return f" [{min(values):.2f} to {max(values):.2f}]" if len(values) > 1 else ""
+def _extremes(values: Sequence[float], digits: int) -> str:
+    """The median, and between which values it lies if there are several."""
+    interval = f" [{min(values):.{digits}f} to {max(values):.{digits}f}]" if len(values) > 1 else ""
+    return f"{median(values):.{digits}f}{interval}"
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    spread = summarize(values)
+    return f"{spread['q1']:.1f} to {spread['q3']:.1f}" if len(values) > 1 else "-"
 
 
 def _short(value: float | str, unit: str = "", share: bool = False) -> str:
@@ -267,7 +275,7 @@ def _draw_hours(axes: "Axes", raw: Raw, stack: str) -> None:
         ):
             axes.barh(place, seconds / 3600, left=left, color=color, label=label if place == 0 else None)
             left += seconds / 3600
-        totals = [projection_of(raw, arm, r).total / 3600 for r in range(num_repeats(raw["stacks"][stack], arm))]
+        totals = total_hours(raw, arm)
         axes.plot([min(totals), max(totals)], [place, place], color="black", linewidth=1.5)
     _label_bars(axes, [arm["name"] for arm in arms])
     axes.set_xlabel(f"hours for {raw['total_frames'] / 1e6:g}M frames (line: least to greatest of the repeats)")

@@ -254,7 +254,7 @@ class DoubleDQN(AbstractLearner):
         """The loss () of one batch of B transitions, in the layout of `update`; nothing in it is random."""
         del generator
         if self.config.execution == "eager":
-            loss: Tensor = self.loss(batch)["loss"]
+            loss: Tensor = self.loss(TensorDict(batch, batch_size=batch["action"].shape))["loss"]
             return loss
         following = batch["next"]
         s_tm1, s_t = batch["observation"], following["observation"]

@@ -112,6 +112,16 @@ def test_fast_path_trains_the_same_network_as_torchrls_loss(injections: int, fre
         assert torch.allclose(tensor, fast[name], rtol=1e-5, atol=1e-7), name
 
 
+@pytest.mark.parametrize("execution", ["eager", "auto"])
+def test_batches_are_mappings_as_the_ring_draws_them_too(execution: str) -> None:
+    learners = [make(small(execution=execution)) for _ in range(2)]
+    drawn = batches(2, 1)
+    learners[0].update(drawn)
+    learners[1].update([batch.to_dict() for batch in drawn.unbind(0)])
+    for a, b in zip(*(learner.online.parameters() for learner in learners), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_centered_rmsprop_is_dqn_zoos_formula() -> None:
     """Golden values by hand: g = 1 then 3, decay 0.5, eps 0.25, lr 0.1."""
     p = nn.Parameter(torch.tensor([1.0, -2.0]))
