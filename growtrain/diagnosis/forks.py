@@ -43,7 +43,7 @@ from growtrain.settings.text import ConfigError, format_count
 from growtrain.telemetry.sinks import read_jsonl
 
 _RECORDS = 40  # in a fork's metrics
-_LEAST_SHARE = 0.01  # of the way from random to human play: what counts as a gain of 1 is at least this
+_LEAST_SHARE = 0.01  # of the way from the random to the reference score: what counts as a gain of 1 is at least this
 _LEARNING_TEST = "learning_test{}.json"
 
 

@@ -163,7 +163,7 @@ def render(diagnosis: Diagnosis) -> str:
             (
                 f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
                 f"a share of {diagnosis.return_scale:.4g} points: what untouched forks earn above random play, or if that is less "
-                "a hundredth of the way to human play. "
+                "a hundredth of the way to the reference score. "
                 "An episode that was still going on is not among them: where few ended, those were the short ones. "
                 "Evaluations are of whole episodes, and are reported, not judged."
             ),
