@@ -2,7 +2,7 @@
 # A first session on a GPU, in nine minutes: does the project run there, then what it costs. Run it in the project's root.
 #
 #   bash benchmarks/gpu_session.sh                   the log, results.tar.gz and exit code 1 if any part failed
-#   SMALL=1 bash benchmarks/gpu_session.sh           a rehearsal on the CPU with tiny networks: the same parts with the same flags
+#   SMALL=1 bash benchmarks/gpu_session.sh           a rehearsal on the CPU with tiny networks, uncompiled: the same parts, the same flags
 #   ONLY='smoke|wallclock' bash benchmarks/...       only the parts whose names match
 #
 # OUT (default out) is where log.txt and results.tar.gz go, PY the Python, LIMIT the seconds for all parts. A host that has PyTorch and no package
@@ -17,7 +17,7 @@ if [ -d "$WHEELS" ]; then
   export PYTHONPATH=$W/site:$PWD
 else export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}; fi
 if [ "$SMALL" ]; then
-  export CUDA_VISIBLE_DEVICES=; DEV=cpu; LIMIT=${LIMIT:-480}; NET="--width 16 --encoder-width 0.25"
+  export CUDA_VISIBLE_DEVICES= TORCHDYNAMO_DISABLE=1; DEV=cpu; LIMIT=${LIMIT:-480}; NET="--width 16 --encoder-width 0.25"
   SMOKE="--total-frames 3k --num-envs 4 --learning-starts 200 --replay-capacity 2000 --eval-frames 400 --diagnostics-period 1000 $NET"
   EAGER=$SMOKE
   LANES="4"; THROUGHPUT="--seconds 1 --repeats 1 --warm-up-steps 200 --profile-steps 2 --replay-capacity 1000 $NET"
