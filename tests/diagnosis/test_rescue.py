@@ -190,6 +190,13 @@ def test_it_is_resumed_to_the_bit_grows_further_and_is_inspected_diagnosed_and_r
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "reset")]) == 0
     assert "frozen whole 0 times, width 32" in capsys.readouterr().out
+    # What is frozen after that is no file's.
+    assert (
+        main(["rescue", str(tmp_path / "reset"), *further, "--intervention=inject", f"--run-dir={tmp_path / 'again'}"])
+        == 0
+    )
+    after = [each for each in read_jsonl(tmp_path / "again" / "diagnostics.jsonl") if each["when"] == "after growth"]
+    assert after[-1]["stage"] == 1
 
 
 def test_a_file_of_the_live_networks_widths_goes_on_as_the_live_network(file: Path, tmp_path: Path) -> None:
