@@ -228,7 +228,7 @@ def test_where_nothing_can_draw_it_the_picture_says_so(monkeypatch: pytest.Monke
     def fails() -> None:
         raise RuntimeError("no EGL\nat all")
 
-    monkeypatch.setattr(environment._vector.envs[0], "render", fails)
+    monkeypatch.setattr(environment._envs[0], "render", fails)
     with pytest.raises(Unplayable, match=r"install EGL, or OSMesa.*RuntimeError: no EGL at all"):
         environment.picture()
 
