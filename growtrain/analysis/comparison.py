@@ -165,13 +165,13 @@ def episodes_at(entry: Entry, axis: Axis, limit: float) -> float:
 
 
 def normalized(game: str, score: FloatArray) -> FloatArray:
-    """Normalised scores: 0 random, 1 the reference of the game."""
-    random_score, reference_score = references(game)
-    return (score - random_score) / (reference_score - random_score)
+    """Normalised scores: 0 and 1 are the reference scores of the game."""
+    zero, one = references(game)
+    return (score - zero) / (one - zero)
 
 
 def references(game: str) -> tuple[float, float]:
-    """The random player's score and the reference's; raises `ValueError` where there are none."""
+    """The scores that count as 0 and as 1; raises `ValueError` where there are none."""
     if (scores := reference_scores(game)) is None:
         raise ValueError(f"{game} has no reference scores")
     return scores

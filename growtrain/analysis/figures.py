@@ -22,7 +22,7 @@ from growtrain.analysis.aggregate import (
 from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, limits, normalized, score_at
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
-from growtrain.environments.games import reference_scores, references_of
+from growtrain.environments.games import reference_scores, references_of, zeros_of
 from growtrain.settings.text import episodes_text, format_count
 
 TITLES: dict[Axis, str] = {"frames": "frames", "hours": "wall-clock", "flops": "FLOPs"}
@@ -94,7 +94,7 @@ def game_figure(study: Study, index: int, game: str, at: dict[str, float], rng: 
     """Scores on one game: every seed, the means, interventions, and where runs broke off."""
     look = plots.styles(study.arms)
     cells = {arm: study.cell(arm, game) for arm in study.arms if study.cell(arm, game)}
-    levels = list(zip(reference_scores(game) or (), ("random", references_of([game])), strict=False))
+    levels = list(zip(reference_scores(game) or (), (zeros_of([game]), references_of([game])), strict=False))
     panels: list[plots.Panel] = []
     for axis in AXES:
         unit, label = _unit(axis, [entry.curve for cell in cells.values() for entry in cell])

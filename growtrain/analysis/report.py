@@ -42,7 +42,7 @@ from growtrain.analysis.pages import (
     to_markdown,
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
-from growtrain.environments.games import normalization, reference_scores, references_of
+from growtrain.environments.games import normalization, reference_scores, references_of, zeros_of
 from growtrain.settings.text import episodes_text, format_count
 
 _BOOTSTRAP_SEED = 0  # the same runs give the same report
@@ -184,7 +184,7 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
         "so few runs resample to almost nothing else."
     )
     drawn = [figures.game_figure(study, index, game, at, rng) for index, game in enumerate(study.games)]
-    table = Table(["game", "at frames", *study.arms, f"random / {references_of(study.games)}"], rows)
+    table = Table(["game", "at frames", *study.arms, f"{zeros_of(study.games)} / {references_of(study.games)}"], rows)
     return [Heading("Each game"), Paragraph(text), table, *drawn]
 
 

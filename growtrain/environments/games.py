@@ -6,6 +6,7 @@ file that plays it, with a `make(settings, seed)` (see `base`), and add its row.
 Units: scores are true, unclipped, undiscounted returns in the game's points.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Family:
         reference_scores: game -> (score that counts as 0, score that counts as 1), where published.
         reference: whose score counts as 1, in a word.
         reference_source: the same in words, with its source.
+        zero: whose score counts as 0, in a word.
+        zero_source: the same in words.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Family:
     reference_scores: Mapping[str, tuple[float, float]]
     reference: str
     reference_source: str
+    zero: str = "random"
+    zero_source: str = "a random policy"
 
 
 ATARI: Final = Family(
@@ -148,7 +153,67 @@ MUJOCO: Final = Family(
     reference="SB3's SAC",
     reference_source="Stable-Baselines3's SAC after 1M steps on the v3 tasks (RL Baselines3 Zoo)",
 )
-FAMILIES: Final = (ATARI, MINATAR, MUJOCO)
+
+
+def _dmc_task(name: str) -> str:
+    """A task of the control suite as "domain-task", in its own spelling; raises `ValueError` with the nearest names."""
+    by_letters = {_letters(task): task for task in DMC.games}
+    if (letters := _letters(name)) in by_letters:
+        return by_letters[letters]
+    near = [by_letters[each] for each in difflib.get_close_matches(letters, by_letters, n=3, cutoff=0.6)]
+    remedy = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"give one of the suite's {len(DMC.games)} tasks, such as quadruped-run"
+    )
+    raise ValueError(f"unknown task of the control suite {name.strip()[:60]!r}: {remedy}")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+_DMC_TASKS: Final = {
+    "acrobot": ("swingup", "swingup_sparse"),
+    "ball_in_cup": ("catch",),
+    "cartpole": ("balance", "balance_sparse", "swingup", "swingup_sparse", "two_poles", "three_poles"),
+    "cheetah": ("run",),
+    "dog": ("stand", "walk", "trot", "run", "fetch"),
+    "finger": ("spin", "turn_easy", "turn_hard"),
+    "fish": ("upright", "swim"),
+    "hopper": ("stand", "hop"),
+    "humanoid": ("stand", "walk", "run", "run_pure_state"),
+    "humanoid_CMU": ("stand", "walk", "run"),
+    "lqr": ("lqr_2_1", "lqr_6_2"),
+    "manipulator": ("bring_ball", "bring_peg", "insert_ball", "insert_peg"),
+    "pendulum": ("swingup",),
+    "point_mass": ("easy", "hard"),
+    "quadruped": ("walk", "run", "escape", "fetch"),
+    "reacher": ("easy", "hard"),
+    "stacker": ("stack_2", "stack_4"),
+    "swimmer": ("swimmer6", "swimmer15"),
+    "walker": ("stand", "walk", "run"),
+}
+DMC: Final = Family(
+    name="dmc",
+    games=tuple(f"{domain}-{task}" for domain, tasks in _DMC_TASKS.items() for task in tasks),
+    canonical=_dmc_task,
+    module="growtrain.environments.dmc",
+    frame_skip=1,
+    continuous=True,
+    settings=frozenset({"max_episode_frames"}),
+    preset="sac",
+    early_episode_frames=1_000,
+    # LQR's rewards are costs, below any bound, and its episodes have no end of their own.
+    reference_scores={
+        f"{domain}-{task}": (0.0, 1_000.0) for domain, tasks in _DMC_TASKS.items() if domain != "lqr" for task in tasks
+    },
+    reference="maximum",
+    reference_source="one of 1,000, all that 1,000 steps with rewards from 0 to 1 can earn (Tassa et al. 2018)",
+    zero="0",
+    zero_source="a return of 0",
+)
+FAMILIES: Final = (ATARI, MINATAR, MUJOCO, DMC)
 
 
 def canonical_game(name: str) -> str:
@@ -184,12 +249,17 @@ def references_of(games: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(_parted(game)[0].reference for game in games)) or ATARI.reference
 
 
+def zeros_of(games: Iterable[str]) -> str:
+    """Whose score counts as 0 in games: "random", or "random and 0" where they differ."""
+    return " and ".join(dict.fromkeys(_parted(game)[0].zero for game in games)) or ATARI.zero
+
+
 def normalization(games: Iterable[str]) -> str:
     """What normalised scores of games mean, in sentences."""
     families = dict.fromkeys(_parted(game)[0].name for game in games)
     rows = [family for family in FAMILIES if family.name in families] or [ATARI]
     return " ".join(
-        f"{row.reference[0].upper()}{row.reference[1:]}-normalised: 0 is a random policy, 1 {row.reference_source}."
+        f"{row.reference[0].upper()}{row.reference[1:]}-normalised: 0 is {row.zero_source}, 1 {row.reference_source}."
         for row in rows
     )
 

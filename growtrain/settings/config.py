@@ -158,7 +158,8 @@ class Config:
     game: str = setting(
         "phoenix",
         "Atari 2600 game, or minatar/breakout, asterix, freeway, seaquest or space_invaders, in any spelling; minatar/asterix+seaquest "
-        "is a chain, played one after the other for equal shares of the budget; or mujoco/HalfCheetah-v5 or another task, learned by SAC.",
+        "is a chain, played one after the other for equal shares of the budget; or mujoco/HalfCheetah-v5, dmc/quadruped-run or another "
+        "task, learned by SAC.",
         common=True,
     )
     schedule: str = setting(

@@ -2,7 +2,8 @@
 
 `paper`: the baseline of Nikishin et al. (2023), inferred to be DQN Zoo's `double_q` agent (Quan & Ostrovski 2020; van Hasselt et al. 2016).
 `modern`: what later work made of it: sticky actions (Machado et al. 2018) and Adam (Obando-Ceron & Castro 2021; Dopamine).
-`sac`: Soft Actor-Critic (Haarnoja et al. 2018b), the agent of MuJoCo's tasks, which are played with it unless a preset is given.
+`sac`: Soft Actor-Critic (Haarnoja et al. 2018b), the agent of MuJoCo's and the control suite's tasks, which are
+played with it unless a preset is given.
 `minatar`: the agent that comes with MinAtar (Young & Tian 2019), but for Double DQN, which `--double-dqn no` turns off. Its games are
 played with it unless a preset is given: with the paper's numbers a run of theirs would be over before learning had begun.
 
@@ -88,7 +89,7 @@ def sac(**overrides: Any) -> Config:
         "game": "mujoco/HalfCheetah-v5",
         "total_frames": 1_000_000,  # RL Baselines3 Zoo: n_timesteps of HalfCheetah, Hopper and Walker2d
         "num_envs": 1,
-        "max_episode_frames": 1_000,  # Gymnasium: max_episode_steps of the tasks, less of some
+        "max_episode_frames": 1_000,  # Gymnasium's max_episode_steps, less of some; the control suite's
         "reward_clip": 0.0,  # rewards are as they are
         "width": 256,  # "number of hidden units per layer", two hidden layers
         "output_bias": "per_action",  # of a linear layer
