@@ -19,7 +19,6 @@ from torch import Tensor
 
 from growtrain.replay.ring import Column, LaneRing, Transitions, rows_per_lane
 
-
 _WORD = torch.int64
 
 
