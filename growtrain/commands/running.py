@@ -179,7 +179,7 @@ def run_training(
         stage_frames=[stage.frames for stage in plan.stages],
         stage_costs=[stage.flops_per_update for stage in plan.stages],  # updates a frame are the same in all of them
         run_name=str(run_dir),
-        plan=schedule_of(config).describe(),
+        plan=_what_happens(config),
     )
     try:
         with stop, display:
@@ -196,6 +196,16 @@ def run_training(
             file=sys.stderr,
         )
     return STOPPED if stop.received else 0
+
+
+def _what_happens(config: Config) -> str:
+    parts = [schedule_of(config).describe()]
+    if config.priming_updates:
+        begins = format_count(config.learning_starts)
+        parts.insert(0, f"primed by {format_count(config.priming_updates)} updates at {begins}")
+    if config.frozen_width:
+        parts.insert(0, f"beside a frozen network of width {config.frozen_width}")
+    return ", ".join(parts)
 
 
 def add_stop_signal(parser: Parser) -> None:

@@ -30,6 +30,7 @@ _SHARE_OF_A_STAGE = 0.3  # of the latter, which each stage of a run that is comp
 def compiles(config: Config, device: torch.device, *, whole: bool) -> bool:
     """Whether a run compiles its optimizer's step, or whole updates: it has updates enough for that, and may and can."""
     updates = config.replay_ratio * (config.total_frames - config.learning_starts) / config.frame_skip
+    updates += config.priming_updates
     least: float = MIN_UPDATES_TO_COMPILE
     if whole:
         schedule = schedule_of(config)

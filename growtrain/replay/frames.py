@@ -19,6 +19,8 @@ from torch import Tensor
 
 from growtrain.replay.ring import Column, LaneRing, Transitions, rows_per_lane
 
+_WORD = torch.int64
+
 
 def _columns(frame_shape: tuple[int, int, int]) -> dict[str, Column]:
     """What a row holds: its frame, and the transition that leaves it (action, reward, terminated, age), written in one piece."""
@@ -80,6 +82,9 @@ class FrameRing(LaneRing):
             stack_size=stack_size,
             device=device,
         )
+        # A GPU gathers a row by a thread for each of its elements: eight pixels are one.
+        whole = self._frames.shape[1] % _WORD.itemsize == 0
+        self._words = self._frames.view(_WORD) if whole else self._frames
         self._zero_row = num_lanes * self.rows
         self._offsets = torch.arange(1 - stack_size, 2, device=self.device)
         self._min_age = -self._offsets.float()  # of a row whose episode has a frame at that offset
@@ -95,7 +100,7 @@ class FrameRing(LaneRing):
         row = flat % self.rows
         source = flat - row + (row + self._offsets) % self.rows
         source.masked_fill_(transitions[:, 3:] < self._min_age, self._zero_row)
-        frames = self._frames.index_select(0, source.view(-1))
+        frames = self._words.index_select(0, source.view(-1)).view(torch.uint8)
         return Transitions(
             frames=frames.view(-1, self.stack_size + 1, *self.frame_shape),
             action=transitions[:, 0].long(),

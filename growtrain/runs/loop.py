@@ -58,6 +58,8 @@ def _play(run: Run, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
     config = run.config
     stopped: bool | str = False
     while run.frames < config.total_frames and not (stopped := should_stop()):
+        if run.prime():
+            continue
         run.step()
         if run.growing.to_decide():
             yield from run.growing.decide()

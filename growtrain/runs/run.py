@@ -34,7 +34,7 @@ from growtrain.runs.provenance import describe
 from growtrain.runs.resuming import resumption, take_up
 from growtrain.runs.saving import Saver
 from growtrain.runs.summary import summarize
-from growtrain.settings.budget import crossed, epsilon_at, updates_due
+from growtrain.settings.budget import crossed, epsilon_at, priming_due, updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 from growtrain.telemetry.accounts import Accounts
@@ -42,6 +42,7 @@ from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open
 from growtrain.telemetry.sinks import RunSinks
 from growtrain.telemetry.trackers import open_trackers
 
+_PRIMING_AT_ONCE = 64  # updates, after which the run can be stopped
 _PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics", "decision")
 
 
@@ -126,11 +127,29 @@ class Run:
         """What acting chooses from, of the newest observations in the replay."""
         return self.learner.act(observation, self.frozen_values.newest())
 
+    def prime(self) -> bool:
+        """Does some updates of heavy priming, if any are owed: nothing is played until they are done. Says whether it did.
+
+        The target is copied after as many updates as in play.
+        """
+        config, learner = self.config, self.learner
+        owed = priming_due(config, self.collector.agent_steps) - learner.updates
+        if owed <= 0:
+            return False
+        per_copy = max(1, int(config.replay_ratio * config.target_period / config.frame_skip))
+        with self.phases("learn"):
+            self._update(min(owed, per_copy - learner.updates % per_copy, _PRIMING_AT_ONCE))
+            if learner.updates % per_copy == 0:
+                learner.end_of_step(config.target_period)
+        return True
+
     def learn(self) -> None:
         """Does the updates owed so far, their batches drawn in one call."""
         owed = updates_due(self.config, self.collector.agent_steps) - self.learner.updates
-        if owed <= 0:
-            return
+        if owed > 0:
+            self._update(owed)
+
+    def _update(self, owed: int) -> None:
         if self.captured is None:
             self.learner.update(self.ring.sample_batches(owed, self.config.batch_size))
         else:

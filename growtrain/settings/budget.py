@@ -59,16 +59,23 @@ def epsilon_at(config: Config, frames: int) -> float:
     return config.epsilon_start + min(max(progress, 0.0), 1.0) * (config.epsilon_end - config.epsilon_start)
 
 
+def priming_due(config: Config, agent_steps: int) -> int:
+    """Updates that must have been done by heavy priming (Nikishin et al. 2022, "The Primacy Bias", section 3) after these agent steps."""
+    return config.priming_updates if agent_steps >= config.learning_starts // config.frame_skip else 0
+
+
 def updates_due(config: Config, agent_steps: int) -> int:
     """Updates that must have been done after `agent_steps` agent steps: the replay ratio, exactly, of the steps in which it learned.
 
     It does not until `learning_starts`, nor for as long from where the replay is emptied, which comes before the updates of the step there.
+    Those of heavy priming come on top.
     """
     warm_up, skip = config.learning_starts // config.frame_skip, config.frame_skip
     emptied = () if config.keep_replay else config.switch_frames
     begun = (0, *(frames // skip - config.num_envs for frames in emptied))
     steps = agent_steps - sum(min(max(0, agent_steps - start), warm_up) for start in begun)
-    return int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
+    in_play = int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
+    return in_play + priming_due(config, agent_steps)
 
 
 def crossed(config: Config, period: int, frames: int) -> bool:

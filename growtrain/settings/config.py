@@ -399,6 +399,13 @@ class Config:
     )
     batch_size: int = setting(32, "Transitions in one update.", "transitions", bounds=_POSITIVE, forkable=True)
     replay_ratio: float = setting(0.25, "Updates per agent step.", bounds=_FINITE)
+    priming_updates: int = setting(
+        0,
+        "Updates on what was played until learning starts, before anything more is: heavy priming, which makes an agent lose plasticity.",
+        "updates",
+        bounds=_NOT_NEGATIVE,
+        needs=lambda config: config.priming_updates > 0,
+    )
     discount: float = setting(0.99, "Discount per agent step.", bounds=_SHARE, forkable=True)
     double_dqn: bool = setting(
         True,
@@ -754,7 +761,7 @@ class Config:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_LATER = frozenset({"grow", "target_tau", "frozen_width", "frozen_encoder_width"})
+_LATER = frozenset({"grow", "target_tau", "frozen_width", "frozen_encoder_width", "priming_updates"})
 
 
 def has_effect(name: str, config: Config) -> bool:

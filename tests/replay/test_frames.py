@@ -610,3 +610,21 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frame_shape", [(1, 2, 4), (4, 10, 10), (1, 1, 7)])
+def test_a_batch_has_the_ring_s_pixels_whether_or_not_they_fill_words(frame_shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    ring = FrameRing(40, 2, rng=rng, frame_shape=frame_shape, stack_size=2)
+    ring.start(rng.integers(0, 256, (2, *frame_shape), dtype=np.uint8))
+    for _ in range(30):
+        ring.extend(
+            action=np.zeros(2, np.int64),
+            reward=np.zeros(2, np.float32),
+            terminated=np.zeros(2, np.bool_),
+            frame=rng.integers(0, 256, (2, *frame_shape), dtype=np.uint8),
+            started=np.zeros(2, np.bool_),
+            first_frame=np.zeros((2, *frame_shape), np.uint8),
+        )
+    rows = ring.sample_indices(16)
+    assert torch.equal(ring.gather(rows).observation, ring.observations(rows))
