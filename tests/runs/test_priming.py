@@ -1,5 +1,6 @@
 """Heavy priming: many updates on the first transitions, before anything more is played."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_stopped_while_it_primes_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     list(train(PRIMED, halves, start=checkpoint))
     ours, theirs = (open_newest(run).state["learner"]["online"] for run in (whole, halves))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_stopped_again_and_again_while_it_primes_it_gets_on(tmp_path: Path) -> None:
+    """Checkpoints bear the frames played, which stay what they are: each takes the place of the one before."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    list(train(PRIMED, whole))
+    done, start = [], None
+    for stop in (27, 2, 2, 10**6):
+        calls = itertools.count()
+        list(train(PRIMED, parts, should_stop=lambda calls=calls, stop=stop: next(calls) >= stop, start=start))
+        start = open_newest(parts)
+        done.append((start.frames, start.state["learner"]["updates"]))
+    assert done[:3] == [(200, 50), (200, 100), (200, 150)]
+    ours, theirs = (open_newest(run).state["learner"]["online"] for run in (whole, parts))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not list((parts / "checkpoints").glob(".*"))
 
 
 def test_a_run_without_it_is_the_run_that_it_was_before_there_was_any() -> None:
