@@ -1,5 +1,6 @@
 """Heavy priming: many updates on the first transitions, before anything more is played."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from growtrain.environments.make import spec_of
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning.costs import make_plan
+from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import Batch
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
 from growtrain.runs.run import Run
@@ -74,6 +77,25 @@ def test_stopped_again_and_again_while_it_primes_it_gets_on(tmp_path: Path) -> N
     ours, theirs = (open_newest(run).state["learner"]["online"] for run in (whole, parts))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert not list((parts / "checkpoints").glob(".*"))
+
+
+def test_updates_are_done_in_pieces_even_where_learning_starts_with_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their batches are drawn together: how many bounds the memory, which the plan counts."""
+    config = dataclasses.replace(PRIMED, learning_starts=796, schedule="fixed", target_period=10_000)
+    drawn, sample = [], FrameRing.sample_batches
+
+    def counted(ring: FrameRing, num: int, size: int) -> list[Batch]:
+        drawn.append(num)
+        return sample(ring, num, size)
+
+    monkeypatch.setattr(FrameRing, "sample_batches", counted)
+    list(train(config, tmp_path))
+    assert drawn == [64, 64, 52]
+    spec = spec_of(config)
+    primed, plain = (make_plan(dataclasses.replace(config, priming_updates=n), spec).memory.batch for n in (180, 0))
+    assert primed - plain == (64 - 1) * config.batch_size * 5 * 84 * 84
 
 
 def test_a_run_without_it_is_the_run_that_it_was_before_there_was_any() -> None:
