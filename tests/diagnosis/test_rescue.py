@@ -195,6 +195,8 @@ def test_it_is_resumed_to_the_bit_grows_further_and_is_inspected_diagnosed_and_r
         main(["rescue", str(tmp_path / "reset"), *further, "--intervention=inject", f"--run-dir={tmp_path / 'again'}"])
         == 0
     )
+    assert "beside a frozen network" not in capsys.readouterr().out
+    assert open_newest(tmp_path / "again").config.frozen_width == 0
     after = [each for each in read_jsonl(tmp_path / "again" / "diagnostics.jsonl") if each["when"] == "after growth"]
     assert after[-1]["stage"] == 1
 
