@@ -10,6 +10,7 @@ Units: steps of the environment; returns in the task's own rewards.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ import torch
 from recording import describe_machine, machine_lines, say, table, write_outputs
 from scipy import stats
 
-from growtrain.settings.config import Config
-from growtrain.settings.text import parse_count
+from growtrain.settings.config import Config, has_effect
+from growtrain.settings.presets import sac
+from growtrain.settings.text import ConfigError, parse_count
 from growtrain.telemetry.sinks import read_jsonl
 
 EPISODES = 10  # of an evaluation
 SCORES = ("training", "evaluation")
+SHARED = ("lr", "replay_capacity", "learning_starts", "batch_size", "target_tau", "discount", "width")  # with theirs
 Returns = dict[str, float | None]
 
 
@@ -50,15 +53,34 @@ def ours(run: Path, steps: int) -> Returns | None:
     return {"training": last_tenth(episodes, steps), "evaluation": evaluated[0] if evaluated else None}
 
 
+def is_plain(config: Config) -> bool:
+    """Whether a run differs from the preset in nothing but what Stable-Baselines3 is given, too."""
+    plain = sac(**{name: getattr(config, name) for name in ("game", "total_frames", "seed", *SHARED)}, schedule="fixed")
+    deciding = [item.name for item in dataclasses.fields(Config) if item.metadata["identity"]]
+    return all(getattr(config, name) == getattr(plain, name) for name in deciding if has_effect(name, config))
+
+
 def our_runs(directory: Path, steps: int) -> tuple[dict[str, dict[str, Returns]], dict[str, Config]]:
-    """Of the runs below a directory that never changed their networks: returns and configurations by game, and by seed."""
+    """Of the runs of plain SAC below a directory: returns and configurations by game, and by seed.
+
+    Raises:
+        ConfigError: two runs of a game have the same seed, or other settings.
+    """
     found: dict[str, dict[str, Returns]] = {}
     configs: dict[str, Config] = {}
     for file in sorted(directory.rglob("config.json")):
         config = Config.from_dict(json.loads(file.read_text())["config"])
-        if config.continuous and config.schedule == "fixed" and (returns := ours(file.parent, steps)) is not None:
-            found.setdefault(config.game, {})[str(config.seed)] = returns
-            configs[config.game] = config
+        if not (config.continuous and is_plain(config)) or (returns := ours(file.parent, steps)) is None:
+            continue
+        first, known = configs.setdefault(config.game, config), found.setdefault(config.game, {})
+        if (
+            str(config.seed) in known
+            or dataclasses.replace(config, seed=first.seed).fingerprint() != first.fingerprint()
+        ):
+            raise ConfigError(
+                f"{file.parent} is of the seed of another run of {config.game} below {directory}, or has other settings: compare one sweep"
+            )
+        known[str(config.seed)] = returns
     return found, configs
 
 
@@ -154,7 +176,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.json and OUTPUT.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found, configs = our_runs(arguments.runs, arguments.steps)
+    try:
+        found, configs = our_runs(arguments.runs, arguments.steps)
+    except ConfigError as error:
+        parser.error(f"--runs: {error}")
     if not found:
         parser.error(f"--runs: no run of plain SAC below {arguments.runs} has come to {arguments.steps} steps")
     file = arguments.output.with_suffix(".json")

@@ -102,9 +102,8 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
             raise ConfigError(f"{flag(name)} {given[name]}: the file's network has {value}: {remedy}")
     beside = any(given[name] != value for name, value in widths.items())
     frozen = {f"frozen_{name}": value for name, value in widths.items()} if beside else {}
-    config, notes = resolve(
-        explicit.get("preset"), explicit | given | frozen | {"total_frames": frames, "schedule": "fixed"}
-    )
+    settings = explicit | given | frozen | {"total_frames": frames, "schedule": "fixed"}
+    config, _ = resolve(explicit.get("preset"), settings)
     if spec.observation_shape != weights.observation_shape:
         raise ConfigError(
             f"{config.game} shows {spec.observation_shape}, the file's network sees {weights.observation_shape}: name the game it was "
@@ -122,7 +121,7 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
         "epsilon_start": config.epsilon_end,
         "epsilon_decay_frames": 0,
     }
-    config = dataclasses.replace(config, **{name: value for name, value in warm.items() if name not in explicit})
+    config, notes = resolve(explicit.get("preset"), warm | settings)
     step = config.frame_skip * config.num_envs
     begin = config.learning_starts + step
     if "learning_starts" not in explicit and not beside and kind_of(config.intervention, config).at_target_copy:

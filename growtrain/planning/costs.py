@@ -25,7 +25,7 @@ from growtrain.networks.snapshot import ROWS_AT_ONCE
 from growtrain.plasticity.measurer import STATES
 from growtrain.replay.make import replay_bytes
 from growtrain.replay.ring import rows_per_lane
-from growtrain.settings.budget import updates_due
+from growtrain.settings.budget import PRIMING_AT_ONCE, updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 
@@ -492,7 +492,8 @@ def _memory(config: Config, spec: Spec, activations_per_state: int, stages: list
         at_once = max(at_once, ROWS_AT_ONCE)
     frozen_whole = sweeps or config.frozen_width > 0
     activations = 4 * at_once * activations_per_state
-    drawn = updates_at_once(config) * batch_size * (spec.stack_size + 1) * spec.frame_bytes
+    updates = max(updates_at_once(config), min(PRIMING_AT_ONCE, config.priming_updates))
+    drawn = updates * batch_size * (spec.stack_size + 1) * spec.frame_bytes
     rows = lanes * rows_per_lane(config.replay_capacity, lanes, spec.stack_size)
     frozen_values = 4 * spec.num_outputs * rows * frozen_whole
     own = largest.parameters_total - largest.parameters_shared

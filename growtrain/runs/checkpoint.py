@@ -112,7 +112,7 @@ class CheckpointWriter:
         self._segments = list(segments)
 
     def save(self, state: dict[str, Any], ring: LaneRing, config: Config, *, frames: int, device: torch.device) -> Path:
-        """Writes, verifies and publishes one checkpoint; one that is there already is left as it is.
+        """Writes, verifies and publishes one checkpoint; one that is there already is left, unless updates were done since (priming).
 
         Args:
             state: nested dictionaries of tensors, arrays and plain values.
@@ -125,7 +125,7 @@ class CheckpointWriter:
             CheckpointFailed: the disk is full, read-only, or did not keep what was written.
         """
         final, partial = self.directory / f"{frames:012d}", self.directory / f"{PARTIAL}-{frames:012d}"
-        if final.exists():
+        if final.exists() and not _is_older(final, state):
             return final
         try:
             remove(partial)
@@ -154,8 +154,13 @@ class CheckpointWriter:
                 os.replace(partial / segment.sha256, self._replay / segment.sha256)
             for directory in (self._replay, partial):
                 sync_directory(directory)
+            older = self.directory / f"{PARTIAL}-older-{frames:012d}"
+            if final.exists():
+                remove(older)
+                os.replace(final, older)
             os.replace(partial, final)
             sync_directory(self.directory)
+            remove(older)
         except (OSError, Unreadable) as error:
             with contextlib.suppress(OSError):  # nothing can be removed from a disk that has become read-only
                 remove(partial)
@@ -268,6 +273,16 @@ def load_learner(
     except (ValueError, KeyError, TypeError) as error:
         raise Unreadable(f"{checkpoint.path}: {error}") from error
     return learner, config, checkpoint.frames, stage
+
+
+def _is_older(path: Path, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint was made before updates that a run's state has had: they are done without a frame where a run primes."""
+    try:
+        saved = json.loads(read_plain(path / "state.json", _MAX_MANIFEST_BYTES))
+    except (Unreadable, ValueError):  # damaged
+        return True
+    before, now = (int(each.get("learner", {}).get("updates", 0)) for each in (saved, state))
+    return before < now
 
 
 def _published(directory: Path) -> list[Path]:

@@ -29,7 +29,8 @@ def train(
     Args:
         config: everything that decides the run.
         run_dir: where its files go, by the working directory of this call; made if missing.
-        should_stop: asked once per environment step; True, or the reason, ends the run early, with a checkpoint to go on from.
+        should_stop: asked once per environment step, and per piece of heavy priming; True, or the reason, ends the run early, with a
+            checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:

@@ -34,7 +34,7 @@ from growtrain.runs.provenance import describe
 from growtrain.runs.resuming import resumption, take_up
 from growtrain.runs.saving import Saver
 from growtrain.runs.summary import summarize
-from growtrain.settings.budget import crossed, epsilon_at, priming_due, updates_due
+from growtrain.settings.budget import PRIMING_AT_ONCE, crossed, epsilon_at, priming_due, updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import schedule_of
 from growtrain.telemetry.accounts import Accounts
@@ -42,7 +42,6 @@ from growtrain.telemetry.gpu import AbsentMonitor, AbstractMonitor, add_up, open
 from growtrain.telemetry.sinks import RunSinks
 from growtrain.telemetry.trackers import open_trackers
 
-_PRIMING_AT_ONCE = 64  # updates, after which the run can be stopped
 _PAUSES = ("growth", "evaluation", "checkpoint", "diagnostics", "decision")
 
 
@@ -138,7 +137,7 @@ class Run:
             return False
         per_copy = max(1, int(config.replay_ratio * config.target_period / config.frame_skip))
         with self.phases("learn"):
-            self._update(min(owed, per_copy - learner.updates % per_copy, _PRIMING_AT_ONCE))
+            self._update(min(owed, per_copy - learner.updates % per_copy, PRIMING_AT_ONCE))
             if learner.updates % per_copy == 0:
                 learner.end_of_step(config.target_period)
         return True
@@ -208,6 +207,8 @@ class Run:
         """
         self.reason = stopped if isinstance(stopped, str) and stopped else None
         if self.frames >= self.config.total_frames:
+            while self.prime():  # learning starts with the last step
+                pass
             self.learn()
             evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
             if self.config.eval_period and evaluated_at < self.frames:

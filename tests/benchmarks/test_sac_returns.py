@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from growtrain.settings.presets import sac
+from growtrain.settings.text import ConfigError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -39,11 +40,24 @@ def write_run(directory: Path, seed: int, frames: int, **settings: object) -> No
 def test_scores_are_of_the_last_tenth_and_of_the_end(sac_returns: ModuleType, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", 0, 1_100)
     write_run(tmp_path / "runs" / "b", 1, 960)  # has not come so far
-    write_run(tmp_path / "runs" / "c", 2, 1_100, schedule="grow1x")  # is not the plain algorithm
+    for index, changes in enumerate(
+        ({"schedule": "grow1x"}, {"priming_updates": 9}, {"regularizer": "l2"}, {"replay_ratio": 2.0})
+    ):
+        write_run(tmp_path / "runs" / f"c{index}", 0, 1_100, **changes)  # is not the plain algorithm
     found, configs = sac_returns.our_runs(tmp_path, 1_000)
     assert found == {"mujoco/HalfCheetah-v5": {"0": {"training": pytest.approx(9 / 5), "evaluation": 10.0}}}
     assert configs["mujoco/HalfCheetah-v5"].seed == 0
     assert sac_returns.last_tenth([(900, 1.0, 1), (1_001, 1.0, 1)], 1_000) is None
+
+
+@pytest.mark.parametrize(("seed", "settings"), [(0, {}), (1, {"lr": 1e-3})])
+def test_one_sweep_is_compared_at_a_time(
+    seed: int, settings: dict[str, object], sac_returns: ModuleType, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a", 0, 1_100)
+    write_run(tmp_path / "b", seed, 1_100, **settings)
+    with pytest.raises(ConfigError, match="compare one sweep"):
+        sac_returns.our_runs(tmp_path, 1_000)
 
 
 def test_differences_have_welch_s_interval(sac_returns: ModuleType) -> None:

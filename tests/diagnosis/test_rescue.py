@@ -195,13 +195,21 @@ def test_it_is_resumed_to_the_bit_grows_further_and_is_inspected_diagnosed_and_r
         main(["rescue", str(tmp_path / "reset"), *further, "--intervention=inject", f"--run-dir={tmp_path / 'again'}"])
         == 0
     )
+    assert "beside a frozen network" not in capsys.readouterr().out
+    assert open_newest(tmp_path / "again").config.frozen_width == 0
     after = [each for each in read_jsonl(tmp_path / "again" / "diagnostics.jsonl") if each["when"] == "after growth"]
     assert after[-1]["stage"] == 1
 
 
-def test_a_file_of_the_live_networks_widths_goes_on_as_the_live_network(file: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_live_networks_widths_goes_on_as_the_live_network(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What is frozen then is frozen by an injection, at the first copy of the target."""
     run_dir = rescue(file, tmp_path / "run", "--width=24", "--encoder-width=0.5")
+    says = capsys.readouterr().out
+    assert "these shrink with the budget: eval_frames" in says  # and not what a rescue has of its own
+    assert "learning_starts" not in says
+    assert "epsilon_decay_frames" not in says
     assert open_newest(run_dir).config.frozen_width == 0
     (event,) = read_jsonl(run_dir / "growth_events.jsonl")
     assert event["max_abs_q_change_online"] == 0.0

@@ -1,5 +1,7 @@
 """Heavy priming: many updates on the first transitions, before anything more is played."""
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 from growtrain.environments.make import spec_of
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.planning.costs import make_plan
+from growtrain.replay.frames import FrameRing
+from growtrain.replay.ring import Batch
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
 from growtrain.runs.run import Run
@@ -57,6 +61,41 @@ def test_stopped_while_it_primes_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     list(train(PRIMED, halves, start=checkpoint))
     ours, theirs = (open_newest(run).state["learner"]["online"] for run in (whole, halves))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_stopped_again_and_again_while_it_primes_it_gets_on(tmp_path: Path) -> None:
+    """Checkpoints bear the frames played, which stay what they are: each takes the place of the one before."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    list(train(PRIMED, whole))
+    done, start = [], None
+    for stop in (27, 2, 2, 10**6):
+        calls = itertools.count()
+        list(train(PRIMED, parts, should_stop=lambda calls=calls, stop=stop: next(calls) >= stop, start=start))
+        start = open_newest(parts)
+        done.append((start.frames, start.state["learner"]["updates"]))
+    assert done[:3] == [(200, 50), (200, 100), (200, 150)]
+    ours, theirs = (open_newest(run).state["learner"]["online"] for run in (whole, parts))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not list((parts / "checkpoints").glob(".*"))
+
+
+def test_updates_are_done_in_pieces_even_where_learning_starts_with_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their batches are drawn together: how many bounds the memory, which the plan counts."""
+    config = dataclasses.replace(PRIMED, learning_starts=796, schedule="fixed", target_period=10_000)
+    drawn, sample = [], FrameRing.sample_batches
+
+    def counted(ring: FrameRing, num: int, size: int) -> list[Batch]:
+        drawn.append(num)
+        return sample(ring, num, size)
+
+    monkeypatch.setattr(FrameRing, "sample_batches", counted)
+    list(train(config, tmp_path))
+    assert drawn == [64, 64, 52]
+    spec = spec_of(config)
+    primed, plain = (make_plan(dataclasses.replace(config, priming_updates=n), spec).memory.batch for n in (180, 0))
+    assert primed - plain == (64 - 1) * config.batch_size * 5 * 84 * 84
 
 
 def test_a_run_without_it_is_the_run_that_it_was_before_there_was_any() -> None:
