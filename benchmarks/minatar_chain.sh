@@ -29,6 +29,6 @@ for seed in $seeds; do
     arm shrink-perturb "$seed" --schedules at-switch --intervention shrink-perturb
     arm l2-init "$seed" --schedules fixed --regularizer l2-init
     arm layer-norm "$seed" --schedules fixed --normalization layer
-    arm redo "$seed" --schedules redo
+    arm redo "$seed" --schedules redo --redo-tau 0.1
     arm adaptive "$seed" --schedules adaptive --freeze network
 done

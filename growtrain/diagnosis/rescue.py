@@ -43,6 +43,8 @@ def rescue_schedule(name: str | None, past: tuple[int, ...], begin: int, frames:
     if name is None:
         times: tuple[int, ...] = (begin,)
     else:
+        if name == "at-switch":
+            raise ConfigError(f"--schedule {name} is of a run's own switches: a rescue takes grow1x, grow3x or at:...")
         schedule = make_schedule(name, frames)
         if not schedule.injection_frames:
             raise ConfigError(f"--schedule {name} rescues nothing: choose grow1x, grow3x or at:..., or leave it out")

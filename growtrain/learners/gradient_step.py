@@ -113,6 +113,8 @@ class GradientStep:
         project(self.projected, self.norms, unless=bad)
         if self.lagging:
             with torch.no_grad():
-                torch._foreach_lerp_(self.lagging, self.leading, learner.config.target_tau)
+                steps = torch._foreach_sub(self.leading, self.lagging)
+                torch._foreach_mul_(steps, learner.config.target_tau * ~bad)
+                torch._foreach_add_(self.lagging, steps)
         self.sums += summed.nan_to_num(0.0, 0.0, 0.0)
         return bad

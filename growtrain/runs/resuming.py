@@ -56,9 +56,7 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
     config = dataclasses.replace(before, **changes)
     if fork:
         _check_future(checkpoint, config)
-        if not begins_frozen(
-            checkpoint.state["learner"], config
-        ):  # what a run began beside was given up, as by a reset
+        if not begins_frozen(checkpoint.state["learner"], config):  # it was given up, as by a reset
             config = dataclasses.replace(config, frozen_width=0, frozen_encoder_width=1.0)
     return config, [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
 

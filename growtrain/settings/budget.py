@@ -10,9 +10,7 @@ from growtrain.settings.text import format_count
 SHRINKING: dict[str, Shrinks] = {
     item.name: item.metadata["shrinks"] for item in dataclasses.fields(Config) if item.metadata["shrinks"]
 }
-PRIMING_AT_ONCE = (
-    64  # updates of heavy priming whose batches are drawn together, and after which the run can be stopped
-)
+PRIMING_AT_ONCE = 64  # updates of heavy priming whose batches are drawn together, after which a run can be stopped
 
 
 def shrunk(full: Config, explicit: dict[str, Any], whole: int) -> tuple[Config, list[str]]:

@@ -388,6 +388,7 @@ def test_what_the_next_command_repeats_is_another_diagnosis_with_the_same_thresh
         (["rescue", "nowhere"], "does not exist"),
         (["rescue", "RUN", "--total-frames", "9k"], "--frames"),
         (["rescue", "RUN", "--schedule", "fixed"], "rescues nothing"),
+        (["rescue", "RUN", "--schedule", "at-switch"], "is of a run's own switches"),
         (["rescue", "RUN", "--schedule", "reset"], "--intervention reset-head"),
         (["rescue", "RUN", "--schedule", "redo", "--frames", "9k"], "--intervention redo"),
         (["rescue", "RUN", "--at", "77"], "no checkpoint at 77"),

@@ -217,6 +217,21 @@ def test_the_two_critics_get_fresh_weights_of_their_own_and_their_targets_the_sa
         assert torch.equal(target.head.live[0].weight, live[name])  # type: ignore[union-attr,index]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_update_that_is_not_finite_moves_neither_networks_nor_targets(asynchronous: bool) -> None:
+    learner = make(target_tau=0.1)
+    learner.asynchronous = asynchronous  # as on a GPU, where nothing waits to know
+    learner.update(batches(3, 0))
+    bad = batches(1, 1)
+    bad["next", "reward"][0, 0] = float("nan")
+    networks = [*learner.online.values(), *learner.targets.values()]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    learner.update(bad)
+    for network, kept in zip(networks, before, strict=True):
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in network.state_dict().items())
+    assert learner.report().skipped == 1
+
+
 def test_targets_follow_by_polyak_averaging_before_and_after_an_injection() -> None:
     learner = make(target_tau=0.1)
     for stage in range(3):
