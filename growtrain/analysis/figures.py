@@ -1,6 +1,6 @@
 """The report's figures: which curves go into which panel, in which units, with which intervals.
 
-Units: as the panels' labels say; x axes are frames, wall-clock or FLOPs of updates.
+Units: as the panels' labels say; x axes are frames, wall-clock or FLOPs of training.
 """
 
 import re
@@ -57,7 +57,7 @@ def curves_figure(
         message = "" if lines else "unknown until a run has ended"
         panels.append(plots.Panel(f"IQM against {TITLES[axis]}", label, y_label, lines, message=message))
     caption = (
-        "Interquartile mean over all runs of all games, growing in frames, wall-clock and FLOPs of updates. Bands are 95 % "
+        "Interquartile mean over all runs of all games, growing in frames, wall-clock and FLOPs of training. Bands are 95 % "
         "intervals, where every game has three seeds. A curve ends where the first of its runs does."
         f"{_behind([curve for cell in cut.values() for curve in cell])}"
     )
@@ -200,7 +200,7 @@ def _band(
 def _unit(axis: Axis, curves: Sequence[Curve]) -> tuple[float, str]:
     """What to multiply an axis by, and its label."""
     if axis != "hours":
-        return 1.0, "frames" if axis == "frames" else "FLOPs of updates"
+        return 1.0, "frames" if axis == "frames" else "FLOPs of training"
     longest = max((float(curve.hours[-1]) for curve in curves if len(curve.hours)), default=1.0)
     return next((unit, label) for least, unit, label in _TIME_UNITS if longest >= least)
 

@@ -3,7 +3,7 @@
 A run is any directory that holds `config.json`, `metrics.jsonl` or `summary.json`. Nothing in it is trusted: files must be plain, records
 must be JSON objects, numbers must be finite; everything else is left out and named in `Run.problems`.
 
-Units: frames, seconds; FLOPs are those of updates (acting and evaluation are not counted).
+Units: frames, seconds; FLOPs are those of training, updates and acting (evaluation is not counted).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,15 @@ _MAX_BYTES = 1 << 28
 ENDED = ("done", "stopped", "failed")  # what summary.json says; without it a run is running or interrupted
 
 Record = dict[str, Any]
+
+
+class StagePrice(NamedTuple):
+    """What a stage took: FLOPs of one update, of the acting (and sweeping) behind one frame, and how many there were of both."""
+
+    update: float
+    frame: float
+    updates: float
+    frames: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +105,18 @@ class Run:
         return int(number(self.settings, "total_frames", self.frames))
 
     @property
-    def stage_costs(self) -> list[float]:
-        """FLOPs of an update in each stage, from the summary; empty where it does not know them."""
+    def stage_costs(self) -> list[StagePrice]:
+        """What each stage costs, from the summary; empty where it does not know that."""
         stages = self.summary.get("stages")
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             return []
-        costs = [number(stage, "flops_per_update", float("nan")) for stage in stages]
-        return [] if np.isnan(costs).any() else costs
+        names = ("frames", "updates", "flops_per_update", "flops_of_acting")
+        found = [tuple(number(stage, name, float("nan")) for name in names) for stage in stages]
+        if np.isnan(found).any():
+            return []
+        return [
+            StagePrice(update, acting / max(frames, 1), updates, frames) for frames, updates, update, acting in found
+        ]
 
     @property
     def resumes(self) -> list[Record]:
@@ -112,11 +126,9 @@ class Run:
 
     @property
     def total_flops(self) -> float:
-        """FLOPs of all its updates by its summary; NaN while there is none."""
-        stages, costs = self.summary.get("stages"), self.stage_costs
-        if not isinstance(stages, list) or not costs:
-            return float("nan")
-        return sum(number(stage, "updates", 0) * cost for stage, cost in zip(stages, costs, strict=True))
+        """FLOPs of all its training by its summary; NaN while there is none."""
+        costs = self.stage_costs
+        return sum(each.updates * each.update + each.frames * each.frame for each in costs) if costs else float("nan")
 
 
 @dataclass(frozen=True)
@@ -279,7 +291,7 @@ def _reason(error: Exception) -> str:
     )
 
 
-def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
+def training_curve(run: Run, costs: Sequence[StagePrice] = ()) -> Curve:
     """A run's score and what it took, at each record from the first tenth of its budget on.
 
     The score is the mean of the training episodes that ended in the last tenth of the budget; where none did, of the newest that did.
@@ -287,7 +299,7 @@ def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
 
     Args:
         run: the run.
-        costs: FLOPs of an update in each stage.
+        costs: of each stage.
     """
     window = run.budget / 10
     frames, seconds, updates, episodes, returns = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)].T
@@ -299,24 +311,27 @@ def training_curve(run: Run, costs: Sequence[float] = ()) -> Curve:
     whole = (frames >= window) & (newest >= 0)
     behind = (count[1:] - count[start])[whole]
     score = (total[1:] - total[start])[whole] / behind
-    flops = update_flops(run, frames, updates, costs)
+    flops = training_flops(run, frames, updates, costs)
     return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score, behind)
 
 
-def update_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[float]) -> FloatArray:
-    """FLOPs of a run's updates up to each record, (P,): each stage's updates times what one of them takes; NaN if costs are unknown.
+def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[StagePrice]) -> FloatArray:
+    """FLOPs of a run's training up to each record, (P,): each stage's updates and frames times what one takes; NaN if that is unknown.
 
     A stage begins with its growth event, whose updates are interpolated between the records around it.
     """
     stages = [int(number(event, "stage", -1)) for event in run.growth_events]
     if not len(frames) or not costs or not all(0 <= stage < len(costs) for stage in stages):
         return np.full(len(frames), np.nan)
-    events = [float(event["frames"]) for event in run.growth_events]
+    events = [0.0, *(float(event["frames"]) for event in run.growth_events)]
     grid, at_grid = np.concatenate([[0.0], frames]), np.concatenate([[0.0], updates])
-    starts = [0.0, *np.interp(events, grid, at_grid)]
     total = np.zeros(len(frames))
-    for start, end, stage in zip(starts, [*starts[1:], np.inf], [0, *stages], strict=True):
-        total += costs[stage] * np.clip(updates - start, 0.0, end - start)
+    for counts, starts, price in (
+        (updates, np.interp(events, grid, at_grid), [cost.update for cost in costs]),
+        (frames, np.array(events), [cost.frame for cost in costs]),
+    ):
+        for start, end, stage in zip(starts, [*starts[1:], np.inf], [0, *stages], strict=True):
+            total += price[stage] * np.clip(counts - start, 0.0, end - start)
     return total
 
 

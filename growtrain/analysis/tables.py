@@ -1,6 +1,6 @@
 """The report's tables: what there is, arm against arm, what it cost, every run.
 
-Units: frames; seconds, minutes or hours as written; FLOPs of updates; kilowatt-hours.
+Units: frames; seconds, minutes or hours as written; FLOPs of training; kilowatt-hours.
 """
 
 from collections import Counter
@@ -186,7 +186,7 @@ def costs(study: Study) -> list[Block]:
     header = ["game", "arm", "done runs", "time a run", "frames/s", "FLOPs a run", "GPU utilisation", "energy a run"]
     text = (
         "Means over the done runs of a cell. Time is wall-clock with evaluation, growth and checkpoints; what else the "
-        "machine did meanwhile is not known here. FLOPs are those of updates: acting and evaluation are not counted."
+        "machine did meanwhile is not known here. FLOPs are those of training, updates and acting; evaluation is not counted."
     )
     blocks: list[Block] = [Heading("What it cost"), Table(header, rows), Paragraph(text)]
     notes = [f"unavailable: {reason} ({count} {'runs' if count > 1 else 'run'})" for reason, count in reasons.items()]

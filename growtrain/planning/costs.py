@@ -141,7 +141,12 @@ class StageCost:
     @property
     def flops(self) -> int:
         """FLOPs of the stage's training: updates, acting, and the sweep that it begins with; without evaluation."""
-        return self.updates * self.flops_per_update + self.policy_steps * self.flops_per_action + self.flops_of_sweep
+        return self.updates * self.flops_per_update + self.flops_of_acting
+
+    @property
+    def flops_of_acting(self) -> int:
+        """FLOPs of the stage's acting, with what is computed of frozen networks for the replay, and the sweep."""
+        return self.policy_steps * self.flops_per_action + self.flops_of_sweep
 
 
 @dataclass(frozen=True, kw_only=True)

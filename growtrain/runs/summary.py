@@ -52,6 +52,7 @@ def summarize(
                 "updates": total.updates,
                 "updates_per_second": total.updates / total.seconds if total.seconds else None,
                 "flops_per_update": cost.flops_per_update if as_planned else None,
+                "flops_of_acting": cost.flops_of_acting * total.frames // cost.frames if as_planned else None,
             }
             for total, cost in zip(accounts.stages, plan.stages, strict=True)
         ],

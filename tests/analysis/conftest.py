@@ -9,6 +9,7 @@ import pytest
 
 from growtrain.settings.presets import resolve
 
+ACTING = 100  # FLOPs a frame
 FLOPS = {"fixed": [2_000_000], "grow1x": [2_000_000, 3_000_000], "full3x": [5_000_000]}
 WriteRun = Callable[..., Path]
 
@@ -68,7 +69,15 @@ def write_run(tmp_path: Path) -> WriteRun:
                 "reason": "OSError: no\nspace" if status == "failed" else None,
                 "frames": until,
                 "wall_seconds": until / speed,
-                "stages": [{"updates": n, "flops_per_update": c} for n, c in zip(stages, costs, strict=False)],
+                "stages": [
+                    {
+                        "frames": 16 * n,
+                        "updates": n,
+                        "flops_per_update": c,
+                        "flops_of_acting": ACTING * 16 * n * (k + 1),
+                    }
+                    for k, (n, c) in enumerate(zip(stages, costs, strict=False))
+                ],
                 "gpu": {"available": False, "reason": "the run computes on cpu, which NVML does not watch"},
             }
             (run_dir / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
