@@ -5,8 +5,9 @@
 #     bash benchmarks/minatar_study.sh [DIR]      DIR: results/minatar, unless given
 #
 # Runs what is missing in DIR, seed after seed, first of the arms that the question is about: five to ten minutes a run on one core, and
-# SEEDS x GAMES x 14 of them. WORKERS=2 runs two at a time. `network-equal`, `mirrored-equal` and `fixed-equal` do as many more updates as
-# make their FLOPs equal those of full3x (`plan` counts them). Afterwards:
+# SEEDS x GAMES x 14 of them. WORKERS=2 runs two at a time. `network-equal`, `mirrored-equal` and `fixed-equal` do so many more updates that
+# training takes 92 to 107 % of full3x's FLOPs, by the game (`plan` counts them); `wide`, whose live network has the full width from the
+# start, takes 106 %. Afterwards:
 #
 #     python -m growtrain report DIR/* --output DIR-report
 set -euo pipefail
@@ -28,10 +29,10 @@ for seed in $seeds; do
     arm wide "$seed" --width 128 --schedules grow3x --freeze network
 done
 for seed in $seeds; do
-    ratio=0.625 arm network-equal "$seed" --width 32 --schedules grow3x --freeze network
+    ratio=0.6 arm network-equal "$seed" --width 32 --schedules grow3x --freeze network
     arm mirrored "$seed" --width 32 --schedules grow3x --anchor mirrored
     arm network "$seed" --width 32 --schedules grow3x,grow5x,every:125k --freeze network
-    ratio=0.625 arm fixed-equal "$seed" --width 32 --schedules fixed
+    ratio=0.6 arm fixed-equal "$seed" --width 32 --schedules fixed
     arm cold "$seed" --width 32 --schedules grow3x --freeze network --live-encoder cold
     ratio=0.34 arm mirrored-equal "$seed" --width 32 --schedules grow3x --anchor mirrored
     arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x,reset
