@@ -23,7 +23,7 @@ arm() { # name, seed, flags
 for seed in $seeds; do
     arm plain "$seed" --schedules fixed,full2x
     arm network "$seed" --schedules at-switch --freeze network
-    arm heads "$seed" --schedules at-switch
+    arm heads "$seed" --schedules at-switch --freeze heads
     arm reset-head "$seed" --schedules at-switch --intervention reset-head
     arm cold "$seed" --schedules at-switch --freeze network --live-encoder cold
     arm shrink-perturb "$seed" --schedules at-switch --intervention shrink-perturb

@@ -23,9 +23,9 @@ arm() { # name, seed, flags
 }
 
 for seed in $seeds; do
-    arm heads "$seed" --width 32 --schedules fixed,full3x
+    arm heads "$seed" --width 32 --schedules fixed,full3x --freeze heads
     arm network "$seed" --width 32 --schedules grow3x --freeze network
-    arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x
+    arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x --freeze heads
     arm wide "$seed" --width 128 --schedules grow3x --freeze network
 done
 for seed in $seeds; do
@@ -35,6 +35,6 @@ for seed in $seeds; do
     ratio=0.6 arm fixed-equal "$seed" --width 32 --schedules fixed
     arm cold "$seed" --width 32 --schedules grow3x --freeze network --live-encoder cold
     ratio=0.34 arm mirrored-equal "$seed" --width 32 --schedules grow3x --anchor mirrored
-    arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x,reset
+    arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x,reset --freeze heads
     arm network "$seed" --width 32 --schedules grow3x,grow5x,every:125k,adaptive --freeze network
 done
