@@ -394,9 +394,8 @@ def validate(
         wall = time.perf_counter() - start
         work = work_of(config, make_spec(stack["num_actions"]))
         if lengths := [record["eval_frames"] for record in read_jsonl(run_dir / "evaluations.jsonl")]:
-            work = dataclasses.replace(
-                work, eval_frames=round(sum(lengths) / len(lengths))
-            )  # whole episodes, of any length
+            # Whole episodes, of any length.
+            work = dataclasses.replace(work, eval_frames=round(sum(lengths) / len(lengths)))
         raw["validation"].append(
             {
                 "arm": place,
@@ -419,9 +418,8 @@ def _short_run(arm: Arm, stack: dict[str, Any], raw_arm: dict[str, Any], seconds
     settings = {name: value for name, value in arm.overrides.items() if name not in shrinking}
     costs = costs_of(stack, raw_arm, compiled=True)
     granule = 8 * FRAME_SKIP * arm.config.num_envs
-    least = (
-        1.25 * MIN_UPDATES_TO_COMPILE * FRAME_SKIP / arm.config.replay_ratio
-    )  # a short run's warm-up is a twentieth at most
+    # A short run's warm-up is a twentieth at most.
+    least = 1.25 * MIN_UPDATES_TO_COMPILE * FRAME_SKIP / arm.config.replay_ratio
 
     def at(frames: float) -> Config:
         total = math.ceil(max(least, frames) / granule) * granule

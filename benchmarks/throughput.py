@@ -68,14 +68,8 @@ from growtrain.settings.text import ConfigError
 PRODUCT_SIZE = 2048
 PRODUCTS = {"product": f"torch.mm ({PRODUCT_SIZE}^3)", "product oneDNN": f"oneDNN's product ({PRODUCT_SIZE}^3)"}
 WARM_UP_UPDATES = 20
-SHARES = {
-    "loop": 1.0,
-    "update": 0.6,
-    "product": 0.2,
-    "product oneDNN": 0.2,
-    "environments": 0.2,
-    "act": 0.1,
-}  # of a turn; the others: 1
+# Of a turn; the others: 1.
+SHARES = {"loop": 1.0, "update": 0.6, "product": 0.2, "product oneDNN": 0.2, "environments": 0.2, "act": 0.1}
 CALLS_PER_WAIT = 64
 TOP = 12  # rows of the profile's tables
 

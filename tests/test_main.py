@@ -78,11 +78,8 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert out.count("inject  max |dQ| online 0 target 0") == 3
     assert "shrink with the budget" in out
     assert "an injection freezes the whole network" in out
-    assert [e["frames"] for e in read_jsonl(run_dir / "growth_events.jsonl")] == [
-        1008,
-        2000,
-        3008,
-    ]  # copies of the target
+    # Copies of the target.
+    assert [e["frames"] for e in read_jsonl(run_dir / "growth_events.jsonl")] == [1008, 2000, 3008]
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert main(["evaluate", str(run_dir), "--eval-frames", "800"]) == 0
@@ -93,11 +90,8 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert record["eval_frames"] > 800  # no game of Pong is over so soon
     assert main(["evaluate", str(run_dir), "--eval-episodes", "3", "--max-episode-frames", "800"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["episodes"], record["unfinished"], record["eval_frames"]) == (
-        3,
-        0,
-        3 * 800,
-    )  # in three lanes of four
+    # In three lanes of four.
+    assert (record["episodes"], record["unfinished"], record["eval_frames"]) == (3, 0, 3 * 800)
     for other in (["--game", "breakout"], ["--width", "9"]):  # an agent's own
         assert main(["evaluate", str(run_dir), *other]) == 2
         assert other[0] in capsys.readouterr().err

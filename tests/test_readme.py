@@ -81,9 +81,8 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_every_flag_exists() -> None:
-    frozen = (ROOT / "tests/commands/flags.txt").read_text(
-        encoding="utf-8"
-    )  # of all commands, which a test compares with them
+    # Of all commands, which a test compares with them.
+    frozen = (ROOT / "tests/commands/flags.txt").read_text(encoding="utf-8")
     known = {"--help-all", "--dist", *re.findall(r" (--[a-z-]+)", frozen)}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - known == set()
 

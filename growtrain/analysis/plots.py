@@ -116,9 +116,8 @@ def to_svg(figure: "Figure") -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has fonts of its own
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()[text.getvalue().index("<svg") :]
-    return re.sub(
-        r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+|\n", r"\1", path[0]), svg
-    )  # half the size, and none of the look
+    # Half the size, and none of the look.
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+|\n", r"\1", path[0]), svg)
 
 
 def curves(

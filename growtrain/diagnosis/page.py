@@ -98,9 +98,8 @@ def next_command(diagnosis: Diagnosis) -> str:
     if found.outcome == "lost" and found.located:
         mend, evidence = _mend(found)
         forked = found.gains["returns"].get(evidence)
-        if (
-            forked and forked.sign == "no gain"
-        ):  # it cannot learn, and to begin anew has cost more than that gave, so far
+        # It cannot learn, and to begin anew has cost more than that gave, so far.
+        if forked and forked.sign == "no gain":
             return _ask_again(diagnosis, f"--arms untouched,{mend}", settings.seeds, settings.test)
         budget = max(settings.frames, diagnosis.frames // 2)
         return f"growtrain rescue {run} {at} --intervention {mend}{grow} --frames {format_count(budget)}"

@@ -155,9 +155,8 @@ class DoubleDQN(AbstractLearner):
         for batch in self._with_target_values(batches.unbind(0) if isinstance(batches, TensorDict) else batches):
             self.step(batch)
             self.updates += 1
-        if (
-            not self.asynchronous and int(self.nonfinite[2]) >= MAX_NONFINITE
-        ):  # otherwise whoever makes records asks then
+        # Otherwise whoever makes records asks then.
+        if not self.asynchronous and int(self.nonfinite[2]) >= MAX_NONFINITE:
             self.require_finite()
 
     def draw(self) -> None:

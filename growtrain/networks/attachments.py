@@ -26,12 +26,8 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
 )
-_FUNCTIONS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)  # the others qualify them
+# The others qualify them.
+_FUNCTIONS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 

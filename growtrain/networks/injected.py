@@ -31,12 +31,8 @@ from growtrain.networks.injectable import check_injectable, probe_features
 from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
 from growtrain.settings.config import Anchor, TrainableHeads
 
-_PROBE_BATCHES = (
-    1,
-    8,
-    32,
-    256,
-)  # matrix products of different sizes take different code paths, and may round differently
+# Matrix products of different sizes take different code paths, and may round differently.
+_PROBE_BATCHES = (1, 8, 32, 256)
 Initializer = Callable[[nn.Module, torch.Generator], None]  # draws fresh weights in place
 POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)
 CONCATENATING = (CReLU, Fourier)

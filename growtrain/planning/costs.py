@@ -31,11 +31,8 @@ from growtrain.settings.schedules import schedule_of
 
 PASSES = 3  # forward passes of an update: online on s, online on s' (which plain DQN does without), target on s'
 SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
-FROZEN_HEADS_PER_INJECTION = {
-    "frozen": 2,
-    "zero": 1,
-    "mirrored": 1,
-}  # the old live head, and the anchor if there is one
+# The old live head, and the anchor if there is one.
+FROZEN_HEADS_PER_INJECTION = {"frozen": 2, "zero": 1, "mirrored": 1}
 
 # Assumptions about memory and disk, on the generous side of what was seen on Linux x86-64; bytes unless said.
 PROCESS_BYTES = 384 * 2**20  # Python, PyTorch, TorchRL: 330 MiB resident after import, and what a run adds
@@ -436,9 +433,8 @@ def full_width(config: Config) -> Config:
     schedule = schedule_of(config)
     if not schedule.injection_frames or KINDS[schedule.intervention].adds == "nothing":
         return config
-    if (
-        config.continuous
-    ):  # the last hidden layer is wider, which has as many parameters, nearly, as heads beside each other
+    # The last hidden layer is wider, which has as many parameters, nearly, as heads beside each other.
+    if config.continuous:
         return dataclasses.replace(
             config, schedule=f"full{len(schedule.injection_frames)}x", intervention="inject", freeze="heads"
         )

@@ -282,9 +282,8 @@ def _finding(place: Place, signs: Mapping[Basis, list[tuple[Gain, Sign]]], learn
         return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
     if gaining:
         reason = _numbers(signs, gaining, "gain")
-        if any(
-            gain.sign == "no gain" for gain, _ in signs["returns"]
-        ):  # of a destructive arm, or there were a contradiction
+        # Of a destructive arm, or there were a contradiction.
+        if any(gain.sign == "no gain" for gain, _ in signs["returns"]):
             reason += ", but making it fresh has not paid in the forks yet"
         return Finding(place=place, outcome="lost", basis=gaining, reason=reason)
     if lacking:

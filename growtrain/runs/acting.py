@@ -24,9 +24,8 @@ from growtrain.replay.ring import LaneRing
 from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
 
-Policy = Callable[
-    [Tensor], Tensor
-]  # (N, *observation_shape) -> (N, num_outputs): action values, or a distribution's parameters
+# (N, *observation_shape) -> (N, num_outputs): action values, or a distribution's parameters.
+Policy = Callable[[Tensor], Tensor]
 
 
 class Decision(NamedTuple):

@@ -109,9 +109,8 @@ class FrozenValues:
         """F of the lanes' newest rows (num_lanes, A), None where nothing is frozen whole."""
         if not self.kept:
             return None
-        if (
-            self._written != self.ring.written
-        ).any():  # episodes began on all lanes, as where a chain of games switches
+        # Episodes began on all lanes, as where a chain of games switches.
+        if (self._written != self.ring.written).any():
             self._write(self.ring.newest_rows())
             self._all_written()
         return self.ring.read(COLUMN, self.ring.newest_rows())

@@ -91,10 +91,8 @@ class Growing:
         with self.accounts.phases("decision"):
             start = time.perf_counter()
             seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
-            copies, network = (
-                ("current", "inject"),
-                next(iter(learner.plastic_parts)),
-            )  # the first of those that would grow
+            # The first of those that would grow.
+            copies, network = ("current", "inject"), next(iter(learner.plastic_parts))
             curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, network=network)
             errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
             self.decision = decide(

@@ -81,9 +81,8 @@ def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
     """
     config = checkpoint.config
     multiplier = schedule_of(config).width_multiplier
-    if (
-        multiplier == 1 or config.continuous
-    ):  # of SAC's networks only the last layer is wider: no other configuration has them
+    # Of SAC's networks only the last layer is wider: no other configuration has them.
+    if multiplier == 1 or config.continuous:
         return checkpoint
     own = dataclasses.replace(config, schedule="fixed", width=config.width * multiplier)
     return dataclasses.replace(checkpoint, config=own)
@@ -130,9 +129,8 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         )
     done = done_injections(checkpoint)
     coming = new.injection_frames[len(done) :]
-    planned = (
-        () if old.adaptive else old.injection_frames[len(done) :]
-    )  # one that is late waits for a copy of the target
+    # One that is late waits for a copy of the target.
+    planned = () if old.adaptive else old.injection_frames[len(done) :]
     if new.adaptive:  # what is to come is decided as it goes
         if len(done) > new.adaptive.max_injections:
             raise ConfigError(

@@ -97,9 +97,8 @@ class Child:
         parent = os.getpid()
 
         def prepare() -> None:
-            signal.signal(
-                signal.SIGTERM, signal.SIG_DFL
-            )  # the driver's handler, inherited by the fork, would swallow it
+            # The driver's handler, inherited by the fork, would swallow it.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died before we asked to be told
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -83,9 +83,8 @@ def totals(cells: Collection[Cell], at: dict[int, Progress]) -> str:
 def render(cells: Sequence[Cell], sweep_dir: Path, is_stale: Callable[[Cell], bool]) -> list[str]:
     """The whole table as lines of text, the totals last."""
     at = progress_of(cells, sweep_dir)
-    stale = {
-        cell.id: Progress(frames=at[cell.id].frames) for cell in cells if is_stale(cell)
-    }  # it has no speed any more
+    # It has no speed any more.
+    stale = {cell.id: Progress(frames=at[cell.id].frames) for cell in cells if is_stale(cell)}
     at |= stale
     rows = [COLUMNS, *(row(cell, at[cell.id], stale=cell.id in stale) for cell in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -245,10 +245,8 @@ def test_a_validation_compares_with_its_own_start(hours: ModuleType) -> None:
     values = raw()
     stack = values["stacks"]["fast"]
     stack["cells"]["small"]["compile_seconds"] = 7.0  # done before, in the same process
-    stack["cells"]["grown"]["first_step_seconds"] = [
-        0.04 + 2.0,
-        0.04,
-    ]  # in which the grown network's update was compiled
+    # In which the grown network's update was compiled.
+    stack["cells"]["grown"]["first_step_seconds"] = [0.04 + 2.0, 0.04]
     short = {
         **values["arms"][0]["work"],
         "warmup_frames": 1_000,

@@ -194,9 +194,8 @@ def test_an_injection_keeps_every_output_to_the_bit_and_only_what_is_live_trains
         assert event.stage == stage
         held = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in learner.trainable()}
-        assert len(learner.optimizer.state) == slots - 6 * len(
-            names
-        )  # fresh slots for what is live, the others are kept
+        # Fresh slots for what is live, the others are kept.
+        assert len(learner.optimizer.state) == slots - 6 * len(names)
         still, state = weights(learner), dict(learner.online)
         learner.update(batches(3, 30 + stage))
         moved = {name for name, tensor in weights(learner).items() if not torch.equal(tensor, still[name])}

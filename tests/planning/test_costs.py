@@ -148,9 +148,8 @@ def test_flops_of_the_nature_network_by_hand():
     stages = make_plan(paper(), make_spec(6)).stages
     assert stages[0].flops_per_action == 2 * (encoder + head)
     assert stages[0].flops_per_update == 64 * (4 * encoder + conv2 + conv3 + 5 * head)
-    assert (
-        stages[3].flops_per_update - stages[0].flops_per_update == 64 * 6 * 4 * head
-    )  # forward 3, backward into the encoder 1
+    # Forward 3, backward into the encoder 1.
+    assert stages[3].flops_per_update - stages[0].flops_per_update == 64 * 6 * 4 * head
     assert stages[0].parameters_total == (4 * 64 * 32 + 32) + (32 * 16 * 64 + 64) + (64 * 9 * 64 + 64) + head + 512 + 1
 
 

@@ -118,9 +118,8 @@ def test_flops_are_those_of_the_plan_and_other_widths_are_as_if_counted(settings
 def test_a_head_frozen_once_adds_its_passes_and_their_gradient() -> None:
     first, second = (total_of(work) for work in WorkByWidth(paper(schedule="grow1x"), SPEC).at(512))
     assert second["kernels"] > first["kernels"]
-    assert second["flops"] - first["flops"] == 64 * 2 * 4 * (
-        3136 * 512 + 512 * 6
-    )  # two heads, three passes and one back
+    # Two heads, three passes and one back.
+    assert second["flops"] - first["flops"] == 64 * 2 * 4 * (3136 * 512 + 512 * 6)
 
 
 def total_of(work: Work) -> dict[str, int]:
@@ -182,9 +181,8 @@ def test_a_network_frozen_whole_costs_the_same_at_every_stage(models: dict[str, 
     first, *grown = limit.stages
     assert len({stage.update_seconds for stage in grown}) == 1
     assert {stage.cost.flops_per_update for stage in limit.stages} == {first.cost.flops_per_update}
-    assert (
-        grown[0].num_kernels > first.num_kernels
-    )  # the values are gathered and added; pairs of units are put together
+    # The values are gathered and added; pairs of units are put together.
+    assert grown[0].num_kernels > first.num_kernels
     assert limit.evaluation_hours > models["paper"].limit(A100).evaluation_hours  # acting computes all that is frozen
 
 

@@ -310,9 +310,8 @@ def test_a_signal_stops_a_probe_with_what_it_has_done_and_75(
     assert time.monotonic() - start < 20
     assert f"stopped by {number.name}: the same command again goes on" in errors
     assert "Traceback" not in errors
-    while any(
-        os.getpgid(each) == process.pid for each in psutil.pids() if psutil.pid_exists(each)
-    ):  # no worker is left
+    # No worker is left.
+    while any(os.getpgid(each) == process.pid for each in psutil.pids() if psutil.pid_exists(each)):
         assert time.monotonic() - start < 30
         time.sleep(0.1)
 

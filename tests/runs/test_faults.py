@@ -615,9 +615,8 @@ def test_nothing_in_the_package_can_unpickle() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
             assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, path
-            if (
-                isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
-            ):  # which unpickles unless told not to
+            # Which unpickles unless told not to.
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert "weights_only=True" in [ast.unparse(keyword) for keyword in node.keywords], path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in {("np", "load"), ("torch", "save")}, path
@@ -697,9 +696,8 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
 
 
 def test_a_fork_counts_the_episodes_that_it_has_played_from_their_beginning(tmp_path: Path) -> None:
-    config = config_of(
-        max_episode_frames=320, total_frames=1_920, schedule="fixed", log_period=80
-    )  # saved at 960 and 1920
+    # Saved at 960 and 1920.
+    config = config_of(max_episode_frames=320, total_frames=1_920, schedule="fixed", log_period=80)
     run_dir, fork = tmp_path / "run", tmp_path / "fork"
     list(train(config, run_dir))
     start = open_at(run_dir, 960)

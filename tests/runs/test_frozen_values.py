@@ -117,9 +117,8 @@ def test_a_run_that_stops_in_a_stage_goes_on_to_the_bit(live_encoder: str, tmp_p
     config = config_of(live_encoder=live_encoder)
     list(train(config, tmp_path / "whole"))
     steps = iter(range(10**6))
-    list(
-        train(config, tmp_path / "parted", should_stop=lambda: next(steps) == 220)
-    )  # 1,760 frames: two injections, one to come
+    # 1,760 frames: two injections, one to come.
+    list(train(config, tmp_path / "parted", should_stop=lambda: next(steps) == 220))
     start = open_newest(tmp_path / "parted")
     assert 2_400 < start.frames < 3_600
     resumed = Run(config, tmp_path / "parted", start)

@@ -264,10 +264,8 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     summary = json.loads((tmp_path / "go" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []
-    assert [stage["flops_per_update"] for stage in summary["stages"]] == [
-        None,
-        None,
-    ]  # not those of a head that never came
+    # Not those of a head that never came.
+    assert [stage["flops_per_update"] for stage in summary["stages"]] == [None, None]
 
 
 class FakeMonitor(AbsentMonitor):

@@ -20,9 +20,8 @@ from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
 from tests.tiny import tiny
 
-PRIMED = tiny(
-    priming_updates=180, total_frames=800, schedule="at:400", log_period=80
-)  # in play a copy comes after 25 updates
+# In play a copy comes after 25 updates.
+PRIMED = tiny(priming_updates=180, total_frames=800, schedule="at:400", log_period=80)
 
 
 def test_nothing_is_played_until_all_updates_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,12 +71,8 @@ def test_redo_comes_at_every_multiple_of_its_period_after_learning_starts() -> N
     assert schedule.num_stages == 1
     assert schedule.due(6_000, 0)
     assert not schedule.due(7_999, 1)
-    assert make_schedule("redo", 20_000).injection_frames == (
-        4_000,
-        8_000,
-        12_000,
-        16_000,
-    )  # short budgets are divided in five, and never too often to learn between
+    # Short budgets are divided in five, and never too often to learn between.
+    assert make_schedule("redo", 20_000).injection_frames == (4_000, 8_000, 12_000, 16_000)
     for replay_ratio, period in ((0.25, 16_000), (1.0, 4_000), (4.0, 1_000)):
         config = Config(schedule="redo", replay_ratio=replay_ratio, total_frames=M, learning_starts=32)
         first, second = schedule_of(config).injection_frames[:2]
