@@ -43,7 +43,7 @@ from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
-SETTINGS: dict[str, Any] = {"game": "breakout", "checkpoint_period": 960}
+SETTINGS: dict[str, Any] = {"game": "breakout", "checkpoint_period": 960, "freeze": "heads"}
 FLAGS = TINY | SETTINGS
 CPU = torch.device("cpu")
 
@@ -259,7 +259,7 @@ def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_75(tmp_path: Path) ->
     )
     os.close(theirs)
     said = b""
-    while b"updates" not in said:
+    while b"updates/s" not in said:
         said += os.read(ours, 4096)
     os.close(ours)
     assert process.wait(timeout=60) == 75

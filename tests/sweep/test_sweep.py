@@ -62,8 +62,9 @@ def test_a_sweep_of_real_games_is_killed_twice_and_ends_as_if_it_had_not_been(tm
     """A child dies by SIGKILL and is resumed, then the driver; the same command runs what is missing, then nothing."""
     words = sweep(tmp_path, "--games", "pong", "--schedules", "fixed,at:600", "--seeds", "1", "--workers", "2",
                   "--total-frames", "1600")  # fmt: skip
+    ledger = tmp_path / "ledger.sqlite"
     with start(words) as process:
-        wait_for(process, (tmp_path / "ledger.sqlite").exists)
+        wait_for(process, lambda: ledger.exists() and ledger.stat().st_size)
         wait_for(process, lambda: len(cells(tmp_path)) == 2)
         victim, other = (tmp_path / cell.run_dir for cell in cells(tmp_path))
         wait_for(process, lambda: checkpoints(victim))
