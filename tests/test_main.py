@@ -78,6 +78,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert out.count("inject  max |dQ| online 0 target 0") == 3
     assert "shrink with the budget" in out
     assert "an injection freezes the whole network" in out
+    assert "injections at 500, 1k, 2k, each at the target's next copy (every 1k)\n" in out
     # Copies of the target.
     assert [e["frames"] for e in read_jsonl(run_dir / "growth_events.jsonl")] == [1008, 2000, 3008]
     summary = json.loads((run_dir / "summary.json").read_text())

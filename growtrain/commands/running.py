@@ -199,7 +199,12 @@ def run_training(
 
 
 def _what_happens(config: Config) -> str:
-    parts = [schedule_of(config).describe()]
+    from growtrain.growth.kinds import kind_of
+
+    schedule = schedule_of(config)
+    parts = [schedule.describe()]
+    if schedule.intervenes and kind_of(schedule.intervention, config).at_target_copy:
+        parts[0] += f", each at the target's next copy (every {format_count(config.target_period)})"
     if config.priming_updates:
         begins = format_count(config.learning_starts)
         parts.insert(0, f"primed by {format_count(config.priming_updates)} updates at {begins}")
