@@ -142,6 +142,15 @@ def progress(run_dir: Path) -> Progress:
     return Progress()
 
 
+def has_other_settings(cell: Cell, sweep_dir: Path) -> bool:
+    """Whether the run in a cell's directory has other settings than the cell, as where growtrain's defaults changed while it waited."""
+    try:
+        about = json.loads(read_plain(sweep_dir / cell.run_dir / "config.json", 1 << 20))
+        return bool(about["fingerprint"] != cell.fingerprint)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def _last_lines(path: Path) -> Sequence[bytes]:
     try:
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ from signal import SIGTERM
 from typing import Final
 
 from growtrain.runfiles import RunLocked, require_unlocked
-from growtrain.sweep.cells import Cell, growtrain_words, progress
+from growtrain.sweep.cells import Cell, growtrain_words, has_other_settings, progress
 from growtrain.sweep.executor import AbstractExecutor, Exit
 from growtrain.sweep.ledger import Ledger
 from growtrain.sweep.table import AbstractTable
@@ -101,9 +101,12 @@ class Driver:
             self._end(exit, stopping=True)
 
     def _end(self, exit: Exit, *, stopping: bool = False) -> None:
-        cell = self._running.pop(exit.id)
-        frames = progress(self._ledger.directory / cell.run_dir).frames
-        if exit.code == 0:
+        cell, directory = self._running.pop(exit.id), self._ledger.directory
+        frames = progress(directory / cell.run_dir).frames
+        if exit.code == 0 and has_other_settings(cell, directory):
+            remedy = f"growtrain was changed meanwhile; remove {cell.run_dir} and sweep again"
+            self._ledger.fail(cell.id, f"its run has other settings: {remedy}", frames, self._max_attempts)
+        elif exit.code == 0:
             self._ledger.done(cell.id)
         elif stopping and exit.code in (STOPPED, -SIGTERM, None):
             self._ledger.release(cell.id, frames)
@@ -149,7 +152,11 @@ class Driver:
 
     def _reconcile(self) -> None:
         """Brings the cells that nobody runs into line with their runs' own files."""
-        self._ledger.reconcile(self._ids, lambda cell: progress(self._ledger.directory / cell.run_dir).finished)
+        directory = self._ledger.directory
+        self._ledger.reconcile(
+            self._ids,
+            lambda cell: progress(directory / cell.run_dir).finished and not has_other_settings(cell, directory),
+        )
 
     def _show(self) -> list[Cell]:
         cells = self._ledger.cells(self._ids)

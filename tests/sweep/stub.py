@@ -1,6 +1,7 @@
 """Stands in for `python -m growtrain` where what is tested is who starts it, when, and how often.
 
-Its last word says what it does: `quick` and `slow` reach their end (a resumed `slow` at once), `fail` does not.
+Its last word says what it does: `quick` and `slow` reach their end (a resumed `slow` at once), `fail` does not; `other` does, with other
+settings than those of the cell.
 """
 
 import json
@@ -22,7 +23,7 @@ verb, mode = sys.argv[1], sys.argv[-1]
 run_dir = Path(sys.argv[3] if verb == "train" else sys.argv[2])
 signal.signal(signal.SIGTERM, stop)
 with run_lock(run_dir):
-    (run_dir / "config.json").write_text("{}")
+    (run_dir / "config.json").write_text(json.dumps({"fingerprint": "g" if mode == "other" else "f"}))
     (run_dir / "metrics.jsonl").write_text('{"frames": 400, "frames_per_second": 100.0}\n')
     cores, gpu = sorted(os.sched_getaffinity(0)), os.environ.get("CUDA_VISIBLE_DEVICES")
     with (run_dir / "starts").open("a") as file:

@@ -96,6 +96,16 @@ def test_the_same_command_again_runs_nothing(ledger: Ledger) -> None:
     assert [verbs(ledger, seed) for seed in range(3)] == [["train"]] * 3
 
 
+def test_a_run_of_other_settings_is_not_the_cell_s(ledger: Ledger) -> None:
+    code, said = drive(ledger, "quick", "other")
+    assert code == 1
+    assert statuses(ledger) == ["done", "failed"]
+    assert any("its run has other settings" in line and "remove runs/1" in line for line in said)
+    shutil.rmtree(ledger.directory / "runs/1")
+    assert drive(ledger, "quick", "quick", retry_failed=True)[0] == 0
+    assert statuses(ledger) == ["done", "done"]
+
+
 def test_a_child_that_is_killed_goes_on_by_resume(ledger: Ledger) -> None:
     killed: list[int] = []
 
