@@ -18,9 +18,6 @@ def command_of(settings: dict[str, Any]) -> list[str]:
     explicit: dict[str, Any] = {
         name: known[name] for name in ("preset", "game", "schedule", "total_frames", "seed") if name in known
     }
-    usual = family_of(str(known.get("game", Config.game))).preset
-    if explicit.get("preset") == usual:  # the game chooses it
-        del explicit["preset"], known["preset"]
     try:
         while True:
             implied, _ = resolve(explicit.get("preset"), explicit)
@@ -32,8 +29,9 @@ def command_of(settings: dict[str, Any]) -> list[str]:
         explicit = known
     words = ["python", "-m", "growtrain"]
     for name, value in explicit.items():
-        text = _setting_text(value)
-        words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
+        if name != "preset" or value != family_of(str(known.get("game", Config.game))).preset:
+            text = _setting_text(value)
+            words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
     return words
 
 

@@ -81,7 +81,9 @@ class Study:
 def make_study(runs: Sequence[Run]) -> Study:
     """Sorts runs into arms and games."""
     labels = _labels(runs)
-    costs = {(label, run.game): run.stage_costs for label, run in zip(labels, runs, strict=True) if run.stage_costs}
+    # Of a run that is done, if any is: one that was stopped does not know what its last stages would have taken.
+    by_end = sorted(zip(labels, runs, strict=True), key=lambda pair: pair[1].status == "done")
+    costs = {(label, run.game): run.stage_costs for label, run in by_end if run.stage_costs}
     curves = [
         # What an update takes depends on arm and game alone, so a run without a summary has it from another.
         training_curve(run, run.stage_costs if run.summary or run.resumes else costs.get((label, run.game), ()))

@@ -14,7 +14,6 @@ Deviations from MinAtar's agent: 1. Double DQN; 2. batches are drawn with replac
 they shrink, too.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -138,40 +137,21 @@ def resolve(preset: PresetName | None, explicit: dict[str, Any]) -> tuple[Config
     """The configuration of a preset with explicitly given settings, scaled to its budget.
 
     Args:
-        preset: its name; None: that of the game's family, but that injections freeze the whole network, where that is possible.
+        preset: its name; None: that of the game's family.
         explicit: settings by field name; they always win and are never scaled.
 
     Returns:
-        The configuration, and what there is to say of it: which preset the game has chosen, which settings a short budget has shrunk, and
-        that it grows otherwise than the paper.
+        The configuration, and what there is to say of it: which preset the game has chosen, and which settings a short budget has shrunk.
     """
     if preset is None:
-        chosen = cast(PresetName, family_of(explicit.get("game", Config.game)).preset)
-        config, notes = resolve(chosen, explicit)
-        if chosen != Config.preset:
-            notes.insert(0, f"the defaults are those of --preset {chosen}, because of the game")
-        if (whole := _freezing_all(config, explicit)) is not config:
-            notes.append(
-                "an injection freezes the whole network, so that updates stay cheap; the paper's is --freeze heads"
-            )
-        return whole, notes
+        chosen, default = family_of(explicit.get("game", Config.game)).preset, Config.preset
+        if chosen == default:
+            return resolve(default, explicit)
+        preset = cast(PresetName, chosen)
+        config, notes = resolve(preset, explicit)
+        return config, [f"the defaults are those of --preset {preset}, because of the game", *notes]
     if preset not in PRESETS:
         raise ConfigError(f"--preset is {preset!r}: choose one of {', '.join(PRESETS)}")
     row = PRESETS[preset]
     full = row.make(**({"game": explicit["game"]} if "game" in explicit else {}))
     return shrunk(full, explicit, row.whole or full.total_frames)
-
-
-def _freezing_all(config: Config, explicit: dict[str, Any]) -> Config:
-    """A configuration whose injections freeze the whole network, unless that, or what only frozen heads have, was given, or cannot be."""
-    schedule = config.growth
-    if (
-        schedule.intervention != "inject"
-        or not schedule.intervenes
-        or {"freeze", "anchor", "trainable_heads"} & set(explicit)
-    ):
-        return config
-    try:
-        return dataclasses.replace(config, freeze="network")
-    except ConfigError:  # SAC's critics, an activation without pairs, no copy of the target in time
-        return config

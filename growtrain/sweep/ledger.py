@@ -201,7 +201,7 @@ class Ledger:
             )
 
     def fail(self, id: int, error: str, frames: int, max_attempts: int) -> None:
-        """An attempt failed: the cell waits for the next, or has failed if it was the last."""
+        """An attempt failed: the cell waits for the next, or has failed if it was the last of `max_attempts` (0: there is no next)."""
         with self._transaction():
             self._set_mine(
                 id, f"{_failed(max_attempts)}, last_error = ?, frames = ?, ended = ?", error, frames, time.time()

@@ -21,7 +21,7 @@ from growtrain.analysis.pages import Figure, Heading, Items, Listing, Paragraph,
 from growtrain.analysis.report import compose
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.settings.config import Config
-from growtrain.settings.presets import paper, resolve
+from growtrain.settings.presets import resolve
 
 from .conftest import WriteRun
 
@@ -215,25 +215,19 @@ def test_a_shell_reads_back_what_is_written(text: str) -> None:
         {"game": "phoenix", "schedule": "at:0.1,0.5", "seed": -3, "preset": "modern", "total_frames": 100_000_000},
         {"game": "up_n_down", "num_envs": 64, "total_frames": 40_000, "life_loss_terminal": False, "lr": 1e-5},
         {"seed": 2**70, "learning_starts": 4321, "anchor": "mirrored", "device": "cpu"},
-        {"game": "pong", "schedule": "grow3x", "freeze": "heads"},
-        {"game": "pong", "schedule": "grow3x"},
+        {"game": "pong", "schedule": "grow3x", "freeze": "network"},
         {"game": "minatar/asterix", "schedule": "grow3x", "preset": "modern"},
     ],
 )
 def test_the_command_gives_the_settings_again(explicit: dict[str, Any]) -> None:
-    config, _ = resolve(explicit.get("preset"), explicit)
+    config, _ = resolve(explicit.get("preset", "paper"), explicit)
     words = command_of(config.to_dict())
     assert words[:3] == ["python", "-m", "growtrain"]
     parser = Parser()
     add_config_flags(parser)
     given = explicit_settings(parser.parse_strict(words[3:]))
-    assert resolve(given.get("preset"), given)[0] == config
-    assert set(given) <= set(explicit) | {"game", "schedule", "seed", "total_frames", "freeze"}
-
-
-def test_the_paper_s_heads_are_named_where_no_preset_is() -> None:
-    settings = paper(schedule="grow3x").to_dict()
-    assert command_of(settings)[-2:] == ["--freeze", "heads"]
+    assert resolve(given.get("preset", "paper"), given)[0] == config
+    assert set(given) <= set(explicit) | {"game", "schedule", "seed", "total_frames"}
 
 
 def test_settings_of_another_version_are_all_written() -> None:

@@ -101,6 +101,7 @@ def test_a_run_of_other_settings_is_not_the_cell_s(ledger: Ledger) -> None:
     assert code == 1
     assert statuses(ledger) == ["done", "failed"]
     assert any("its run has other settings" in line and "remove runs/1" in line for line in said)
+    assert verbs(ledger, 1) == ["train"]
     shutil.rmtree(ledger.directory / "runs/1")
     assert drive(ledger, "quick", "quick", retry_failed=True)[0] == 0
     assert statuses(ledger) == ["done", "done"]
