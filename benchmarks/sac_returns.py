@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from recording import describe_machine, machine_lines, say, table, write_outputs
+from sac_speed import sb3_model
 from scipy import stats
 
 from growtrain.settings.config import Config, has_effect
@@ -87,10 +88,8 @@ def our_runs(directory: Path, steps: int) -> tuple[dict[str, dict[str, Returns]]
 def theirs(config: Config, seed: int, steps: int) -> Returns:
     """Trains Stable-Baselines3's SAC on a game with our settings."""
     import gymnasium
-    from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.monitor import Monitor
 
     class Episodes(BaseCallback):
@@ -108,22 +107,7 @@ def theirs(config: Config, seed: int, steps: int) -> Returns:
             return True
 
     name = config.game.removeprefix("mujoco/")
-    model = SAC(
-        "MlpPolicy",
-        Monitor(gymnasium.make(name)),
-        learning_rate=config.lr,
-        buffer_size=config.replay_capacity,
-        learning_starts=config.learning_starts,
-        batch_size=config.batch_size,
-        tau=config.target_tau,
-        gamma=config.discount,
-        train_freq=1,
-        gradient_steps=1,
-        policy_kwargs={"net_arch": [config.width, config.width]},
-        seed=seed,
-        device="cpu",
-    )
-    model.set_logger(Logger(folder=None, output_formats=[]))
+    model = sb3_model(dataclasses.replace(config, seed=seed), Monitor(gymnasium.make(name)))
     episodes = Episodes()
     model.learn(steps, callback=episodes, log_interval=None)
     test = Monitor(gymnasium.make(name))

@@ -54,15 +54,14 @@ def loop_arms(config: Config, run_dir: Path) -> dict[str, Arm]:
     return {"loop": steps, "update": updates}
 
 
-def sb3_arms(config: Config) -> dict[str, Arm]:
-    """Stable-Baselines3's loop and updates; raises `ImportError` where it is not installed."""
-    import gymnasium
+def sb3_model(config: Config, environment: Any) -> Any:
+    """Stable-Baselines3's SAC with our settings, silent; raises `ImportError` where it is not installed."""
     from stable_baselines3 import SAC
     from stable_baselines3.common.logger import Logger
 
     model = SAC(
         "MlpPolicy",
-        gymnasium.make(config.game.removeprefix("mujoco/")),
+        environment,
         learning_rate=config.lr,
         buffer_size=config.replay_capacity,
         learning_starts=config.learning_starts,
@@ -72,9 +71,18 @@ def sb3_arms(config: Config) -> dict[str, Arm]:
         train_freq=1,
         gradient_steps=1,
         policy_kwargs={"net_arch": [config.width, config.width]},
+        seed=config.seed,
         device="cpu",
     )
     model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def sb3_arms(config: Config) -> dict[str, Arm]:
+    """Stable-Baselines3's loop and updates; raises `ImportError` where it is not installed."""
+    import gymnasium
+
+    model = sb3_model(config, gymnasium.make(config.game.removeprefix("mujoco/")))
     model.learn(config.learning_starts + 1, log_interval=None)
 
     def steps(count: int) -> None:
