@@ -1,5 +1,6 @@
 """Which runs are compared with which, where, and what is said about it: each kind of verdict, from runs whose truth is known."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from growtrain.analysis.runs import find_runs
 from growtrain.analysis.tables import _time_rows
 from growtrain.runfiles import run_lock
 
-from .conftest import WriteRun
+from .conftest import FLOPS, WriteRun
 
 
 def line(seed: int, slope: float = 1.0, spread: float = 0.3) -> Callable[[int], float]:
@@ -246,3 +247,14 @@ def test_numbers_as_text() -> None:
     ]
     found = Estimate(value=np.array(0.5), low=np.array(0.25), high=np.array(1.0), reason="", runs=3, missing=0)
     assert interval_text(found) == "0.500 [0.250, 1.000]"
+
+
+def test_a_run_without_a_summary_costs_what_one_that_is_done_does(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", schedule="grow1x", seed=0, score=line(0, 1.0))
+    running = write_run("b", schedule="grow1x", seed=1, score=line(1, 1.0), status=None)
+    stopped = write_run("c", schedule="grow1x", seed=2, score=line(2, 1.0), until=8_000, status="stopped")
+    summary = json.loads((stopped / "summary.json").read_text())
+    never = {"frames": 0, "updates": 0, "flops_per_update": FLOPS["grow1x"][1], "flops_of_acting": 0}
+    (stopped / "summary.json").write_text(json.dumps(summary | {"stages": [*summary["stages"], never]}))
+    curves = {entry.run.path.name: entry.curve for entry in study_of(tmp_path).entries}
+    assert curves[running.name].flops[-1] == curves["a"].flops[-1]
