@@ -1,10 +1,12 @@
-"""Every test runs with the threads of this machine and without touching the global random state of another."""
+"""Every test runs with the threads of this machine, and draws the same numbers whatever ran before it."""
 
 import os
+import random
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: tests share their cores with others
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes seconds: the tests of the compiled step ask for it
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,13 @@ import torch
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
