@@ -99,7 +99,7 @@ def test_the_verdict_comes_first_and_failures_are_shown(
     text, _ = report(tmp_path)
     verdict, path = capsys.readouterr().out.splitlines()
     assert path.endswith("report.html")
-    assert verdict.startswith("grow1x reaches full3x's score within the interval at equal frames (40k frames)")
+    assert verdict.startswith("grow1x reaches full3x's training score within the interval at equal frames (40k frames)")
     plain = html.unescape(re.sub("<[^>]+>", "", text))
     assert text.index('class="strong"') < text.index("<h2")
     for said in (
