@@ -96,6 +96,7 @@ def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -
         *_aggregate(study, at, rng),
         *tables.comparisons(compared),
         *tables.evaluations(evaluated),
+        *_evaluated_curves(by_evaluation, rng),
         *_games(study, at, rng),
         *tables.costs(study),
         *_diagnostics(study),
@@ -163,6 +164,20 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
             figures.profiles_figure(study, arms, games, rng),
         ]
     return blocks
+
+
+def _evaluated_curves(study: Study, rng: np.random.Generator) -> list[Block]:
+    """Of the arms that were evaluated on every game, if there are two."""
+    at = limits(study, study.arms, "frames")
+    games = [game for game in study.scored_games if game in at]
+    arms = [
+        arm
+        for arm in study.arms
+        if games and not any(np.isnan(values).all() for values in arm_scores(study, arm, "frames", at, games))
+    ]
+    if len(arms) < 2:
+        return []
+    return [figures.curves_figure(study, arms, games, at, rng, name="evaluation-curves", of="evaluations")]
 
 
 def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list[Block]:

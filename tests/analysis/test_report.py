@@ -139,7 +139,7 @@ def test_the_page_is_self_contained_and_both_forms_say_the_same(write_run: Write
     only = re.sub(r"!\[.*?\]\(figures/.*?\)", "", unescaped)
     assert set(numbers.findall(html.unescape(without_figures))) == set(numbers.findall(only))
     drawn = re.findall(r"\]\((figures/[^)]+)\)", markdown)
-    assert len(drawn) == text.count("<svg") == 5
+    assert len(drawn) == text.count("<svg") == 6
     for name in drawn:
         ElementTree.parse(tmp_path / "out" / name)
 
