@@ -13,6 +13,7 @@ Units: scores are human-normalised wherever games are put together.
 Shapes: `Scores` are one array (..., R_g) for each game g, its runs last; statistics reduce games and runs and keep the rest.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -151,7 +152,7 @@ def estimate(
     Args:
         statistic: from one `Scores` per sample to an array; must accept leading dimensions.
         samples: one for each argument of the statistic. A run is left out, and counted as missing, if any of its values is NaN.
-        rng: source of the resamples.
+        rng: source of the resamples, left as it is: the same samples give the same interval wherever they are asked for.
         draws: resamples.
         level: probability that the interval is meant to cover.
 
@@ -166,7 +167,7 @@ def estimate(
     value = statistic(*kept) if min(sizes) else np.array(np.nan)
     if reason := _too_few(sizes):
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
-    resampled = bootstrap(statistic, *kept, rng=rng, draws=draws)
+    resampled = bootstrap(statistic, *kept, rng=copy.deepcopy(rng), draws=draws)
     if np.isnan(resampled).any():
         reason = "undefined in some resamples"
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)

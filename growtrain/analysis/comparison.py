@@ -95,7 +95,8 @@ def make_study(runs: Sequence[Run]) -> Study:
     curves = []
     for label, run in zip(labels, runs, strict=True):
         # What an update takes depends on arm and game alone, so a run without a summary has it from another.
-        prices = run.stage_costs if run.summary or run.resumes else costs.get((label, run.game), ())
+        itself = run.summary or any("forked_from" in resume or resume.get("past_differs") for resume in run.resumes)
+        prices = run.stage_costs if itself else costs.get((label, run.game), ())
         curves.append((training_curve(run, prices), evaluation_curve(run, prices)))
     best: dict[tuple[str, str, int], Run] = {}
     for label, run in zip(labels, runs, strict=True):

@@ -216,6 +216,12 @@ def test_pairs_have_the_same_seed_and_a_failed_half_is_counted() -> None:
     np.testing.assert_array_equal(paired_differences(x, y)[0], [4.0, np.nan, 7.0])
 
 
+def test_the_same_samples_give_the_same_interval_wherever_they_are_asked_for() -> None:
+    samples, rng = [np.arange(7.0)], np.random.default_rng(0)
+    first, second = (estimate(mean, samples, rng=rng) for _ in range(2))
+    assert (first.low, first.high) == (second.low, second.high)
+
+
 def test_paired_intervals_are_student_s_t_and_hold_the_truth_as_often_as_they_say() -> None:
     one = paired_estimate([np.array([1.0, 2.0, 4.0, np.nan])])
     # scipy.stats.ttest_1samp([1, 2, 4], 0).confidence_interval(0.95)

@@ -285,14 +285,20 @@ def test_a_run_that_ended_early_is_not_taken_for_one_that_never_got_there(write_
     assert np.isfinite(late.ratio.value)
 
 
-def test_a_running_run_borrows_flops_and_a_forked_one_does_not(write_run: WriteRun, tmp_path: Path) -> None:
+def test_a_running_run_borrows_flops_though_it_was_resumed_and_a_forked_one_does_not(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
     write_arms(write_run, {"grow1x": 1.0}, seeds=1)
     write_run("running", "pong", "grow1x", 1, status=None)
+    resumed = write_run("resumed", "pong", "grow1x", 3, status=None)
+    about = (resumed / "config.json").read_text(encoding="utf-8")
+    (resumed / "config.json").write_text(about.replace('"resumes": []', '"resumes": [{"frames": 10000}]'))
     forked = write_run("forked", "pong", "grow1x", 2, status=None)
     config = (forked / "config.json").read_text(encoding="utf-8")
     (forked / "config.json").write_text(config.replace('"resumes": []', '"resumes": [{"past_differs": true}]'))
     curves = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}
     np.testing.assert_allclose(curves["running"].flops, curves["pong-grow1x-0"].flops)
+    np.testing.assert_allclose(curves["resumed"].flops, curves["pong-grow1x-0"].flops)
     assert np.isnan(curves["forked"].flops).all()
 
 
