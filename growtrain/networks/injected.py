@@ -26,7 +26,14 @@ from torch.nn import functional as F
 
 from growtrain.networks.activations import CReLU, Fourier
 from growtrain.networks.attachments import Attachments
-from growtrain.networks.heads import BatchLinear, HiddenLinear, SharedBiasLinear, hidden_linear, initialize
+from growtrain.networks.heads import (
+    BatchLinear,
+    HiddenLinear,
+    SharedBiasLinear,
+    SpectralLinear,
+    hidden_linear,
+    initialize,
+)
 from growtrain.networks.injectable import check_injectable, probe_features
 from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
 from growtrain.settings.config import Anchor, TrainableHeads
@@ -396,6 +403,8 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
             for tensor in (hidden.weight, hidden.bias):
                 if tensor is not None:
                     tensor[half : 2 * half] = tensor[:half]
+            if isinstance(hidden, SpectralLinear):  # which had found the singular vectors of another weight
+                hidden.power_iterate(15)
             mirrored = MirroredLinear(output)
             mirrored.cancel()
             head.set_submodule(output_name, mirrored)

@@ -122,6 +122,11 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
         )
+    if config.switch_frames != checkpoint.config.switch_frames:
+        raise ConfigError(
+            f"--total-frames {config.total_frames}: a chain goes on to its next game after equal shares of its budget, and {config.game} "
+            f"would do so at other frames than it has: keep {checkpoint.config.total_frames}"
+        )
     old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:
         raise ConfigError(

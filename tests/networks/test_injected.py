@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growtrain.networks.heads import SharedBiasLinear, initialize, make_head
+from growtrain.networks.heads import SharedBiasLinear, SpectralLinear, initialize, make_head
 from growtrain.networks.injected import FrozenBank, InjectedHead
 
 ANCHORS = ("frozen", "zero", "mirrored")
@@ -302,3 +302,12 @@ def test_a_single_observation_needs_no_batch(anchor: str) -> None:
     for seed in range(2):
         head.inject(torch.Generator().manual_seed(seed), anchor)
     torch.testing.assert_close(head(features[0]), head(features)[0], rtol=0, atol=1e-6)
+
+
+def test_a_mirrored_head_begins_with_the_norm_of_the_weight_that_it_has() -> None:
+    head = InjectedHead(make_head(1024, 128, ACTIONS, normalization="spectral"))
+    initialize(head, torch.Generator().manual_seed(0))
+    head.inject(torch.Generator().manual_seed(1), "mirrored")
+    hidden = next(module for module in head.live.modules() if isinstance(module, SpectralLinear))
+    sigma = torch.dot(hidden.left, hidden.weight @ hidden.right)
+    assert torch.linalg.matrix_norm(hidden.weight, 2) / sigma < 1.1

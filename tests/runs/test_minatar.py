@@ -98,6 +98,16 @@ def test_a_run_stopped_anywhere_goes_on_bit_for_bit(settings: dict[str, Any], tm
     assert all(record["human_normalized_score"] is None for record in evaluations[0])
 
 
+def test_a_chain_does_not_go_on_where_its_switches_would_move(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny(game=CHAIN), tmp_path / "run")
+    fork = ["resume", str(tmp_path / "run"), "--fork", str(tmp_path / "fork"), "--total-frames", "1200"]
+    assert main(fork) == 2
+    assert "a chain goes on to its next game after equal shares of its budget" in capsys.readouterr().err
+    assert not (tmp_path / "fork").exists()
+
+
 def test_a_chain_that_forgets_learns_from_the_new_game_alone(tmp_path: Path) -> None:
     config = tiny(game=CHAIN, schedule="at-switch", keep_replay=False, checkpoint_period=0, replay_capacity=600)
     run(config, tmp_path / "forgets")
