@@ -85,8 +85,8 @@ def make_study(runs: Sequence[Run]) -> Study:
     by_end = sorted(zip(labels, runs, strict=True), key=lambda pair: pair[1].status == "done")
     costs = {(label, run.game): run.stage_costs for label, run in by_end if run.stage_costs}
     curves = [
-        # What an update takes depends on arm and game alone, so a run without a summary has it from another.
-        training_curve(run, run.stage_costs if run.summary or run.resumes else costs.get((label, run.game), ()))
+        # What an update takes depends on arm and game alone, so a run without a summary has it from another, but for another's past.
+        training_curve(run, run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ()))
         for label, run in zip(labels, runs, strict=True)
     ]
     best: dict[tuple[str, str, int], Run] = {}

@@ -125,6 +125,11 @@ class Run:
         return [resume for resume in found if isinstance(resume, dict)] if isinstance(found, list) else []
 
     @property
+    def has_other_past(self) -> bool:
+        """Whether it went on from what other settings may have made: as a fork, or with other ways to grow."""
+        return any("forked_from" in resume or resume.get("past_differs") for resume in self.resumes)
+
+    @property
     def total_flops(self) -> float:
         """FLOPs of all its training by its summary; NaN while there is none."""
         costs = self.stage_costs

@@ -225,15 +225,26 @@ def test_a_run_that_ended_early_is_not_taken_for_one_that_never_got_there(write_
     assert np.isfinite(late.ratio.value)
 
 
-def test_a_running_run_borrows_flops_and_a_forked_one_does_not(write_run: WriteRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("resume", "known"),
+    [
+        ({"frames": 5_000, "changes": {}, "skew": []}, True),
+        ({"frames": 5_000, "forked_from": "runs/other/checkpoints/5000"}, False),
+        ({"frames": 5_000, "past_differs": True}, False),
+    ],
+    ids=["resumed", "forked", "other-past"],
+)
+def test_a_running_run_borrows_flops_unless_its_past_is_anothers(
+    write_run: WriteRun, tmp_path: Path, resume: dict[str, object], known: bool
+) -> None:
     write_arms(write_run, {"grow1x": 1.0}, seeds=1)
-    write_run("running", "pong", "grow1x", 1, status=None)
-    forked = write_run("forked", "pong", "grow1x", 2, status=None)
-    config = (forked / "config.json").read_text(encoding="utf-8")
-    (forked / "config.json").write_text(config.replace('"resumes": []', '"resumes": [{"past_differs": true}]'))
+    running = write_run("running", "pong", "grow1x", 1, status=None)
+    about = json.loads((running / "config.json").read_text(encoding="utf-8"))
+    resumes = [{"frames": 3_000, "changes": {}, "skew": []}, resume]
+    (running / "config.json").write_text(json.dumps(about | {"resumes": resumes}), encoding="utf-8")
     curves = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}
-    np.testing.assert_allclose(curves["running"].flops, curves["pong-grow1x-0"].flops)
-    assert np.isnan(curves["forked"].flops).all()
+    expected = curves["pong-grow1x-0"].flops if known else np.full(len(curves["running"].frames), np.nan)
+    np.testing.assert_allclose(curves["running"].flops, expected)
 
 
 def test_numbers_as_text() -> None:
