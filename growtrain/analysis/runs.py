@@ -32,7 +32,10 @@ Record = dict[str, Any]
 
 
 class StagePrice(NamedTuple):
-    """What a stage took: FLOPs of one update, of the acting (and sweeping) behind one frame, and how many there were of both."""
+    """What a stage took: FLOPs of one update, of the acting (and sweeping) behind one frame, and how many there were of both.
+
+    What is behind a frame is NaN, unknown, of a stage that had none.
+    """
 
     update: float
     frame: float
@@ -115,7 +118,8 @@ class Run:
         if np.isnan(found).any():
             return []
         return [
-            StagePrice(update, acting / max(frames, 1), updates, frames) for frames, updates, update, acting in found
+            StagePrice(update, acting / frames if frames else float("nan"), updates, frames)
+            for frames, updates, update, acting in found
         ]
 
     @property
@@ -133,7 +137,8 @@ class Run:
     def total_flops(self) -> float:
         """FLOPs of all its training by its summary; NaN while there is none."""
         costs = self.stage_costs
-        return sum(each.updates * each.update + each.frames * each.frame for each in costs) if costs else float("nan")
+        updates = sum(each.updates * each.update for each in costs)
+        return updates + sum(each.frames * each.frame for each in costs if each.frames) if costs else float("nan")
 
 
 @dataclass(frozen=True)
@@ -336,7 +341,8 @@ def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Seq
         (frames, np.array(events), [cost.frame for cost in costs]),
     ):
         for start, end, stage in zip(starts, [*starts[1:], np.inf], [0, *stages], strict=True):
-            total += price[stage] * np.clip(counts - start, 0.0, end - start)
+            number_of = np.clip(counts - start, 0.0, end - start)
+            total += np.where(number_of > 0, price[stage] * number_of, 0.0)  # what was not used may cost NaN
     return total
 
 
