@@ -13,11 +13,14 @@ Units: scores are human-normalised wherever games are put together.
 Shapes: `Scores` are one array (..., R_g) for each game g, its runs last; statistics reduce games and runs and keep the rest.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from growtrain.plasticity.verdicts import student_t
 
 FloatArray = NDArray[np.float64]
 Scores = Sequence[FloatArray]
@@ -149,7 +152,7 @@ def estimate(
     Args:
         statistic: from one `Scores` per sample to an array; must accept leading dimensions.
         samples: one for each argument of the statistic. A run is left out, and counted as missing, if any of its values is NaN.
-        rng: source of the resamples.
+        rng: source of the resamples, left as it is: the same samples give the same interval wherever they are asked for.
         draws: resamples.
         level: probability that the interval is meant to cover.
 
@@ -161,24 +164,46 @@ def estimate(
     kept = [[game[..., _scored(game)] for game in sample] for sample in samples]
     sizes = [game.shape[-1] for sample in kept for game in sample]
     runs, missing = sum(sizes), sum(game.shape[-1] for sample in samples for game in sample) - sum(sizes)
-    if min(sizes) == 0:
-        reason = "a game has no run with a score"
-        return Estimate(value=np.array(np.nan), low=None, high=None, reason=reason, runs=runs, missing=missing)
-    value = statistic(*kept)
-    if min(sizes) < MIN_RUNS:
-        short = sum(size < MIN_RUNS for size in sizes)
-        fewest = f"{min(sizes)} run{'s' if min(sizes) > 1 else ''}"
-        reason = (
-            f"{fewest} in {'a' if short == 1 else short} cell{'' if short == 1 else 's'}; an interval needs {MIN_RUNS}"
-        )
+    value = statistic(*kept) if min(sizes) else np.array(np.nan)
+    if reason := _too_few(sizes):
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
-    resampled = bootstrap(statistic, *kept, rng=rng, draws=draws)
+    resampled = bootstrap(statistic, *kept, rng=copy.deepcopy(rng), draws=draws)
     if np.isnan(resampled).any():
         reason = "undefined in some resamples"
         return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
     # An observed value, not one between two: infinities (censored times) cannot be interpolated.
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
     return Estimate(value=value, low=low, high=high, reason="", runs=runs, missing=missing)
+
+
+def paired_estimate(differences: Scores) -> Estimate:
+    """The mean over games of the mean difference of a game's pairs, with its 95 % interval by Student's t.
+
+    The degrees of freedom are Welch's, rounded down. For so few pairs a bootstrap's interval is much too narrow: of the "95 %" intervals
+    of four pairs on each of two games 82 % hold the truth.
+    """
+    kept = [game[_scored(game)] for game in differences]
+    sizes = [len(game) for game in kept]
+    runs, missing = sum(sizes), sum(map(len, differences)) - sum(sizes)
+    value = mean(kept) if min(sizes) else np.array(np.nan)
+    if reason := _too_few(sizes):
+        return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
+    errors = np.array([np.var(game, ddof=1) / len(game) for game in kept])
+    below = np.sum(errors**2 / (np.array(sizes) - 1))
+    degrees = int(np.sum(errors) ** 2 / below) if below > 0 else min(sizes) - 1
+    reach = student_t(max(degrees, 1)) * np.sqrt(np.sum(errors)) / len(kept)
+    return Estimate(value=value, low=value - reach, high=value + reach, reason="", runs=runs, missing=missing)
+
+
+def _too_few(sizes: Sequence[int]) -> str:
+    """Why runs of these numbers in their games give no interval; empty if they do."""
+    if min(sizes) == 0:
+        return "a game has no run with a score"
+    if min(sizes) >= MIN_RUNS:
+        return ""
+    short = sum(size < MIN_RUNS for size in sizes)
+    fewest = f"{min(sizes)} run{'s' if min(sizes) > 1 else ''}"
+    return f"{fewest} in {'a' if short == 1 else short} cell{'' if short == 1 else 's'}; an interval needs {MIN_RUNS}"
 
 
 def bootstrap(

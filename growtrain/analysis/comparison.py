@@ -9,7 +9,7 @@ Units: scores are normalised, 0 a random player, 1 the game's reference (a human
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,14 +21,14 @@ from growtrain.analysis.aggregate import (
     estimate,
     first_reach,
     iqm,
-    mean,
     paired_differences,
+    paired_estimate,
     probability_of_improvement,
     ratio_of_means,
     ratio_of_medians,
     value_at,
 )
-from growtrain.analysis.runs import Curve, Run, at_frames, training_curve
+from growtrain.analysis.runs import Curve, Run, at_frames, evaluation_curve, training_curve
 from growtrain.environments.games import reference_scores, references_of
 from growtrain.settings.config import Config
 from growtrain.settings.text import flag, format_count
@@ -44,11 +44,15 @@ _GROWING = ("grow", "at:", "adaptive")
 
 @dataclass(frozen=True)
 class Entry:
-    """A run in a study: its arm, its curve, and the run that stands for it if the same cell and seed were run again."""
+    """A run in a study: its arm, its curve, and the run that stands for it if the same cell and seed were run again.
+
+    `curve` is of training scores, `evaluated` of evaluations.
+    """
 
     run: Run
     arm: str
     curve: Curve
+    evaluated: Curve
     superseded_by: str = ""
 
 
@@ -72,6 +76,10 @@ class Study:
         """The runs of an arm on a game, one for each seed."""
         return [e for e in self.entries if e.arm == arm and e.run.game == game and not e.superseded_by]
 
+    def by_evaluation(self) -> "Study":
+        """The same runs, judged by their evaluations."""
+        return replace(self, entries=[replace(entry, curve=entry.evaluated) for entry in self.entries])
+
     @property
     def scored_games(self) -> list[str]:
         """The games whose scores can be normalised."""
@@ -85,20 +93,20 @@ def make_study(runs: Sequence[Run]) -> Study:
     done = [(label, run) for label, run in zip(labels, runs, strict=True) if run.status == "done" and run.stage_costs]
     done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
     costs = {(label, run.game): run.stage_costs for label, run in done}
-    curves = [
+    curves = []
+    for label, run in zip(labels, runs, strict=True):
         # What an update takes depends on arm and game alone, so a run without a summary has it from one that is done, but for another's past.
-        training_curve(run, run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ()))
-        for label, run in zip(labels, runs, strict=True)
-    ]
+        prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
+        curves.append((training_curve(run, prices), evaluation_curve(run, prices)))
     best: dict[tuple[str, str, int], Run] = {}
     for label, run in zip(labels, runs, strict=True):
         key = (label, run.game, run.seed)
         if key not in best or (run.status in HEALTHY, run.frames) > (best[key].status in HEALTHY, best[key].frames):
             best[key] = run
     entries = []
-    for label, run, curve in zip(labels, runs, curves, strict=True):
+    for label, run, both in zip(labels, runs, curves, strict=True):
         chosen = best[label, run.game, run.seed]
-        entries.append(Entry(run, label, curve, "" if chosen is run else chosen.name))
+        entries.append(Entry(run, label, *both, "" if chosen is run else chosen.name))
     schedules = {entry.arm: entry.run.schedule for entry in entries}
     arms = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
     return Study(entries, arms, schedules, sorted({run.game for run in runs}))
@@ -141,6 +149,19 @@ def reference_of(study: Study, arm: str) -> str | None:
             settings = arm.removeprefix(schedule)
             return next((a for a in same if a.removeprefix(candidate) == settings), same[0])
     return study.arms[0]
+
+
+def pairs_of(study: Study) -> list[tuple[str, str]]:
+    """Every arm with its reference; a growing one also with the small network that does not grow, and with the first that grows."""
+    found = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
+    growing = [arm for arm in study.arms if study.schedules[arm].startswith(_GROWING)]
+    small = [arm for arm in study.arms if study.schedules[arm] == "fixed"]
+    for arm in growing:
+        settings = arm.removeprefix(study.schedules[arm])
+        same = next((each for each in small if each.removeprefix("fixed") == settings), small[0] if small else arm)
+        found += [(arm, other) for other in (same, growing[0]) if other != arm and (arm, other) not in found]
+    # What the project is about comes first: growing against its full width.
+    return sorted(found, key=lambda pair: not study.schedules[pair[0]].startswith("grow"))
 
 
 def limits(study: Study, arms: Iterable[str], axis: Axis) -> dict[str, float]:
@@ -311,7 +332,7 @@ def _point(
         reference=estimate(iqm, y, rng=rng),
         difference=estimate(lambda a, b: iqm(a) - iqm(b), x, y, rng=rng),
         improvement=estimate(probability_of_improvement, x, y, rng=rng),
-        paired=estimate(mean, differences, rng=rng) if all(len(d) for d in differences) else None,
+        paired=paired_estimate(differences) if all(len(d) for d in differences) else None,
     )
 
 
@@ -402,8 +423,21 @@ def value_text(value: float) -> str:
     return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: not -0.000
 
 
-def verdict(comparison: Comparison) -> str:
-    """One honest sentence, or two."""
+def verdict(comparison: Comparison, evaluated: Comparison | None = None) -> str:
+    """One honest sentence, or two, by the scores of training; another, if they are given, by evaluations."""
+    by_training = _verdict(comparison)
+    point = evaluated.points.get("frames") if evaluated else None
+    if point is None or point.difference.low is None or point.difference.high is None:
+        return by_training
+    says = "higher" if point.difference.low > 0 else "lower" if point.difference.high < 0 else ""
+    outcome = f"score {says}" if says else "are not told apart"
+    return (
+        f"{by_training} Its evaluations {outcome}: IQM {interval_text(point.arm)} against {interval_text(point.reference)}, "
+        f"difference {interval_text(point.difference)}."
+    )
+
+
+def _verdict(comparison: Comparison) -> str:
     arm, reference = comparison.arm, comparison.reference
     if "frames" not in comparison.points:
         return f"Cannot tell how {arm} compares with {reference}: no game has a score of both."
@@ -425,16 +459,16 @@ def verdict(comparison: Comparison) -> str:
             f"whose score is 0. {means}."
         )
     if point.difference.low > 0:
-        outcome = f"{arm} scores higher than {reference}"
+        outcome = f"{arm} scores higher in training than {reference}"
     elif point.difference.high < 0:
-        outcome = f"{arm} scores lower than {reference}"
+        outcome = f"{arm} scores lower in training than {reference}"
     elif (loss := -float(point.difference.low) / max(float(point.reference.value), 1e-9)) > MARGIN:
         return (
             f"Cannot tell whether {arm} keeps up with {reference}: no difference shows at {where}{_cost_clause(comparison)}, "
             f"but losing {f'{loss:.0%} of' if loss < 1 else 'all'} its score is not excluded. {means}."
         )
     else:
-        outcome = f"{arm} reaches {reference}'s score within the interval"
+        outcome = f"{arm} reaches {reference}'s training score within the interval"
     return f"{outcome} at equal frames ({where}){_cost_clause(comparison)}: {means}."
 
 

@@ -41,9 +41,16 @@ def aggregate_figure(study: Study, names: Sequence[str], found: dict[str, list[E
 
 
 def curves_figure(
-    study: Study, arms: Sequence[str], games: Sequence[str], at: dict[str, float], rng: np.random.Generator
+    study: Study,
+    arms: Sequence[str],
+    games: Sequence[str],
+    at: dict[str, float],
+    rng: np.random.Generator,
+    *,
+    name: str = "aggregate-curves",
+    of: str = "training scores",
 ) -> Figure:
-    """Interquartile mean of some arms over games against frames, wall-clock and FLOPs."""
+    """Interquartile mean of some arms' scores over games against frames, wall-clock and FLOPs."""
     look = plots.styles(study.arms)
     panels = []
     for axis in AXES:
@@ -57,12 +64,12 @@ def curves_figure(
         message = "" if lines else "unknown until a run has ended"
         panels.append(plots.Panel(f"IQM against {TITLES[axis]}", label, y_label, lines, message=message))
     caption = (
-        "Interquartile mean over all runs of all games, growing in frames, wall-clock and FLOPs of training. Bands are 95 % "
+        f"Interquartile mean of {of} over all runs of all games, growing in frames, wall-clock and FLOPs of training. Bands are 95 % "
         "intervals, where every game has three seeds. A curve ends where the first of its runs does."
         f"{_behind([curve for cell in cut.values() for curve in cell])}"
     )
     svg = plots.curves(panels, {arm: look[arm] for arm in arms}, 3, height=270, shared_y=True)
-    return Figure("aggregate-curves", svg, caption)
+    return Figure(name, svg, caption)
 
 
 def profiles_figure(study: Study, arms: Sequence[str], games: Sequence[str], rng: np.random.Generator) -> Figure:

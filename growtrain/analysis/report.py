@@ -25,7 +25,7 @@ from growtrain.analysis.comparison import (
     interval_text,
     limits,
     make_study,
-    reference_of,
+    pairs_of,
     score_at,
     verdict,
 )
@@ -85,16 +85,18 @@ def write_report(paths: Sequence[Path], output: Path, command: Sequence[str]) ->
 def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -> tuple[str, list[Block]]:
     """The report's title and blocks."""
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    pairs = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
-    # What the project is about comes first: growing against its full width.
-    pairs.sort(key=lambda pair: not study.schedules[pair[0]].startswith("grow"))
-    compared = [compare(study, arm, reference, rng) for arm, reference in pairs]
+    by_evaluation = study.by_evaluation()
+    compared, evaluated = (
+        [compare(each, arm, reference, rng) for arm, reference in pairs_of(study)] for each in (study, by_evaluation)
+    )
     at = limits(study, study.arms, "frames")
     games = ", ".join(study.games) if len(study.games) <= 4 else f"{len(study.games)} games"
     blocks: list[Block] = [
-        *_verdict(study, compared),
+        *_verdict(study, compared, evaluated),
         *_aggregate(study, at, rng),
         *tables.comparisons(compared),
+        *tables.evaluations(evaluated),
+        *_evaluated_curves(by_evaluation, rng),
         *_games(study, at, rng),
         *tables.costs(study),
         *_diagnostics(study),
@@ -106,9 +108,9 @@ def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -
     return f"{', '.join(study.arms[:6])} on {games}", blocks
 
 
-def _verdict(study: Study, compared: list[Comparison]) -> list[Block]:
+def _verdict(study: Study, compared: list[Comparison], evaluated: list[Comparison]) -> list[Block]:
     if compared:
-        first, *others = [verdict(comparison) for comparison in compared]
+        first, *others = map(verdict, compared, evaluated)
     elif any(len(entry.curve.frames) for entry in study.entries):
         first, others = f"Only {study.arms[0]} was run: there is nothing to compare it with.", []
     else:
@@ -164,6 +166,20 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
     return blocks
 
 
+def _evaluated_curves(study: Study, rng: np.random.Generator) -> list[Block]:
+    """Of the arms that were evaluated on every game, if there are two."""
+    at = limits(study, study.arms, "frames")
+    games = [game for game in study.scored_games if game in at]
+    arms = [
+        arm
+        for arm in study.arms
+        if games and not any(np.isnan(values).all() for values in arm_scores(study, arm, "frames", at, games))
+    ]
+    if len(arms) < 2:
+        return []
+    return [figures.curves_figure(study, arms, games, at, rng, name="evaluation-curves", of="evaluations")]
+
+
 def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list[Block]:
     rows = []
     for game in study.games:
@@ -217,8 +233,8 @@ def _method(study: Study, at: dict[str, float]) -> list[Block]:
     score = (
         "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget "
         "(where none did, of the newest), at the exploration epsilon of the time. Where few episodes ended, those that did are the "
-        "shorter ones, and such a score swings: their number n is beside it. Single evaluations are in the table of "
-        "runs: they judge one snapshot and swing more."
+        "shorter ones, and such a score swings: their number n is beside it. Evaluations play the learned policy alone, at the "
+        "epsilon of evaluations: each judges one snapshot, and swings more."
     )
     where = (
         f"All arms together are compared at {frames} frames, pairs at equal frames, wall-clock and FLOPs: each time the "
@@ -230,10 +246,10 @@ def _method(study: Study, at: dict[str, float]) -> list[Block]:
         "with a small span between the two, such as Video Pinball: prefer the interquartile mean (IQM)."
     )
     intervals = (
-        f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}. They speak of other "
-        "seeds on these games, not of other games; with few seeds they are too narrow rather than too wide; they are not "
-        "corrected for the number of comparisons. An interval that contains 0 does not show that two arms are equal: an arm "
-        f"is said to reach the other's score only where a loss of {MARGIN:.0%} of it is excluded."
+        f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}; of paired differences "
+        "Student's t. They speak of other seeds on these games, not of other games; with few seeds the bootstrap's are too narrow rather "
+        "than too wide; they are not corrected for the number of comparisons. An interval that contains 0 does not show that two arms are "
+        f"equal: an arm is said to reach the other's score only where a loss of {MARGIN:.0%} of it is excluded."
     )
     source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
     return [Heading("How to read this"), Items([score, where, normalized, intervals, source])]

@@ -325,6 +325,25 @@ def training_curve(run: Run, costs: Sequence[StagePrice] = ()) -> Curve:
     return Curve(frames[whole], seconds[whole] / 3600, flops[whole], score, behind)
 
 
+def evaluation_curve(run: Run, costs: Sequence[StagePrice] = ()) -> Curve:
+    """A run's evaluations and what training took until then; at records of training in between, the score between two evaluations.
+
+    Args:
+        run: the run.
+        costs: of each stage.
+    """
+    frames, seconds, updates = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1), :3].T
+    found = [[number(e, name, np.nan) for name in ("frames", "episode_return", "episodes")] for e in run.evaluations]
+    evaluated = np.array([point for point in found if not np.isnan(point).any()]).reshape(-1, 3).T
+    at, index = np.unique(evaluated[0], return_index=True)
+    if not len(frames) or not len(at):
+        return Curve(*np.empty((5, 0)))
+    x = np.union1d(frames[(frames > at[0]) & (frames < at[-1])], at)
+    score, episodes = (np.interp(x, at, values[index]) for values in evaluated[1:])
+    seconds, updates = (np.interp(x, np.append(0.0, frames), np.append(0.0, values)) for values in (seconds, updates))
+    return Curve(x, seconds / 3600, training_flops(run, x, updates, costs), score, episodes)
+
+
 def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[StagePrice]) -> FloatArray:
     """FLOPs of a run's training up to each record, (P,): each stage's updates and frames times what one takes; NaN if that is unknown.
 

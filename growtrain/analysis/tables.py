@@ -27,6 +27,16 @@ from growtrain.analysis.plots import short
 from growtrain.analysis.runs import Run, number
 from growtrain.settings.text import format_count
 
+_POINT_HEADER = [
+    "arm / reference",
+    "at equal",
+    "IQM",
+    "difference",
+    "P(improvement)",
+    "paired difference (pairs)",
+    "cost ratio",
+]
+
 
 def holdings(study: Study, ledger_notes: Sequence[str]) -> list[Block]:
     """The grid of games and arms with what is in each cell, then what is missing, failed or odd, by the files and by the sweep's ledger."""
@@ -63,18 +73,9 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
     """Each arm against its reference at equal frames, wall-clock and FLOPs, and how long it takes to a score."""
     if not compared:
         return []
-    header = [
-        "arm / reference",
-        "at equal",
-        "IQM",
-        "difference",
-        "P(improvement)",
-        "paired difference (pairs)",
-        "cost ratio",
-    ]
     blocks: list[Block] = [
         Heading("Arm against arm"),
-        Table(header, [row for c in compared for row in _point_rows(c)]),
+        Table(_POINT_HEADER, [row for c in compared for row in _point_rows(c)]),
         Paragraph(
             "Difference: of the interquartile means (IQM). P(improvement): how often a run beats a run of the reference, ties "
             "half. Paired difference: mean over pairs of the same game and seed. Cost ratio: time or FLOPs for the same "
@@ -105,6 +106,19 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
         ]
     notes = [f"{c.arm} against {c.reference}: {note}" for c in compared for note in _comparison_notes(c)]
     return [*blocks, Items(notes)] if notes else blocks
+
+
+def evaluations(evaluated: Sequence[Comparison]) -> list[Block]:
+    """Each arm against its reference by evaluations: the learned policy alone, without the exploration of training."""
+    rows = [row for c in evaluated for row in _point_rows(c)]
+    if not rows:
+        return []
+    text = (
+        "The same pairs by the evaluations of the run: whole episodes of the learned policy, without the exploration of training. Each is "
+        "of one snapshot and of few episodes, so seeds differ more. Between two evaluations the score is read off the line from one to the "
+        "other."
+    )
+    return [Heading("Arm against arm, by evaluations"), Table(_POINT_HEADER, rows), Paragraph(text)]
 
 
 def _point_rows(c: Comparison) -> list[list[str]]:
@@ -189,7 +203,8 @@ def costs(study: Study) -> list[Block]:
     header = ["game", "arm", "done runs", "time a run", "frames/s", "FLOPs a run", "GPU utilisation", "energy a run"]
     text = (
         "Means over the done runs of a cell. Time is wall-clock with evaluation, growth and checkpoints; what else the "
-        "machine did meanwhile is not known here. FLOPs are those of training, updates and acting; evaluation is not counted."
+        "machine did meanwhile is not known here. FLOPs are those of training, updates and acting; evaluations, and what an "
+        "adaptive schedule measures, are not counted."
     )
     blocks: list[Block] = [Heading("What it cost"), Table(header, rows), Paragraph(text)]
     notes = [f"unavailable: {reason} ({count} {'runs' if count > 1 else 'run'})" for reason, count in reasons.items()]

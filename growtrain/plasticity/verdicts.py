@@ -211,8 +211,13 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean = sum(values) / n
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    t = _T_975[min(n - 1, len(_T_975)) - 1]
-    return mean - t * spread, mean + t * spread
+    reach = student_t(n - 1) * spread
+    return mean - reach, mean + reach
+
+
+def student_t(degrees: int) -> float:
+    """How many standard errors a 95 % interval reaches to each side, for so many degrees of freedom."""
+    return _T_975[min(degrees, len(_T_975)) - 1]
 
 
 def judge(name: str, values: Sequence[float], threshold: float) -> Gain:

@@ -180,8 +180,9 @@ class Progress:
 
     @property
     def next_injection(self) -> int | None:
-        """Frames at which the next stage begins."""
-        return self.edges[self.stage] if self.stage < len(self.edges) else None
+        """Frames at which the next stage is planned to begin; None after the last, and once that has gone by."""
+        following = self.edges[self.stage] if self.stage < len(self.edges) else 0
+        return following if following > self.frames else None
 
 
 class PlainDisplay(AbstractDisplay):

@@ -25,6 +25,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         speed: frames per second.
         status: of the summary; None writes none.
         until: frames at which its records end.
+        evaluations: scores of its evaluations by frames; one at the end, unless given.
         settings: further settings.
     """
 
@@ -38,6 +39,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         speed: float = 100.0,
         status: str | None = "done",
         until: int = 40_000,
+        evaluations: dict[int, float] | None = None,
         **settings: Any,
     ) -> Path:
         run_dir = tmp_path / "runs" / name
@@ -60,8 +62,13 @@ def write_run(tmp_path: Path) -> WriteRun:
         _write_lines(run_dir / "metrics.jsonl", metrics)
         grown = len(costs) == 2 and until >= 10_000
         _write_lines(run_dir / "growth_events.jsonl", [{"frames": 10_000, "stage": 1}] if grown else [])
-        last = {"frames": until, "episode_return": score(until), "episode_return_std": 1.0, "episodes": 4}
-        _write_lines(run_dir / "evaluations.jsonl", [last])
+        _write_lines(
+            run_dir / "evaluations.jsonl",
+            [
+                {"frames": frames, "episode_return": found, "episode_return_std": 1.0, "episodes": 4}
+                for frames, found in (evaluations or {until: score(until)}).items()
+            ],
+        )
         if status is not None:
             stages = [625, until // 16 - 625] if grown else [until // 16]
             summary = {

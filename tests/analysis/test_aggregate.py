@@ -18,6 +18,7 @@ from growtrain.analysis.aggregate import (
     median,
     optimality_gap,
     paired_differences,
+    paired_estimate,
     performance_profile,
     probability_of_improvement,
     ratio_of_means,
@@ -215,12 +216,33 @@ def test_pairs_have_the_same_seed_and_a_failed_half_is_counted() -> None:
     np.testing.assert_array_equal(paired_differences(x, y)[0], [4.0, np.nan, 7.0])
 
 
+def test_the_same_samples_give_the_same_interval_wherever_they_are_asked_for() -> None:
+    samples, rng = [np.arange(7.0)], np.random.default_rng(0)
+    first, second = (estimate(mean, samples, rng=rng) for _ in range(2))
+    assert (first.low, first.high) == (second.low, second.high)
+
+
+def test_paired_intervals_are_student_s_t_and_hold_the_truth_as_often_as_they_say() -> None:
+    one = paired_estimate([np.array([1.0, 2.0, 4.0, np.nan])])
+    # scipy.stats.ttest_1samp([1, 2, 4], 0).confidence_interval(0.95)
+    np.testing.assert_allclose([one.value, one.low, one.high], [7 / 3, -1.461325, 6.127992], atol=2e-3)
+    assert (one.runs, one.missing) == (3, 1)
+    assert paired_estimate([np.array([1.0, 2.0])]).reason == "2 runs in a cell; an interval needs 3"
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(500):
+        found = paired_estimate([rng.normal(size=4), rng.normal(scale=3, size=4)])
+        assert found.low is not None
+        assert found.high is not None
+        held += bool(found.low <= 0 <= found.high)
+    assert 0.93 < held / 500 < 0.99
+
+
 def test_pairing_takes_out_what_seeds_share() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(scale=10, size=12)
     x, y = shared + 1 + rng.normal(scale=0.1, size=12), shared
     pairs = paired_differences([dict(enumerate(x))], [dict(enumerate(y))])
-    paired = estimate(mean, pairs, rng=np.random.default_rng(0))
+    paired = paired_estimate(pairs)
     unpaired = estimate(lambda a, b: mean(a) - mean(b), [x], [y], rng=np.random.default_rng(0))
     assert paired.low is not None
     assert unpaired.low is not None

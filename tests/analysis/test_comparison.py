@@ -15,6 +15,7 @@ from growtrain.analysis.comparison import (
     interval_text,
     limits,
     make_study,
+    pairs_of,
     reference_of,
     value_text,
     verdict,
@@ -23,7 +24,7 @@ from growtrain.analysis.runs import find_runs
 from growtrain.analysis.tables import _time_rows, comparisons
 from growtrain.runfiles import run_lock
 
-from .conftest import FLOPS, WriteRun
+from .conftest import ACTING, FLOPS, WriteRun
 
 
 def line(seed: int, slope: float = 1.0, spread: float = 0.3) -> Callable[[int], float]:
@@ -99,7 +100,7 @@ def test_verdict_equal_score_in_less_time(write_run: WriteRun, tmp_path: Path) -
     write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
     found = first(study_of(tmp_path))
     text = verdict(found)
-    assert "grow1x reaches full3x's score within the interval at equal frames (40k frames)" in text
+    assert "grow1x reaches full3x's training score within the interval at equal frames (40k frames)" in text
     assert "at x0.800 of its time and x0.550 of its FLOPs" in text
     assert found.points["frames"].improvement.value == 0.5
     assert float(found.points["hours"].difference.value) > 0.1  # it had gone further by then
@@ -107,10 +108,69 @@ def test_verdict_equal_score_in_less_time(write_run: WriteRun, tmp_path: Path) -
     assert found.points["frames"].paired.value == 0
 
 
-@pytest.mark.parametrize(("slope", "outcome"), [(1.2, "scores higher than"), (0.8, "scores lower than")])
+@pytest.mark.parametrize(
+    ("slope", "outcome"), [(1.2, "scores higher in training than"), (0.8, "scores lower in training than")]
+)
 def test_verdict_clear_difference(write_run: WriteRun, tmp_path: Path, slope: float, outcome: str) -> None:
     write_arms(write_run, {"full3x": 1.0, "grow1x": slope})
     assert f"grow1x {outcome} full3x" in verdict(first(study_of(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("slope", "outcome"), [(1.2, "score higher"), (1.0, "are not told apart"), (0.8, "score lower")]
+)
+def test_verdict_by_evaluations_stands_beside_that_of_training(
+    write_run: WriteRun, tmp_path: Path, slope: float, outcome: str
+) -> None:
+    for schedule, steepness in (("full3x", 1.0), ("grow1x", slope)):
+        for seed in range(3):
+            evaluations = {frames: line(seed, steepness)(frames) for frames in (20_000, 40_000)}
+            write_run(f"{schedule}-{seed}", "pong", schedule, seed, line(seed), evaluations=evaluations)
+    study = study_of(tmp_path)
+    evaluated = first(study.by_evaluation())
+    text = verdict(first(study), evaluated)
+    assert text.startswith("grow1x reaches full3x's training score")
+    assert f"Its evaluations {outcome}: IQM" in text
+    assert evaluated.points["frames"].paired is not None
+    assert evaluated.points["frames"].paired.value == pytest.approx((slope - 1) * 35 / 35.3)
+
+
+def test_evaluations_at_equal_flops_lie_between_two_of_them(write_run: WriteRun, tmp_path: Path) -> None:
+    for schedule in ("full3x", "fixed"):
+        for seed in range(3):
+            evaluations = {frames: line(0)(frames) for frames in (10_000, 20_000, 40_000)}
+            write_run(f"{schedule}-{seed}", "pong", schedule, seed, line(0), evaluations=evaluations)
+    point = first(study_of(tmp_path).by_evaluation(), "fixed").points["flops"]
+    whole = 40_000 // 16 * FLOPS["fixed"][0] + 40_000 * ACTING
+    assert point.at == {"pong": whole}
+    # full3x has had that much training when it had seen this share of its frames, to the record before.
+    share = np.floor(whole / (40_000 // 16 * FLOPS["full3x"][0] + 40_000 * ACTING) * 40) / 40
+    end = 34.7 / 35.3  # of the way from random to human
+    assert point.arm.value == pytest.approx(end)
+    assert point.reference.value == pytest.approx(share * end)
+
+
+def test_growing_is_also_compared_with_the_small_network_and_with_other_forms_of_it(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    for schedule, settings in (
+        ("full3x", {}),
+        ("grow3x", {}),
+        ("grow3x", {"freeze": "network"}),
+        ("fixed", {}),
+        ("reset", {}),
+    ):
+        write_run(f"{schedule}{len(settings)}", schedule=schedule, **settings)
+    network = "grow3x, --freeze network"
+    assert pairs_of(study_of(tmp_path)) == [
+        ("grow3x", "full3x"),
+        (network, "full3x"),
+        ("grow3x", "fixed"),
+        (network, "fixed"),
+        (network, "grow3x"),
+        ("fixed", "full3x"),
+        ("reset", "grow3x"),
+    ]
 
 
 def test_verdict_an_interval_too_wide_to_say(write_run: WriteRun, tmp_path: Path) -> None:

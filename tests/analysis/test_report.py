@@ -99,7 +99,7 @@ def test_the_verdict_comes_first_and_failures_are_shown(
     text, _ = report(tmp_path)
     verdict, path = capsys.readouterr().out.splitlines()
     assert path.endswith("report.html")
-    assert verdict.startswith("grow1x reaches full3x's score within the interval at equal frames (40k frames)")
+    assert verdict.startswith("grow1x reaches full3x's training score within the interval at equal frames (40k frames)")
     plain = html.unescape(re.sub("<[^>]+>", "", text))
     assert text.index('class="strong"') < text.index("<h2")
     for said in (
@@ -139,7 +139,7 @@ def test_the_page_is_self_contained_and_both_forms_say_the_same(write_run: Write
     only = re.sub(r"!\[.*?\]\(figures/.*?\)", "", unescaped)
     assert set(numbers.findall(html.unescape(without_figures))) == set(numbers.findall(only))
     drawn = re.findall(r"\]\((figures/[^)]+)\)", markdown)
-    assert len(drawn) == text.count("<svg") == 5
+    assert len(drawn) == text.count("<svg") == 6
     for name in drawn:
         ElementTree.parse(tmp_path / "out" / name)
 

@@ -204,7 +204,10 @@ def test_without_double_dqn_the_target_network_chooses(execution: str) -> None:
         generator=torch.Generator().manual_seed(0),
     )
     double.target.load_state_dict(learner.target.state_dict())
-    chosen, elsewhere = learner.target(following["observation"]).argmax(1), learner.online(following["observation"]).argmax(1)
+    chosen, elsewhere = (
+        learner.target(following["observation"]).argmax(1),
+        learner.online(following["observation"]).argmax(1),
+    )
     assert not torch.equal(chosen, elsewhere)
     assert not torch.allclose(double.compute_loss(batch), learner.compute_loss(batch))
 

@@ -109,6 +109,8 @@ def test_progress_scales_the_measured_speed_by_stage() -> None:
     assert progress.next_injection == 100
     progress.update(metrics(40, frames_per_second=1000.0, wall_seconds=12.0))  # wall-clock: 2 frames/s
     assert progress.seconds_to(200) == pytest.approx(30 + 150)
+    progress.update(metrics(100, wall_seconds=42.0))  # due, and not there yet, as of an adaptive schedule
+    assert progress.next_injection is None
     progress.update(metrics(120, 1, frames_per_second=1000.0, wall_seconds=60.0))  # mixed interval: not measured
     assert progress.seconds_to(200) == pytest.approx(80 * 3 / 2)
     assert progress.next_injection is None
