@@ -194,11 +194,13 @@ def ledger_notes(paths: Sequence[Path]) -> list[str]:
         except ConfigError as error:
             notes.append(str(error))
             continue
-        notes += [
-            f"the sweep gave up {' '.join(cell.name.split())} after {cell.attempts} attempts: {last_words(cell)}"
-            for cell in cells
-            if cell.status == "failed"
-        ]
+        # A later cell of the same flags is what they mean since growtrain's defaults changed.
+        last = {cell.words: cell.id for cell in cells if cell.status == "done"}
+        cells = [cell for cell in cells if cell.id >= last.get(cell.words, 0)]
+        for cell in cells:
+            if cell.status == "failed":
+                attempts = f"{cell.attempts} attempt{'s' if cell.attempts > 1 else ''}"
+                notes.append(f"the sweep gave up {' '.join(cell.name.split())} after {attempts}: {last_words(cell)}")
         waiting = [" ".join(cell.name.split()) for cell in cells if cell.status == "pending"]
         if waiting:
             shown = ", ".join([*waiting[:5], *(["..."] if len(waiting) > 5 else [])])
