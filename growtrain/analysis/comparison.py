@@ -95,7 +95,7 @@ def make_study(runs: Sequence[Run]) -> Study:
     costs = {(label, run.game): run.stage_costs for label, run in done}
     curves = []
     for label, run in zip(labels, runs, strict=True):
-        # What an update takes depends on arm and game alone, so a run without a summary has it from one that is done, but for another's past.
+        # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
         prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
         curves.append((training_curve(run, prices), evaluation_curve(run, prices)))
     best: dict[tuple[str, str, int], Run] = {}

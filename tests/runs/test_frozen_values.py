@@ -315,7 +315,7 @@ def test_a_fork_of_a_run_that_waits_for_a_copy_of_the_target_injects_at_it_or_dr
 
 @pytest.mark.parametrize(("steps", "frames"), [(10, [160, 0]), (87, [1_392, 0]), (90, [1_440, 0]), (95, [1_440, 80])])
 def test_acting_is_counted_as_it_was_done(steps: int, frames: list[int], tmp_path: Path) -> None:
-    """Nothing while all is random, a sweep where there was one, of the rows that there were: the injection waits for a copy of the target."""
+    """Nothing while all is random, a sweep where there was one, of the rows there: the injection waits for a copy of the target."""
     config = config_of(schedule="at:1300", total_frames=3_200)
     taken = iter(range(10**6))
     run = Run(config, tmp_path / "unused")
