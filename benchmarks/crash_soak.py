@@ -58,7 +58,6 @@ def settings(total_frames: int, checkpoint_period: int) -> list[str]:
     flags = {
         "game": "breakout",
         "schedule": "grow3x",
-        "freeze": "heads",
         "total-frames": total_frames,
         "num-envs": 4,
         "sticky-actions": 0.25,

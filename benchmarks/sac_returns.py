@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from recording import describe_machine, machine_lines, say, table, write_outputs
-from sac_speed import sb3_model
+from sb3_sac import sb3_model
 from scipy import stats
 
 from growtrain.settings.config import Config, has_effect

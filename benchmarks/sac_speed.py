@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from recording import describe_machine, machine_lines, say, summarize, table, with_spread, write_outputs
+from sb3_sac import sb3_model
 
 from growtrain.learners.make import make_learner
 from growtrain.runs.run import Run
@@ -52,30 +53,6 @@ def loop_arms(config: Config, run_dir: Path) -> dict[str, Arm]:
             learner.update(run.ring.sample_batches(1, config.batch_size))
 
     return {"loop": steps, "update": updates}
-
-
-def sb3_model(config: Config, environment: Any) -> Any:
-    """Stable-Baselines3's SAC with our settings, silent; raises `ImportError` where it is not installed."""
-    from stable_baselines3 import SAC
-    from stable_baselines3.common.logger import Logger
-
-    model = SAC(
-        "MlpPolicy",
-        environment,
-        learning_rate=config.lr,
-        buffer_size=config.replay_capacity,
-        learning_starts=config.learning_starts,
-        batch_size=config.batch_size,
-        tau=config.target_tau,
-        gamma=config.discount,
-        train_freq=1,
-        gradient_steps=1,
-        policy_kwargs={"net_arch": [config.width, config.width]},
-        seed=config.seed,
-        device="cpu",
-    )
-    model.set_logger(Logger(folder=None, output_formats=[]))
-    return model
 
 
 def sb3_arms(config: Config) -> dict[str, Arm]:

@@ -77,7 +77,7 @@ def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None
         main(words)
     if not words or words[0].startswith("-") or words[0] == "plan":
         explicit = explicit_with_game(read[0])
-        schedule_of(resolve(explicit.get("preset", "paper"), explicit)[0])
+        schedule_of(resolve(explicit.get("preset"), explicit)[0])
 
 
 def test_every_flag_exists() -> None:

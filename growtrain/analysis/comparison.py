@@ -89,14 +89,14 @@ class Study:
 def make_study(runs: Sequence[Run]) -> Study:
     """Sorts runs into arms and games."""
     labels = _labels(runs)
-    # Of a run that is done, if any is: one that was stopped does not know what its last stages would have taken.
-    by_end = sorted(zip(labels, runs, strict=True), key=lambda pair: pair[1].status == "done")
-    costs = {(label, run.game): run.stage_costs for label, run in by_end if run.stage_costs}
+    # One that was stopped does not know what its last stages would have taken; of the others the one that got through most stages does.
+    done = [(label, run) for label, run in zip(labels, runs, strict=True) if run.status == "done" and run.stage_costs]
+    done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
+    costs = {(label, run.game): run.stage_costs for label, run in done}
     curves = []
     for label, run in zip(labels, runs, strict=True):
-        # What an update takes depends on arm and game alone, so a run without a summary has it from another.
-        itself = run.summary or any("forked_from" in resume or resume.get("past_differs") for resume in run.resumes)
-        prices = run.stage_costs if itself else costs.get((label, run.game), ())
+        # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
+        prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
         curves.append((training_curve(run, prices), evaluation_curve(run, prices)))
     best: dict[tuple[str, str, int], Run] = {}
     for label, run in zip(labels, runs, strict=True):

@@ -32,7 +32,10 @@ Record = dict[str, Any]
 
 
 class StagePrice(NamedTuple):
-    """What a stage took: FLOPs of one update, of the acting (and sweeping) behind one frame, and how many there were of both."""
+    """What a stage took: FLOPs of one update, of the acting (and sweeping) behind one frame, and how many there were of both.
+
+    What is behind a frame is NaN, unknown, of a stage that had none.
+    """
 
     update: float
     frame: float
@@ -115,7 +118,8 @@ class Run:
         if np.isnan(found).any():
             return []
         return [
-            StagePrice(update, acting / max(frames, 1), updates, frames) for frames, updates, update, acting in found
+            StagePrice(update, acting / frames if frames else float("nan"), updates, frames)
+            for frames, updates, update, acting in found
         ]
 
     @property
@@ -125,10 +129,16 @@ class Run:
         return [resume for resume in found if isinstance(resume, dict)] if isinstance(found, list) else []
 
     @property
+    def has_other_past(self) -> bool:
+        """Whether it went on from what other settings may have made: as a fork, or with other ways to grow."""
+        return any("forked_from" in resume or resume.get("past_differs") for resume in self.resumes)
+
+    @property
     def total_flops(self) -> float:
         """FLOPs of all its training by its summary; NaN while there is none."""
         costs = self.stage_costs
-        return sum(each.updates * each.update + each.frames * each.frame for each in costs) if costs else float("nan")
+        updates = sum(each.updates * each.update for each in costs)
+        return updates + sum(each.frames * each.frame for each in costs if each.frames) if costs else float("nan")
 
 
 @dataclass(frozen=True)
@@ -184,11 +194,13 @@ def ledger_notes(paths: Sequence[Path]) -> list[str]:
         except ConfigError as error:
             notes.append(str(error))
             continue
-        notes += [
-            f"the sweep gave up {' '.join(cell.name.split())} after {cell.attempts} attempts: {last_words(cell)}"
-            for cell in cells
-            if cell.status == "failed"
-        ]
+        # A later cell of the same flags is what they mean since growtrain's defaults changed.
+        last = {cell.words: cell.id for cell in cells if cell.status == "done"}
+        cells = [cell for cell in cells if cell.id >= last.get(cell.words, 0)]
+        for cell in cells:
+            if cell.status == "failed":
+                attempts = f"{cell.attempts} attempt{'s' if cell.attempts > 1 else ''}"
+                notes.append(f"the sweep gave up {' '.join(cell.name.split())} after {attempts}: {last_words(cell)}")
         waiting = [" ".join(cell.name.split()) for cell in cells if cell.status == "pending"]
         if waiting:
             shown = ", ".join([*waiting[:5], *(["..."] if len(waiting) > 5 else [])])
@@ -350,7 +362,8 @@ def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Seq
         (frames, np.array(events), [cost.frame for cost in costs]),
     ):
         for start, end, stage in zip(starts, [*starts[1:], np.inf], [0, *stages], strict=True):
-            total += price[stage] * np.clip(counts - start, 0.0, end - start)
+            number_of = np.clip(counts - start, 0.0, end - start)
+            total += np.where(number_of > 0, price[stage] * number_of, 0.0)  # what was not used may cost NaN
     return total
 
 

@@ -182,7 +182,10 @@ def _comparison_notes(c: Comparison) -> list[str]:
     if len(c.machines) > 1:
         notes.append(f"wall-clock is not comparable: the runs had {' and '.join(c.machines)}")
     if "flops" not in c.points and c.games:
-        notes.append("FLOPs are unknown until a run of each arm has ended")
+        notes.append(
+            "FLOPs are unknown of some runs: before its end a run has those of one of its arm and game that is done and got as far, a fork "
+            "none, and no run has any whose network became another than its schedule planned"
+        )
     return notes
 
 

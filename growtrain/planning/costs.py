@@ -11,7 +11,9 @@ Units: frames; FLOPs; bytes (GB = 10^9).
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -111,7 +113,8 @@ class StageCost:
         parameters_total, parameters_trainable: of the online network.
         parameters_shared: of them in networks that were frozen whole, which online and target share.
         flops_per_update, flops_per_action: of a gradient step on one batch, and of the online network on one observation.
-        flops_of_sweep: of what an injection that froze the whole network computed for the replay at the stage's beginning.
+        flops_per_swept_row, rows_swept: of what an injection that froze the whole network computed for the replay at the stage's
+            beginning.
     """
 
     stage: int
@@ -128,7 +131,8 @@ class StageCost:
     parameters_shared: int
     flops_per_update: int
     flops_per_action: int
-    flops_of_sweep: int = 0
+    flops_per_swept_row: int = 0
+    rows_swept: int = 0
 
     @property
     def frames(self) -> int:
@@ -139,6 +143,11 @@ class StageCost:
     def flops(self) -> int:
         """FLOPs of the stage's training: updates, acting, and the sweep that it begins with; without evaluation."""
         return self.updates * self.flops_per_update + self.flops_of_acting
+
+    @property
+    def flops_of_sweep(self) -> int:
+        """FLOPs of the sweep that the stage begins with."""
+        return self.flops_per_swept_row * self.rows_swept
 
     @property
     def flops_of_acting(self) -> int:
@@ -377,7 +386,6 @@ def make_plan(config: Config, spec: Spec) -> Plan:
     """The costs of a run of `config` on what `spec` says of its game; raises `ConfigError` for an impossible schedule."""
     schedule = schedule_of(config)
     kind = kind_of(schedule.intervention, config)
-    at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
     stages, end, activations = [], 0, 0
     for stage, frames in enumerate(schedule.stage_frames(config.total_frames)):
         start, end = end, end + frames
@@ -389,7 +397,7 @@ def make_plan(config: Config, spec: Spec) -> Plan:
             start_frame=start,
             end_frame=end,
             updates=updates_due(config, last) - updates_due(config, first),
-            policy_steps=max(last, at_random) - max(first, at_random),
+            policy_steps=_policy_steps(config, first, last),
             evaluations=(evaluations := _evaluations(config, start, end)),
             evaluation_frames=evaluations * config.expected_eval_frames,
             live_width=sizes.live_width,
@@ -399,7 +407,8 @@ def make_plan(config: Config, spec: Spec) -> Plan:
             parameters_shared=sizes.parameters_shared,
             flops_per_update=sizes.flops_per_update,
             flops_per_action=sizes.flops_per_action,
-            flops_of_sweep=sizes.flops_per_frozen_row * _rows_filled(config, first),
+            flops_per_swept_row=sizes.flops_per_frozen_row,
+            rows_swept=_rows_filled(config, first),
         )
         stages.append(cost)
     memory = _memory(config, spec, activations, stages)
@@ -418,6 +427,28 @@ def make_plan(config: Config, spec: Spec) -> Plan:
 def compressed_share(spec: Spec) -> float:
     """What a replay's size on disk is taken to be a share of its size in memory; state vectors do not compress."""
     return 1.0 if spec.is_vector else COMPRESSED_REPLAY
+
+
+def flops_of_acting(plan: Plan, frames: Sequence[int], reached: int) -> list[int]:
+    """FLOPs of each stage's acting, and of the sweep that it began with, in a run whose stages came when they came.
+
+    Args:
+        plan: of the run, whose networks it had.
+        frames: played in each stage.
+        reached: the last stage whose injection was carried out.
+    """
+    skip, found = plan.config.frame_skip, []
+    for cost, (start, end) in zip(plan.stages, pairwise(accumulate(frames, initial=0)), strict=True):
+        asked = _policy_steps(plan.config, start // skip, end // skip)
+        swept = _rows_filled(plan.config, start // skip) if cost.stage <= reached else 0
+        found.append(asked * cost.flops_per_action + swept * cost.flops_per_swept_row)
+    return found
+
+
+def _policy_steps(config: Config, first: int, last: int) -> int:
+    """Agent steps after the first and up to the last for which the network is asked, which it is not while epsilon is 1."""
+    at_random = config.learning_starts // config.frame_skip if config.epsilon_start >= 1 else 0
+    return max(last, at_random) - max(first, at_random)
 
 
 def _rows_filled(config: Config, agent_steps: int) -> int:

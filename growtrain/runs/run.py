@@ -259,6 +259,7 @@ class Run:
             collector=self.collector,
             updates=self.learner.updates,
             accounts=self.accounts,
+            stage=self.growing.stage,
             as_planned=planned and not any(resume.get("past_differs") for resume in self._resumes),
             evaluation=self.last_evaluation,
         )

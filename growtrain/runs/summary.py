@@ -5,7 +5,7 @@ Units: frames; seconds on a monotonic clock.
 
 from typing import Any
 
-from growtrain.planning.costs import make_plan
+from growtrain.planning.costs import flops_of_acting, make_plan
 from growtrain.records import Evaluation
 from growtrain.runs.acting import Collector
 from growtrain.settings.config import Config
@@ -18,6 +18,7 @@ def summarize(
     collector: Collector,
     updates: int,
     accounts: Accounts,
+    stage: int,
     as_planned: bool,
     evaluation: Evaluation | None,
 ) -> dict[str, Any]:
@@ -28,10 +29,12 @@ def summarize(
         collector: of its episodes.
         updates: that were done.
         accounts: of its stages.
+        stage: that its network is in.
         as_planned: whether every stage had the network that the schedule plans for it.
         evaluation: the last one.
     """
     plan = make_plan(config, collector.environment.spec)
+    acting = flops_of_acting(plan, [total.frames for total in accounts.stages], stage)
     wall_seconds, recent = accounts.wall_seconds, list(collector.recent_returns)
     score = evaluation.episode_return if evaluation else None
     evaluated = score is not None
@@ -52,9 +55,9 @@ def summarize(
                 "updates": total.updates,
                 "updates_per_second": total.updates / total.seconds if total.seconds else None,
                 "flops_per_update": cost.flops_per_update if as_planned else None,
-                "flops_of_acting": cost.flops_of_acting * total.frames // cost.frames if as_planned else None,
+                "flops_of_acting": acted if as_planned else None,
             }
-            for total, cost in zip(accounts.stages, plan.stages, strict=True)
+            for total, cost, acted in zip(accounts.stages, plan.stages, acting, strict=True)
         ],
         "final_return": score,
         "final_return_source": "evaluation" if evaluated else f"last {len(recent)} training episodes",

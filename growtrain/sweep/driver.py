@@ -104,7 +104,7 @@ class Driver:
         cell, directory = self._running.pop(exit.id), self._ledger.directory
         frames = progress(directory / cell.run_dir).frames
         if exit.code == 0 and has_other_settings(cell, directory):
-            remedy = f"growtrain was changed meanwhile; remove {cell.run_dir}, and sweep again with --retry-failed"
+            remedy = "growtrain was changed meanwhile; the same sweep again makes a new cell with the settings of now"
             self._ledger.fail(cell.id, f"its run has other settings: {remedy}", frames, max_attempts=0)
         elif exit.code == 0:
             self._ledger.done(cell.id)

@@ -21,7 +21,7 @@ from growtrain.analysis.comparison import (
     verdict,
 )
 from growtrain.analysis.runs import find_runs
-from growtrain.analysis.tables import _time_rows
+from growtrain.analysis.tables import _time_rows, comparisons
 from growtrain.runfiles import run_lock
 
 from .conftest import ACTING, FLOPS, WriteRun
@@ -285,21 +285,26 @@ def test_a_run_that_ended_early_is_not_taken_for_one_that_never_got_there(write_
     assert np.isfinite(late.ratio.value)
 
 
-def test_a_running_run_borrows_flops_though_it_was_resumed_and_a_forked_one_does_not(
-    write_run: WriteRun, tmp_path: Path
+@pytest.mark.parametrize(
+    ("resume", "known"),
+    [
+        ({"frames": 5_000, "changes": {}, "skew": []}, True),
+        ({"frames": 5_000, "forked_from": "runs/other/checkpoints/5000"}, False),
+        ({"frames": 5_000, "past_differs": True}, False),
+    ],
+    ids=["resumed", "forked", "other-past"],
+)
+def test_a_running_run_borrows_flops_unless_its_past_is_anothers(
+    write_run: WriteRun, tmp_path: Path, resume: dict[str, object], known: bool
 ) -> None:
     write_arms(write_run, {"grow1x": 1.0}, seeds=1)
-    write_run("running", "pong", "grow1x", 1, status=None)
-    resumed = write_run("resumed", "pong", "grow1x", 3, status=None)
-    about = (resumed / "config.json").read_text(encoding="utf-8")
-    (resumed / "config.json").write_text(about.replace('"resumes": []', '"resumes": [{"frames": 10000}]'))
-    forked = write_run("forked", "pong", "grow1x", 2, status=None)
-    config = (forked / "config.json").read_text(encoding="utf-8")
-    (forked / "config.json").write_text(config.replace('"resumes": []', '"resumes": [{"past_differs": true}]'))
+    running = write_run("running", "pong", "grow1x", 1, status=None)
+    about = json.loads((running / "config.json").read_text(encoding="utf-8"))
+    resumes = [{"frames": 3_000, "changes": {}, "skew": []}, resume]
+    (running / "config.json").write_text(json.dumps(about | {"resumes": resumes}), encoding="utf-8")
     curves = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}
-    np.testing.assert_allclose(curves["running"].flops, curves["pong-grow1x-0"].flops)
-    np.testing.assert_allclose(curves["resumed"].flops, curves["pong-grow1x-0"].flops)
-    assert np.isnan(curves["forked"].flops).all()
+    expected = curves["pong-grow1x-0"].flops if known else np.full(len(curves["running"].frames), np.nan)
+    np.testing.assert_allclose(curves["running"].flops, expected)
 
 
 def test_numbers_as_text() -> None:
@@ -324,3 +329,27 @@ def test_a_run_without_a_summary_costs_what_one_that_is_done_does(write_run: Wri
     (stopped / "summary.json").write_text(json.dumps(summary | {"stages": [*summary["stages"], never]}))
     curves = {entry.run.path.name: entry.curve for entry in study_of(tmp_path).entries}
     assert curves[running.name].flops[-1] == curves["a"].flops[-1]
+
+
+def test_without_a_done_run_flops_are_unknown_and_said_to_be(write_run: WriteRun, tmp_path: Path) -> None:
+    """A stopped run has not paid for the stages that it did not reach: it knows its own FLOPs, and not those of others."""
+    write_arms(write_run, {"full3x": 1.0})
+    stopped = write_run("stopped", schedule="grow1x", seed=0, score=line(0), until=8_000, status="stopped")
+    summary = json.loads((stopped / "summary.json").read_text())
+    never = {"frames": 0, "updates": 0, "flops_per_update": FLOPS["grow1x"][1], "flops_of_acting": 0}
+    (stopped / "summary.json").write_text(json.dumps(summary | {"stages": [*summary["stages"], never]}))
+    with run_lock(write_run("running", schedule="grow1x", seed=1, score=line(1), status=None)):
+        study = study_of(tmp_path)
+    curves = {entry.run.name: entry.curve for entry in study.entries}
+    assert curves["stopped"].flops[-1] == study.cell("grow1x", "pong")[1].run.total_flops > 0
+    assert np.isnan(curves["running"].flops).all()
+    compared = first(study)
+    assert set(compared.points) == {"frames", "hours"}
+    assert "FLOPs are unknown of some runs: before its end" in str(comparisons([compared]))
+    # A done run that got no further, as an adaptive one may, knows what it got to.
+    (stopped / "summary.json").write_text(
+        json.dumps(summary | {"status": "done", "stages": [*summary["stages"], never]})
+    )
+    flops = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}["running"].flops
+    assert np.isfinite(flops[curves["running"].frames <= 10_000]).all()
+    assert np.isnan(flops[curves["running"].frames > 10_000]).all()

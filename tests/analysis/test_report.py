@@ -217,16 +217,17 @@ def test_a_shell_reads_back_what_is_written(text: str) -> None:
         {"seed": 2**70, "learning_starts": 4321, "anchor": "mirrored", "device": "cpu"},
         {"game": "pong", "schedule": "grow3x", "freeze": "network"},
         {"game": "minatar/asterix", "schedule": "grow3x", "preset": "modern"},
+        {"game": "minatar/asterix", "schedule": "grow3x"},
     ],
 )
 def test_the_command_gives_the_settings_again(explicit: dict[str, Any]) -> None:
-    config, _ = resolve(explicit.get("preset", "paper"), explicit)
+    config, _ = resolve(explicit.get("preset"), explicit)
     words = command_of(config.to_dict())
     assert words[:3] == ["python", "-m", "growtrain"]
     parser = Parser()
     add_config_flags(parser)
     given = explicit_settings(parser.parse_strict(words[3:]))
-    assert resolve(given.get("preset", "paper"), given)[0] == config
+    assert resolve(given.get("preset"), given)[0] == config
     assert set(given) <= set(explicit) | {"game", "schedule", "seed", "total_frames"}
 
 

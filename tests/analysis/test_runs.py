@@ -1,5 +1,6 @@
 """What is read from run directories: curves and FLOPs by hand, and whatever a run can leave behind that is not whole."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from growtrain.analysis.runs import find_runs, flatten, ledger_notes, read_run, series, training_curve
 from growtrain.runfiles import run_lock
 from growtrain.settings.text import ConfigError
-from growtrain.sweep.cells import expand
+from growtrain.sweep.cells import Cell, expand
 from growtrain.sweep.ledger import Ledger
 
 from .conftest import ACTING, FLOPS, WriteRun
@@ -147,8 +148,32 @@ def test_a_sweeps_ledger_says_what_is_not_there_yet(tmp_path: Path) -> None:
         ledger.claim(ids[:1], lambda cell: True)
         ledger.fail(ids[0], "exit code 1: log\nthe disk is full", 500, 1)
     gave_up, waits = ledger_notes([tmp_path, tmp_path / "other"])
-    assert "gave up pong fixed seed 0 after 1 attempts" in gave_up
-    assert "the disk is full" in gave_up
+    assert "gave up pong fixed seed 0 after 1 attempt: exit code 1: the disk is full" in gave_up
     assert waits == "the sweep has yet to run, or go on with, 1 of its 2 runs: pong fixed seed 1"
     (tmp_path / "ledger.sqlite").write_bytes(b"x" * 5000)
     assert "ledger.sqlite" in ledger_notes([tmp_path])[0]
+
+
+def test_a_failed_cell_is_superseded_by_a_done_one_of_the_same_flags_under_other_defaults(tmp_path: Path) -> None:
+    (cell,) = expand("pong", "fixed", "1", {"total_frames": 40_000})
+    flags = {
+        "newer": dataclasses.replace(cell, fingerprint="newer", run_dir="runs/newer"),
+        "other": dataclasses.replace(cell, fingerprint="other", run_dir="runs/other", words=(*cell.words, "--lr", "1")),
+    }
+    with Ledger(tmp_path, create=True) as ledger:
+
+        def end(cell: Cell, *, failed: bool) -> None:
+            (id,) = ledger.submit([cell])
+            ledger.claim([id], lambda cell: True)
+            if failed:
+                ledger.fail(id, "its run has other settings", 0, 0)
+            else:
+                ledger.done(id)
+
+        end(cell, failed=True)
+        end(flags["other"], failed=False)
+        assert len(ledger_notes([tmp_path])) == 1
+        end(flags["newer"], failed=False)
+        assert ledger_notes([tmp_path]) == []
+        end(dataclasses.replace(flags["newer"], fingerprint="newest", run_dir="runs/newest"), failed=True)
+        assert "gave up pong fixed seed 0" in ledger_notes([tmp_path])[0]  # what was done before does not speak for it

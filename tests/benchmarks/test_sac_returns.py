@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +37,18 @@ def write_run(directory: Path, seed: int, frames: int, **settings: object) -> No
         "evaluations": [{"frames": at, "episode_return": at / 100} for at in (500, 1_000)],
     }.items():
         (directory / f"{stem}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_it_records_the_thread_settings_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """It loads torch first: whatever sets `GOMP_SPINCOUNT` later is recorded without having had an effect."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "to be restored")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    for name in ("sac_speed", "sb3_sac"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    request.getfixturevalue("sac_returns")
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_scores_are_of_the_last_tenth_and_of_the_end(sac_returns: ModuleType, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
-SETTINGS: dict[str, Any] = {"game": "breakout", "checkpoint_period": 960, "freeze": "heads"}
+SETTINGS: dict[str, Any] = {"game": "breakout", "checkpoint_period": 960}
 FLAGS = TINY | SETTINGS
 CPU = torch.device("cpu")
 

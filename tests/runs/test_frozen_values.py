@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import Diverged
 from growtrain.learners.saved import check_saved, read_saved
+from growtrain.planning.costs import make_plan
 from growtrain.records import GrowthEvent
 from growtrain.runfiles import Unreadable
 from growtrain.runs.checkpoint import CheckpointWriter, NoCheckpoint, open_newest
@@ -309,6 +311,24 @@ def test_a_fork_of_a_run_that_waits_for_a_copy_of_the_target_injects_at_it_or_dr
     # A copy at the checkpoint itself is over.
     with pytest.raises(ConfigError, match=r"brings no copy of the target.*between 1440 frames and the end at 1640"):
         rescue_run(dataclasses.replace(start, frames=1_440), {}, 200)
+
+
+@pytest.mark.parametrize(("steps", "frames"), [(10, [160, 0]), (87, [1_392, 0]), (90, [1_440, 0]), (95, [1_440, 80])])
+def test_acting_is_counted_as_it_was_done(steps: int, frames: list[int], tmp_path: Path) -> None:
+    """Nothing while all is random, a sweep where there was one, of the rows there: the injection waits for a copy of the target."""
+    config = config_of(schedule="at:1300", total_frames=3_200)
+    taken = iter(range(10**6))
+    run = Run(config, tmp_path / "unused")
+    plan = make_plan(config, run.collector.environment.spec)
+    run.collector.environment.close(raise_if_closed=False)
+    list(train(config, tmp_path / "run", should_stop=lambda: next(taken) == steps))
+    stages = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]
+    assert [stage["frames"] for stage in stages] == frames
+    before, after = plan.stages
+    assert [stage["flops_of_acting"] for stage in stages] == [
+        before.flops_per_action * max(0, frames[0] - config.learning_starts) // 4,
+        after.flops_per_action * frames[1] // 4 + (before.flops_per_action * 1_440 // 4 if steps >= 90 else 0),
+    ]
 
 
 @pytest.fixture(scope="module")

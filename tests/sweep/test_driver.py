@@ -100,11 +100,8 @@ def test_a_run_of_other_settings_is_not_the_cell_s(ledger: Ledger) -> None:
     code, said = drive(ledger, "quick", "other")
     assert code == 1
     assert statuses(ledger) == ["done", "failed"]
-    assert any("its run has other settings" in line and "remove runs/1" in line for line in said)
+    assert any("its run has other settings" in line and "sweep again makes a new cell" in line for line in said)
     assert verbs(ledger, 1) == ["train"]
-    shutil.rmtree(ledger.directory / "runs/1")
-    assert drive(ledger, "quick", "quick", retry_failed=True)[0] == 0
-    assert statuses(ledger) == ["done", "done"]
 
 
 def test_a_child_that_is_killed_goes_on_by_resume(ledger: Ledger) -> None:
