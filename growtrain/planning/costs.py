@@ -199,7 +199,7 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """FLOPs of all training: updates and acting."""
+        """FLOPs of all training: updates and acting; without what an adaptive schedule measures."""
         return sum(stage.flops for stage in self.stages)
 
     @property
