@@ -3,7 +3,8 @@
 A run is any directory that holds `config.json`, `metrics.jsonl` or `summary.json`. Nothing in it is trusted: files must be plain, records
 must be JSON objects, numbers must be finite; everything else is left out and named in `Run.problems`.
 
-Units: frames, seconds; FLOPs are those of training, updates and acting (evaluations, and what an adaptive schedule measures, are not counted).
+Units: frames, seconds; FLOPs are those of training, updates and acting; evaluations, and what an adaptive schedule
+measures, are not counted.
 """
 
 import dataclasses
