@@ -343,8 +343,9 @@ def evaluation_curve(run: Run, costs: Sequence[StagePrice] = ()) -> Curve:
         return Curve(*np.empty((5, 0)))
     x = np.union1d(frames[(frames > at[0]) & (frames < at[-1])], at)
     score, episodes = (np.interp(x, at, values[index]) for values in evaluated[1:])
-    seconds, updates = (np.interp(x, np.append(0.0, frames), np.append(0.0, values)) for values in (seconds, updates))
-    return Curve(x, seconds / 3600, training_flops(run, x, updates, costs), score, episodes)
+    flops = training_flops(run, frames, updates, costs)
+    hours, flops = (np.interp(x, np.append(0.0, frames), np.append(0.0, values)) for values in (seconds / 3600, flops))
+    return Curve(x, hours, flops, score, episodes)
 
 
 def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[StagePrice]) -> FloatArray:
