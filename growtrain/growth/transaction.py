@@ -131,6 +131,19 @@ def apply(
     )
 
 
+def freeze_encoder(learner: AbstractLearner) -> None:
+    """Freezes the encoders and nothing else, as `apply` does beside an intervention.
+
+    Raises:
+        GrowthFailed: anything went wrong; the learner is bit for bit what it was.
+    """
+    trainable_before = _num_trainable(learner)
+    with _rolled_back_on_failure(learner):
+        frozen = _freeze_encoders(learner)
+        learner.rebuild()
+        _check_membership(learner, trainable_before - frozen)
+
+
 @dataclass(frozen=True)
 class _Grown:
     """A network that is grown, its lagging copy if it has one, and probe observations as they take them."""
@@ -223,7 +236,7 @@ def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
     ]
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)
-    trainable = [(p, p.requires_grad) for online, _ in pairs for p in online.parameters()]
+    trainable = [(p, p.requires_grad, p.grad) for online, _ in pairs for p in online.parameters()]
     # A rebuild may let targets share what was to be frozen.
     lagging = [(p, p.data) for _, target in pairs if target is not None for p in target.parameters()]
     try:
@@ -235,8 +248,8 @@ def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
             group["params"] = params
         learner.optimizer.state.clear()
         learner.optimizer.state.update(slots)
-        for parameter, requires_grad in trainable:
-            parameter.requires_grad_(requires_grad)
+        for parameter, requires_grad, grad in trainable:
+            parameter.requires_grad_(requires_grad).grad = grad
         for parameter, data in lagging:
             parameter.data = data
         learner.rebuild()
