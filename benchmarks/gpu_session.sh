@@ -19,15 +19,15 @@ if [ -d "$WHEELS" ]; then
   export PYTHONPATH=$W/site:$PWD
 else export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}; fi
 if [ "$SMALL" ]; then
-  export CUDA_VISIBLE_DEVICES=; DEV=cpu; LIMIT=${LIMIT:-480}; NET="--width 16 --encoder-width 0.25"
+  export CUDA_VISIBLE_DEVICES=; DEV=cpu; LIMIT=${LIMIT:-900}; PATIENCE=3; NET="--width 16 --encoder-width 0.25"
   UNCOMPILED="env TORCHDYNAMO_DISABLE=1"
   EAGER="--total-frames 3k --num-envs 4 --learning-starts 200 --replay-capacity 2000 --eval-frames 400 --diagnostics-period 1000 $NET"
-  SMOKE="$EAGER --replay-ratio 16 --batch-size 4"  # 11.2k updates, see below
+  SMOKE="$EAGER --replay-ratio 15 --batch-size 4"  # 10.5k updates, see below
   LANES="4"; THROUGHPUT="--seconds 1 --repeats 1 --warm-up-steps 200 --profile-steps 2 --replay-capacity 1000 $NET"
   GROWTH="--widths 16 --encoder-width 0.25 --freeze-encoder-at 0 2 --seconds 0.5 --updates-per-turn 1 --batch-size 4"
   WALLCLOCK="--num-envs 4 --fill 200 --cell-capacity 400 --seconds 0.5 --repeats 1 --minutes 0.3 --no-validate $NET"
 else
-  DEV=cuda; LIMIT=${LIMIT:-540}; UNCOMPILED=
+  DEV=cuda; LIMIT=${LIMIT:-540}; PATIENCE=1; UNCOMPILED=
   SMOKE="--total-frames 200k --num-envs 64"  # 11.9k updates: enough for the optimizer's step to be compiled
   EAGER="--total-frames 40k --num-envs 64 --execution eager"
   LANES="64 8"; THROUGHPUT="--seconds 18 --repeats 4 --profile-steps 20 --warm-up-steps 8000"
@@ -46,8 +46,8 @@ report() { # name, exit code, seconds: the end of its log, and whether it failed
   [ "$2" -eq 0 ] || echo "$1 (exit code $2)" >> "$W/failed"
   keep; return "$2"
 }
-step() { # name, seconds at most, command: within the time that is left, and not begun with less than 30 s of it
-  local name=$1 most=$2 begin=$SECONDS left=$((LIMIT - SECONDS + T0)) code; shift 2
+step() { # name, seconds at most on a GPU, command: within the time that is left, and not begun with less than 30 s of it
+  local name=$1 most=$(($2 * PATIENCE)) begin=$SECONDS left=$((LIMIT - SECONDS + T0)) code; shift 2
   [[ $name =~ ${ONLY:-.} ]] || return 0
   if [ $left -lt 30 ]; then
     echo "=== $name: SKIPPED, $left s are left"; echo "$name (no time left)" >> "$W/failed"; return 1
