@@ -142,7 +142,7 @@ def test_a_value_that_is_missing_is_never_learned_from(run: Run) -> None:
     list(run.growing.grow())
     before = [p.clone() for p in run.learner.plastic_parts["q_network"][0].parameters()]
     run.ring.columns[COLUMN].fill_(torch.nan)
-    batches = run.replay.sample(100 * run.config.batch_size).view(100, run.config.batch_size)
+    batches = run.ring.sample(100 * run.config.batch_size).view(100, run.config.batch_size)
     with pytest.raises(Diverged):
         run.learner.update(batches)
     after = run.learner.plastic_parts["q_network"][0].parameters()
