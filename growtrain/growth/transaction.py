@@ -20,7 +20,7 @@ from growtrain.growth.kinds import Kind, kind_of
 from growtrain.learners.base import AbstractLearner
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
-from growtrain.settings.config import Anchor, Config
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 
 Inputs = Tensor | Mapping[str, Tensor]  # of the only network of a learner, or of each by its name
@@ -28,29 +28,6 @@ Inputs = Tensor | Mapping[str, Tensor]  # of the only network of a learner, or o
 
 class GrowthFailed(RuntimeError):
     """An intervention failed and the learner is as it was before; the cause is chained."""
-
-
-def grow(
-    learner: AbstractLearner,
-    observations: Inputs,
-    *,
-    anchor: Anchor,
-    generator: torch.Generator,
-    freeze_encoder: bool = False,
-    frames: int | None = None,
-    reason: str = "schedule",
-) -> GrowthEvent:
-    """Injects plasticity into a live learner's head: `apply` with `inject`, whose only setting is the anchor."""
-    return apply(
-        learner,
-        "inject",
-        observations,
-        config=Config(anchor=anchor),
-        generator=generator,
-        freeze_encoder=freeze_encoder,
-        frames=frames,
-        reason=reason,
-    )
 
 
 def apply(

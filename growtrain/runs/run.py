@@ -4,7 +4,6 @@ Units: frames; seconds on a monotonic clock.
 """
 
 import contextlib
-import gc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +63,6 @@ class Run:
         torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
-        gc.collect()  # TorchRL's buffer and its writer hold each other: an earlier run's replay goes before this one takes memory
         self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import grow
 from torch import Tensor, nn
 
 import growtrain
@@ -15,7 +16,7 @@ from growtrain.environments.atari import make_spec
 from growtrain.growth.alternatives import Replacement, Subject
 from growtrain.growth.inject import NotPreserved, injection, nearly_equal
 from growtrain.growth.kinds import KINDS
-from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import CenteredRMSProp
 from growtrain.settings.config import Config
