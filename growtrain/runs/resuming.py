@@ -53,7 +53,7 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
                 f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
                 "were made with: leave it out, or train a new run"
             )
-    kept = {}
+    kept: dict[str, Any] = {}
     if fork and "total_frames" in changes and "switch_at" not in changes:  # a chain's past has its own switches
         kept = {"switch_at": before.switch_at or ",".join(map(str, before.switch_frames))}
     config = dataclasses.replace(before, **changes, **kept)
