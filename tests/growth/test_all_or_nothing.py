@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny
 from torch import Tensor, nn
 
 from growtrain import InjectedNetwork, inject, inject_network
+from growtrain.environments.atari import make_spec
 from growtrain.growth import freezing
 from growtrain.growth.inject import NotPreserved
 from growtrain.growth.location import Head
 from growtrain.growth.membership import Membership
+from growtrain.growth.transaction import GrowthFailed, apply
+from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize
+from growtrain.planning.speed import synthetic_batches
+from growtrain.settings.schedules import Intervention
 
 
 class Net(nn.Module):
@@ -286,3 +292,50 @@ def test_heads_that_train_on_keep_their_mode(fails_at: str, monkeypatch: pytest.
     with pytest.raises((NotPreserved, torch.OutOfMemoryError)):
         inject(loop.network, optimizer=loop.optimizer, trainable_heads="all")
     assert loop.state == before
+
+
+# A run's own learner
+
+SPEC = make_spec(6)
+INTERVENTIONS: dict[str, tuple[Intervention, dict[str, Any]]] = {
+    "paper": ("inject", {}),
+    "all heads": ("inject", {"trainable_heads": "all", "anchor": "mirrored"}),
+    "warm": ("inject", {"freeze": "network"}),
+    "cold": ("inject", {"freeze": "network", "live_encoder": "cold"}),
+    "reset-head": ("reset-head", {}),
+    "reset-all": ("reset-all", {}),
+    "shrink-perturb": ("shrink-perturb", {}),
+    "widen": ("widen", {"normalization": "spectral"}),
+    "net2wider": ("net2wider", {}),
+    "redo": ("redo", {"redo_tau": 0.1}),
+    "fresh-optimizer": ("fresh-optimizer", {}),
+}
+
+
+@pytest.mark.parametrize("step", ["rebuild", "_check_membership", "_check_outputs", "also"])
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_a_learner_is_as_it_was_whatever_step_fails(name: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    intervention, settings = INTERVENTIONS[name]
+    config, generator = tiny(**settings), torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, SPEC, width=config.width, device=torch.device("cpu"), generator=generator)
+    learner.update(synthetic_batches(config, SPEC, 2, generator))
+    learner.copy_target()
+    learner.online.train()
+    probe = torch.randint(256, (32, *SPEC.observation_shape), dtype=torch.uint8, generator=generator)
+    before, rebuild = state_of(learner.optimizer, learner.online, learner.target), learner.rebuild
+    if step == "rebuild":  # which the way back needs as well
+        calls = iter((no_memory, rebuild))
+        monkeypatch.setattr(learner, "rebuild", lambda: next(calls)())
+    elif step != "also":
+        monkeypatch.setattr(f"growtrain.growth.transaction.{step}", no_memory)
+    with pytest.raises(GrowthFailed, match="rolled back: out of memory"):
+        apply(
+            learner,
+            intervention,
+            probe,
+            config=config,
+            generator=generator,
+            freeze_encoder=name in ("paper", "all heads", "reset-head"),
+            also=no_memory if step == "also" else None,
+        )
+    assert state_of(learner.optimizer, learner.online, learner.target) == before
