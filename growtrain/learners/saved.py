@@ -8,9 +8,8 @@ from torch import nn
 
 from growtrain.environments.base import Spec
 from growtrain.learners.saved_tensors import built_with
-from growtrain.networks.build import make_parts, make_vector_parts
+from growtrain.networks.build import make_parts, make_vector_part
 from growtrain.settings.config import Config
-from growtrain.settings.schedules import schedule_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ def _check_network(name: str, state: dict[str, Any], config: Config, spec: Spec,
     given = begins_frozen(state, config)
     if injections > entries + given:
         raise ValueError(f"{injections - given} injections in {entries} interventions")
-    first = config.width * schedule_of(config).width_multiplier
+    first = config.start_width(name)
     for index, (prefix, each) in enumerate(networks.items()):
         width, own = each["width"], built_with(config, each)
         if not (given and index == 1):
@@ -110,4 +109,4 @@ def _parts(name: str, config: Config, spec: Spec, width: int) -> dict[str, nn.Mo
     """The parts of a network of that name, whose shapes are to be those that were saved."""
     if not name:
         return dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
-    return {"head.live": make_vector_parts(config, spec, width)[name]}
+    return {"head.live": make_vector_part(config, spec, name, width)}
