@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from growtrain.diagnosis.copies import agent_of, compare_copies_of, copies_of_checkpoint, parts_of
-from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
+from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render, settings_of_part
 from growtrain.environments.games import reference_scores
 from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
@@ -109,8 +109,8 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings,
         "keep": 0,
         "track": "none",
     }
-    if part and arm == "inject":
-        explicit |= {"grow": part, **({"freeze": "heads"} if part == "critic" else {})}
+    if arm == "inject":
+        explicit |= settings_of_part(part, arm)
     return changed_config(checkpoint, explicit, fork=True)[0]
 
 

@@ -17,7 +17,7 @@ from growtrain.growth.kinds import KINDS
 from growtrain.plasticity.divergence import Divergence
 from growtrain.plasticity.learning_test import COPIES, Copy, LearningTest, mean_errors
 from growtrain.plasticity.verdicts import MIN_LEARNED, Basis, Gain, Verdict, learned_most
-from growtrain.settings.text import episodes_text, format_count
+from growtrain.settings.text import episodes_text, flag, format_count
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -87,11 +87,17 @@ class Diagnosis:
         return values
 
 
+def settings_of_part(part: str, intervention: str) -> dict[str, Any]:
+    """What an intervention needs in order to act on one part of a learner alone, by field name: critics are never frozen whole."""
+    if not part:
+        return {}
+    return {"grow": part} | ({"freeze": "heads"} if part == "critic" and intervention == "inject" else {})
+
+
 def next_command(diagnosis: Diagnosis) -> str:
     """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
     run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
     at = f"--at {diagnosis.frames}"
-    grow = f" --grow {diagnosis.part}" if diagnosis.part else ""
     if diagnosis.divergence and diagnosis.divergence.diverged:
         budget = max(settings.frames, diagnosis.frames // 2)
         return f"growtrain rescue {run} {at} --intervention reset-head --grow critic --frames {format_count(budget)}"
@@ -102,7 +108,8 @@ def next_command(diagnosis: Diagnosis) -> str:
         if forked and forked.sign == "no gain":
             return _ask_again(diagnosis, f"--arms untouched,{mend}", settings.seeds, settings.test)
         budget = max(settings.frames, diagnosis.frames // 2)
-        return f"growtrain rescue {run} {at} --intervention {mend}{grow} --frames {format_count(budget)}"
+        only = "".join(f" {flag(name)} {value}" for name, value in settings_of_part(diagnosis.part, mend).items())
+        return f"growtrain rescue {run} {at} --intervention {mend}{only} --frames {format_count(budget)}"
     if found.outcome == "not lost":
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"

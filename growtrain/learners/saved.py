@@ -21,7 +21,7 @@ class SavedLearner:
         injections: the anchor of each that froze heads, in order; of several networks, of the one that has most.
         snapshots: networks that were frozen whole, of the one that has most.
         width: hidden units of the live head.
-        num_parameters: of the online network, or all of them, buffers included.
+        num_parameters: of the online networks, buffers included.
         num_slots: parameters of which the optimizer has slots.
         encoder_frozen: whether no encoder learns.
     """
@@ -35,9 +35,17 @@ class SavedLearner:
     encoder_frozen: bool
 
 
-def read_saved(state: dict[str, Any]) -> SavedLearner:
-    """What a learner is whose `state_dict` was saved; raises `KeyError` or `TypeError` where it is not one."""
-    networks = _networks(state)
+def read_saved(state: dict[str, Any], config: Config | None = None) -> SavedLearner:
+    """What a learner is whose `state_dict` was saved.
+
+    Args:
+        state: what it gave.
+        config: whose interventions act on some of its networks, which alone are described; None: all are.
+
+    Raises:
+        KeyError, TypeError: it is not one.
+    """
+    networks = {name: each for name, each in _networks(state).items() if config is None or config.grows(name)}
     grown = max(networks.values(), key=lambda each: len(each["head"]["injections"]))
     return SavedLearner(
         updates=state["updates"],

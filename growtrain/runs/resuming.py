@@ -164,7 +164,7 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--target-period {config.target_period} brings no copy of the target for every injection between {checkpoint.frames} frames "
             f"and the end at {config.total_frames}, at which --freeze network freezes: lower it, or give more frames"
         )
-    learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
+    learner, what = read_saved(checkpoint.state["learner"], config), f"--intervention {new.intervention}"
     if (learner.injections or learner.snapshots) and kind.needs_single_head:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
@@ -199,6 +199,7 @@ def resumption(
     changes = {name: value for name, value in config.to_dict().items() if before[name] != value}
     ways = [
         (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at, c.freeze, c.live_encoder)
+        + ((c.grow,) if c.continuous else ())
         for c in (start.config, config)
     ]
     return (
