@@ -295,11 +295,14 @@ def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:
 
 
 def return_scale(game: str, untouched: list[float | None]) -> float:
-    """Points that are a gain of 1: what the untouched forks earn above random play, but at least a hundredth of what the reference does."""
+    """Points that are a gain of 1: how far the untouched forks are from random play, but at least a hundredth of how far the reference is.
+
+    Where no scores of a game are known, random play is taken to earn 0: returns that are costs are their own scale, too.
+    """
     random_score, reference_score = reference_scores(game) or (0.0, 1.0)
     known = [score for score in untouched if score is not None]
     least = _LEAST_SHARE * abs(reference_score - random_score)
-    return max(least, float(np.mean(known)) - random_score) if known else least
+    return max(least, abs(float(np.mean(known)) - random_score)) if known else least
 
 
 def _last_evaluation(fork: Path, after: int) -> float | None:

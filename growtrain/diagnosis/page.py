@@ -57,7 +57,7 @@ class Diagnosis:
         curves: mean training return of every fork's own episodes by arm, one list a seed of (frames, return or None).
         returns: the same over the whole fork.
         evaluations: score of its last evaluation, None without one.
-        return_scale: points that are a gain of 1: what the untouched forks earn above random play.
+        return_scale: points that are a gain of 1: how far the untouched forks' mean return is from random play's.
         verdict: the answer.
         episodes: how many each of `returns` is the mean of.
         part: of the learner that was examined, "critic" or "actor"; empty of a Q-network.
@@ -168,7 +168,7 @@ def render(diagnosis: Diagnosis) -> str:
             "",
             (
                 f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
-                f"a share of {diagnosis.return_scale:.4g} points: what untouched forks earn above random play, or if that is less "
+                f"a share of {diagnosis.return_scale:.4g} points: how far untouched forks are from random play, or if that is less "
                 "a hundredth of the way to the reference score. "
                 "An episode that was still going on is not among them: where few ended, those were the short ones. "
                 "Evaluations are of whole episodes, and are reported, not judged."

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("mujoco")
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.forks import return_scale
 from growtrain.diagnosis.page import Diagnosis, Settings, next_command
 from growtrain.learners.saved import read_saved
 from growtrain.plasticity.verdicts import Evidence, verdict
@@ -81,3 +82,20 @@ def test_an_actor_that_was_frozen_whole_hinders_no_diagnosis_of_the_critics_nor_
     assert main([*words, "--run-dir", str(tmp_path / "rescue")]) == 0
     networks = open_newest(tmp_path / "rescue").state["learner"]["networks"]
     assert [len(networks[name]["head"]["injections"]) for name in ("critic_1", "critic_2", "actor")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("game", "untouched", "scale"),
+    [
+        ("mujoco/Reacher-v5", [-5.0, None, -7.0], 6.0),  # costs, and no scores are known
+        ("mujoco/Swimmer-v5", [30.0, 50.0], 40.0),
+        ("mujoco/Swimmer-v5", [None], 0.01),
+        ("mujoco/HalfCheetah-v5", [-583.4], 300.0),  # worse than random play, -283.4
+        ("mujoco/HalfCheetah-v5", [-283.4], 98.184),
+        ("dmc/cheetah-run", [0.0], 10.0),
+    ],
+)
+def test_a_gain_of_1_is_of_the_size_of_what_is_earned_or_paid(
+    game: str, untouched: list[float | None], scale: float
+) -> None:
+    assert return_scale(game, untouched) == pytest.approx(scale)
