@@ -165,9 +165,9 @@ class Config:
     )
     schedule: str = setting(
         "grow3x",
-        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions), or at-switch (of games); to compare "
-        "with: reset, shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is measured "
-        "to be lost.",
+        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions), or every:5M, or at-switch (of games); to "
+        "compare with: reset, shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is "
+        "measured to be lost.",
         forkable=True,
         common=True,
     )
