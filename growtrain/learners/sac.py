@@ -36,10 +36,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, LearnerReport
 from growtrain.learners.finite import MAX_NONFINITE, new_counters, require_finite
-from growtrain.learners.gradient_step import GradientStep, compiles
+from growtrain.learners.gradient_step import GradientStep, fresh_optimizer
 from growtrain.learners.losses import soft_target, tanh_gaussian
-from growtrain.learners.optimizers import make_optimizer
-from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
+from growtrain.learners.saved_tensors import copy_into, grown_to, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import CRITICS, NETWORKS, QNetwork, make_vector_network
 from growtrain.networks.heads import initialize
 from growtrain.networks.injected import InjectedHead
@@ -83,7 +82,7 @@ class SAC(AbstractLearner):
         self.targets = {name: copy.deepcopy(self.online[name]).requires_grad_(False) for name in CRITICS}
         self.log_alpha = nn.Parameter(torch.zeros((), device=device))
         self.target_entropy = -float(spec.num_actions)
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
         self.initial = WeakTensorKeyDictionary()
         self.noise_generator = torch.Generator(device)
@@ -96,18 +95,6 @@ class SAC(AbstractLearner):
 
     def _make_network(self, name: str, width: int) -> QNetwork:
         return make_vector_network(self.config, self.spec, name, width)
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer of all that trains."""
-        config = self.config
-        return make_optimizer(
-            config.optimizer,
-            self.trainable(),
-            lr=config.lr,
-            eps=config.optimizer_eps,
-            decay=config.optimizer_decay,
-            compiled=compiles(config, self.device, whole=False),
-        )
 
     def _named(self) -> dict[str, nn.Parameter]:
         """Every parameter that learns or has learned, by name."""
@@ -331,7 +318,7 @@ class SAC(AbstractLearner):
             if name in self.targets:
                 self.targets[name] = self._restored(name, saved).requires_grad_(False)
                 copy_into(self.targets[name].state_dict(), saved["target"], f"target of {name}")
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         copy_into({"log_alpha": self.log_alpha}, {"log_alpha": state["log_alpha"]}, "temperature")
         trainable = {name: p for name, p in self._named().items() if p.requires_grad}
         restore_slots(trainable, self.optimizer, state["optimizer"], self.log_alpha)
@@ -355,15 +342,8 @@ class SAC(AbstractLearner):
 
     def _restored(self, name: str, saved: dict[str, Any]) -> QNetwork:
         """A network of the saved architecture; its weights are arbitrary."""
-        network = self._make_network(name, int(saved["width"]))
-        assert isinstance(network.head, InjectedHead)
-        network.head.grow_to(saved["head"])
-        frozen = []
-        for spec in saved["snapshot"]:
-            each = self._make_network(name, int(spec["width"]))
-            assert isinstance(each.head, InjectedHead)
-            each.head.grow_to(spec["head"])
-            frozen.append(each)
+        specs = (saved, *saved["snapshot"])
+        network, *frozen = (grown_to(self._make_network(name, int(spec["width"])), spec["head"]) for spec in specs)
         network.snapshot = Snapshot(frozen)
         return network.to(self.device)
 

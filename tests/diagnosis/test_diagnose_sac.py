@@ -12,9 +12,13 @@ import torch
 pytest.importorskip("mujoco")
 
 from growtrain.__main__ import main
+from growtrain.diagnosis.copies import compare_copies_of
 from growtrain.diagnosis.forks import return_scale
 from growtrain.diagnosis.page import Diagnosis, Settings, next_command
+from growtrain.growth.kinds import Kind
+from growtrain.growth.transaction import intervene
 from growtrain.learners.saved import read_saved
+from growtrain.plasticity.learning_test import LearningTest
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
@@ -43,7 +47,9 @@ TINY: dict[str, Any] = {
 }
 
 
-def test_an_actor_that_was_frozen_whole_hinders_no_diagnosis_of_the_critics_nor_their_injection(tmp_path: Path) -> None:
+def test_an_actor_that_was_frozen_whole_hinders_no_diagnosis_of_the_critics_nor_their_injection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, output = tmp_path / "run", tmp_path / "out"
     for _ in train(sac(**TINY), run):
         pass
@@ -70,6 +76,18 @@ def test_an_actor_that_was_frozen_whole_hinders_no_diagnosis_of_the_critics_nor_
         False,
         True,
     ]
+    # The learning test is of the injection that the fork has had.
+    added = list[str]()
+
+    def noted(kind: Kind, *rest: Any) -> None:
+        added.append(kind.adds)
+        intervene(kind, *rest)
+
+    monkeypatch.setattr("growtrain.plasticity.learning_test.intervene", noted)
+    test = LearningTest(seeds=1, updates=2, warm_up=1, transitions=16)
+    for part in ("critic", "actor"):
+        compare_copies_of(open_newest(run), test, CPU, part=part)
+    assert [what for what in added if what in ("heads", "snapshot")] == ["heads", "snapshot"]
     # What a page says of a critic that has lost its plasticity can be done as it stands.
     errors = {"current": [0.9] * 3, "inject": [0.4] * 3, "reset-head": [0.9] * 3}
     lost = Diagnosis(
