@@ -19,10 +19,11 @@ import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from growtrain.settings.text import ConfigError
 
+STOPPED: Final = 75  # exit code of what a signal stopped, with something written to go on from
 PARTIAL = ".partial"  # what is being written bears this prefix or suffix until it is whole
 _BLOCK = 1 << 22
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, explicit_with_game
+from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game
+from growtrain.runfiles import STOPPED
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
+from growtrain.runfiles import STOPPED
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of
@@ -40,7 +41,6 @@ COMMANDS = (
     "video",
     "doctor",
 )
-STOPPED = 75
 
 
 def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[str], Path | None]:

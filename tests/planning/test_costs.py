@@ -9,11 +9,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from growing import grow
 from torch.utils.flop_counter import FlopCounterMode
 
 from growtrain.environments.atari import make_spec
 from growtrain.growth.inject import count_parameters
-from growtrain.growth.transaction import apply, grow
+from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.build import make_network
 from growtrain.networks.snapshot import ROWS_AT_ONCE
