@@ -171,9 +171,9 @@ def render(diagnosis: Diagnosis) -> str:
         "",
         (
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
-            f"excludes 0, the mean is at least {settings.threshold:.0%}, and p, its probability without any gain by Holm's step-down over "
-            f"all {_num_tested(found)} gains of this page, at most {LEVEL:.0%}: so likely is it at most that one of them is called clear "
-            f"where none is there. It is clearly absent if the interval lies below {settings.threshold:.0%}. "
+            f"excludes 0, the mean is at least {settings.threshold:.0%}, and p is at most {LEVEL:.0%}, adjusted by Holm's step-down over "
+            f"all {_num_tested(found)} gains of this page: that any is called clear where none is there is no likelier than that. "
+            f"It is clearly absent if the interval lies below {settings.threshold:.0%}. "
             f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
             "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned."
         ),
@@ -223,10 +223,10 @@ def explored(diagnosis: Diagnosis, *, evaluated: bool = False) -> str:
     """How the forks explored in training, or in their evaluations: as in "epsilon 0.1"."""
     if diagnosis.epsilons is None:
         return "the policy's mode" if evaluated else "actions drawn from the policy"
-    first, last = diagnosis.epsilons
     if evaluated:
         return f"epsilon {diagnosis.eval_epsilon:g}"
-    return f"epsilon {last:g}" if first == last else f"epsilon {first:.3g} to {last:.3g}"
+    first, last = (f"{epsilon:.3g}" for epsilon in diagnosis.epsilons)
+    return f"epsilon {last}" if first == last else f"epsilon {first} to {last}"
 
 
 def _num_tested(found: Verdict) -> int:
