@@ -53,7 +53,10 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
                 f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
                 "were made with: leave it out, or train a new run"
             )
-    config = dataclasses.replace(before, **changes)
+    kept: dict[str, Any] = {}
+    if fork and "total_frames" in changes and "switch_at" not in changes:  # a chain's past has its own switches
+        kept = {"switch_at": before.switch_at or ",".join(map(str, before.switch_frames))}
+    config = dataclasses.replace(before, **changes, **kept)
     if fork:
         _check_future(checkpoint, config)
         if not begins_frozen(checkpoint.state["learner"], config):  # it was given up, as by a reset
@@ -122,10 +125,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
         )
-    if config.switch_frames != checkpoint.config.switch_frames:
+    reached, new_reached = (
+        [frames for frames in each.switch_frames if frames < checkpoint.frames] for each in (checkpoint.config, config)
+    )
+    if reached != new_reached:
         raise ConfigError(
-            f"--total-frames {config.total_frames}: a chain goes on to its next game after equal shares of its budget, and {config.game} "
-            f"would do so at other frames than it has: keep {checkpoint.config.total_frames}"
+            f"--switch-at {config.switch_at}: up to {checkpoint.frames} frames {config.game} has switched at "
+            f"{', '.join(map(str, reached)) or 'none'}: keep that"
         )
     old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:
