@@ -259,6 +259,24 @@ def test_the_untouched_fork_is_the_run_itself(run_dir: Path, tmp_path: Path) -> 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize(("live_encoder", "place"), [("cold", "network"), ("warm", "head")])
+def test_an_injection_is_evidence_of_what_the_run_injects(live_encoder: str, place: str, tmp_path: Path) -> None:
+    cold = config(freeze="network", live_encoder=live_encoder)
+    list(train(cold, tmp_path / "run"))
+    brief = LearningTest(seeds=3, transitions=8, updates=2, warm_up=1, marks=1)
+    settings = Settings(frames=400, arms=(), test=brief)
+    found = diagnose(tmp_path / "run", open_newest(tmp_path / "run"), settings, tmp_path / "out", say=str)
+    assert found is not None
+    places = {name: gain.place for name, gain in found.verdict.gains["learning"].items()}
+    assert places == {
+        "inject": place,
+        "reset-head": "head",
+        "reset-encoder": "encoder",
+        "fresh-optimizer": "optimizer",
+        "fresh-network": "network",
+    }
+
+
 def test_forks_of_a_tracked_run_are_not_tracked(run_dir: Path) -> None:
     checkpoint = open_newest(run_dir)
     tracked = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, track="wandb"))
