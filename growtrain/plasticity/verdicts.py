@@ -7,9 +7,9 @@ lost plasticity in that part). Three kinds of evidence, judged apart and then pu
     returns      mean training returns of forked runs, in points; gains as a share of what the untouched fork earns above random play
     evaluations  scores of the forks' evaluations, likewise: they explore less than training does, which can hide a difference
 
-Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0, its mean is at least the threshold, and it is one of many
-that is not explained by chance: by Holm's step-down (Holm 1979) over all gains of a verdict the probability that any is clear where none
-is there is at most 5 %. It is clearly *absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it
+Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0, its mean is at least the threshold, and chance does not
+explain it among so many: by Holm's step-down (Holm 1979) over all gains of a verdict the probability that any is clear where none is there
+is at most 5 %. It is clearly *absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it
 always is with fewer than three seeds.
 A learning test in which no copy learned anything to speak of is unclear, too. So is the absence of a gain at a place that learns nothing
 even when made fresh, while other copies learn: another place stands in its way. A clear gain in one kind against a clear absence in
@@ -143,10 +143,9 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
         raise ValueError(f"threshold is {threshold}: give a share above 0, such as 0.1")
     learned, kinds = learned_most(evidence.errors), evidence.kinds
     fresh = {place: {name for name, kind in kinds.items() if kind.place == place} for place in PLACES}
-    scale = {"learning": -1 / max(learned, MIN_LEARNED), "returns": 1 / evidence.return_scale}
     gains: dict[Basis, dict[str, Gain]] = {
-        "learning": _gains(evidence.errors, "current", scale["learning"], threshold),
-        "returns": _gains(evidence.returns, "untouched", scale["returns"], threshold),
+        "learning": _gains(evidence.errors, "current", -1 / max(learned, MIN_LEARNED), threshold),
+        "returns": _gains(evidence.returns, "untouched", 1 / evidence.return_scale, threshold),
         "evaluations": _gains(evidence.evaluations, "untouched", 1 / evidence.evaluation_scale, threshold),
     }
     gains = {
@@ -232,8 +231,8 @@ def _all_of(bases: Sequence[Basis]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _verb(bases: Sequence[Basis], singular: str, plural: str) -> str:
-    return singular if tuple(bases) == ("learning",) else plural
+def _show(bases: Sequence[Basis]) -> str:
+    return f"{_all_of(bases)} {'shows' if tuple(bases) == ('learning',) else 'show'}"
 
 
 def learned_most(errors: Mapping[Any, Sequence[float]]) -> float:
@@ -308,7 +307,7 @@ def explained_by_chance(gain: Gain, threshold: float) -> bool:
 
 
 def _stepped_down(gains: Mapping[Basis, Mapping[str, Gain]]) -> dict[Basis, dict[str, Gain]]:
-    """The same gains judged together: those that chance explains, among so many, are unclear."""
+    """The same gains judged together: those that chance can explain, among so many, are unclear."""
     tested = [
         (basis, name, gain.p) for basis, each in gains.items() for name, gain in each.items() if gain.p is not None
     ]
@@ -379,10 +378,7 @@ def _finding(
     doubtful = tuple(basis for basis, sign in said.items() if sign == "unclear")
     doubt = f"; {_all_of(doubtful)} cannot tell" if doubtful else ""
     if gaining and lacking:
-        reason = (
-            f"{_all_of(gaining)} {_verb(gaining, 'shows', 'show')} a gain and {_all_of(lacking)} {_verb(lacking, 'shows', 'show')} none: "
-            "they contradict each other"
-        )
+        reason = f"{_show(gaining)} a gain and {_show(lacking)} none: they contradict each other"
         return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)
     if gaining:
         reason = _numbers(signs, gaining, "gain")
@@ -408,7 +404,7 @@ def _finding(
     elif blocked:
         reason = "even made fresh it learns nothing: another part stands in its way"
     elif any(explained_by_chance(gain, threshold) for each in signs.values() for gain, _ in each):
-        reason = "a gain shows, and among so many that were measured chance explains it"
+        reason = "a gain shows, and among so many that were measured chance can explain it"
     else:
         reason = "the intervals are too wide for the threshold"
     return Finding(place=place, outcome="cannot tell", basis=(), reason=reason)

@@ -215,7 +215,7 @@ def test_a_gain_that_is_one_of_many_is_unclear_and_says_why() -> None:
     assert alone.gains["learning"]["reset-encoder"].sign == "gain"
     assert many.gains["learning"]["reset-encoder"].sign == "unclear"
     assert many.gains["learning"]["reset-encoder"].low == alone.gains["learning"]["reset-encoder"].low
-    assert many.findings[1].reason == "a gain shows, and among so many that were measured chance explains it"
+    assert many.findings[1].reason == "a gain shows, and among so many that were measured chance can explain it"
 
 
 def test_holms_step_down() -> None:
