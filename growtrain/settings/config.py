@@ -741,6 +741,11 @@ class Config:
         return self.eval_episodes or self._usual_eval_episodes
 
     @property
+    def num_eval_lanes(self) -> int:
+        """Environments of an evaluation: no more than it has episodes."""
+        return min(self.num_envs, self.num_eval_episodes)
+
+    @property
     def expected_eval_frames(self) -> int:
         """What an evaluation is taken to cost: `eval_frames`, in proportion where the number of episodes is given, below its bound."""
         return min(self.eval_frames * self.num_eval_episodes // self._usual_eval_episodes, self.max_eval_frames)
