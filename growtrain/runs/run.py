@@ -286,7 +286,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, all but the frames of the replay; a changed seed keeps its own generators."""
+        """Restores what `state_dict` gave, all but the frames of the replay."""
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
@@ -302,8 +302,9 @@ class Run:
 
     def _restore(self, start: Checkpoint) -> None:
         """Makes this run the one that was saved; raises `Unreadable` where the checkpoint does not fit."""
-        state = start.state
-        if start.config.seed != self.config.seed:  # a fork with another seed: the past is kept, the future is its own
+        state, reseeded = start.state, start.config.seed != self.config.seed
+        if reseeded:  # a fork with another seed: the past is kept, the future is its own
+            state["collector"]["environment"] = self.collector.environment.state_dict()
             state["collector"]["exploration"] = dict(self.collector.generator.bit_generator.state)
             state["ring"]["rng"] = self.ring.state_dict()["rng"]
             state["growth_generator"] = self.growing.generator.get_state()
@@ -315,6 +316,8 @@ class Run:
             if self._forked:  # what is reported of it is of episodes that it has begun itself
                 self.collector.disown_episodes()
                 self.last_evaluation = None
+            if reseeded:  # what an emulator draws within an episode is decided where it is seeded
+                self.collector.begin_episodes()
         except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             raise Unreadable(f"{start.path}: {error}") from error
         done = self.growing.interventions
