@@ -283,7 +283,7 @@ def cut_back(path: Path, frames: int) -> int:
 def sweep(run_dir: Path) -> list[str]:
     """Removes what a killed process left half-written; returns the names."""
     checkpoints = run_dir / "checkpoints"
-    litter = [*run_dir.glob(f"*{PARTIAL}")]
+    litter = [*run_dir.glob(f"*.json{PARTIAL}")]
     litter += [path for each in (run_dir, checkpoints, checkpoints / "replay") for path in each.glob(f"{PARTIAL}*")]
     for path in litter:
         remove(path)

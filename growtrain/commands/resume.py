@@ -44,8 +44,9 @@ def main(words: Sequence[str]) -> int:
             raise
         from growtrain.environments.make import spec_of
 
-        config, note = restart(run), "it ended before its first checkpoint: from the start"
-        return run_training(config, run, spec_of(config), stop, [note])
+        config, start, notes = restart(run, explicit_with_game(namespace))
+        spec = spec_of(config) if start is None else Spec.from_dict(start.state["spec"])
+        return run_training(config, run, spec, stop, notes, start)
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
     if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         done = ",".join(map(str, done_injections(checkpoint)))

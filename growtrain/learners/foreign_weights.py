@@ -16,6 +16,7 @@ pickled weights if the file says so, and evaluates its symbolic sizes (torch 2.1
 Units: tensors are float32.
 """
 
+import hashlib
 import io
 import re
 import zipfile
@@ -218,6 +219,14 @@ def save_initial(weights: Weights, run_dir: Path) -> None:
     """Puts the weights into a run's directory, for the run to begin with, however often it has to begin."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_durably(run_dir / _INITIAL, save_safetensors(weights.tensors))
+
+
+def initial_sha256(run_dir: Path) -> str | None:
+    """What tells the weights that `save_initial` left from others; None where there are none."""
+    try:
+        return hashlib.sha256(read_plain(run_dir / _INITIAL, _MAX_BYTES)).hexdigest()
+    except Unreadable:
+        return None
 
 
 def load_initial(learner: AbstractLearner, run_dir: Path, generator: torch.Generator) -> None:
