@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -21,8 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from growtrain.records import record_files
 from growtrain.settings.text import ConfigError
 
+INITIAL_WEIGHTS = "initial.safetensors"  # of a file, which a run begins with
 PARTIAL = ".partial"  # what is being written bears this prefix or suffix until it is whole
 _BLOCK = 1 << 22
 
@@ -278,6 +281,26 @@ def cut_back(path: Path, frames: int) -> int:
                 kept = position
         file.truncate(kept)
     return cut
+
+
+def published(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run that bear a final name, their frames in twelve digits or more, newest first; nothing else there is one."""
+    paths = (run_dir / "checkpoints").glob("*")
+    return sorted((p for p in paths if re.fullmatch("[0-9]{12,}", p.name)), key=lambda path: -int(path.name))
+
+
+def require_new(run_dir: Path, given_by: str) -> None:
+    """Raises `ConfigError` if a run is in a directory, or what is left of one, which a new run would be mixed with."""
+    if (run_dir / "config.json").exists():
+        raise ConfigError(
+            f"{given_by} {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
+        )
+    others = (run_dir / "summary.json", run_dir / INITIAL_WEIGHTS)
+    left = [*record_files(run_dir), *(path for path in others if path.exists()), *published(run_dir)]
+    if left:
+        raise ConfigError(
+            f"{given_by} {run_dir} holds what is left of another run ({left[0].relative_to(run_dir)}): choose another directory, or empty it"
+        )
 
 
 def sweep(run_dir: Path) -> list[str]:

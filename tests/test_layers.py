@@ -9,6 +9,7 @@ ROOT = Path(growtrain.__file__).parent
 
 # From the bottom up.
 LAYERS = [
+    "failures",
     "environments",
     "settings",
     "diagnostics",

@@ -1,11 +1,10 @@
 """Says whether a run has lost plasticity, and where."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal
+from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, complain
 from growtrain.settings.text import ConfigError
 
 
@@ -67,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         with stop:
             diagnosis = diagnose(run, checkpoint, settings, output, stop=lambda: stop.received, say=say, part=part)
         if diagnosis is None:
-            print("stopped: the same command again goes on with what is not done", file=sys.stderr)
+            complain("stopped: the same command again goes on with what is not done")
             return STOPPED
         print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}", flush=True)
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
+from growtrain.runfiles import require_new, require_unlocked
 from growtrain.settings.text import ConfigError
 
 
@@ -26,11 +27,10 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(
             f"{run} holds no run: name the directory that --run-dir was, or start one with growtrain train"
         )
-    if fork is not None and (fork / "config.json").exists():
-        raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
+    if fork is not None:
+        require_new(fork, "--fork")
 
     from growtrain.environments.base import Spec
-    from growtrain.runfiles import require_unlocked
     from growtrain.runs.checkpoint import NeverSaved, open_newest
     from growtrain.runs.resuming import changed_config, done_injections, restart
     from growtrain.sweep.cells import progress

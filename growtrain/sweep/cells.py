@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from growtrain.environments.games import ATARI, canonical_game
-from growtrain.runfiles import read_plain
+from growtrain.runfiles import published, read_plain
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.text import ConfigError, flag, parse_count
@@ -106,7 +106,7 @@ def setting_words(settings: dict[str, Any]) -> list[str]:
 def growtrain_words(cell: Cell, sweep_dir: Path) -> list[str]:
     """The words of the command that brings a cell to its end: `resume` where its run has begun, `train` where not."""
     run_dir = sweep_dir / cell.run_dir
-    begun = (run_dir / "config.json").exists() or any((run_dir / "checkpoints").glob("[0-9]*"))
+    begun = (run_dir / "config.json").exists() or published(run_dir)
     return [*(["resume", str(run_dir)] if begun else ["train", "--run-dir", str(run_dir)]), *cell.words]
 
 
