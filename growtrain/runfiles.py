@@ -299,7 +299,7 @@ def require_new(run_dir: Path, given_by: str) -> None:
     left = [*record_files(run_dir), *(path for path in others if path.exists()), *published(run_dir)]
     if left:
         raise ConfigError(
-            f"{given_by} {run_dir} holds what is left of another run ({left[0].relative_to(run_dir)}): choose another directory, or empty it"
+            f"{given_by} {run_dir} holds what is left of another run ({left[0].relative_to(run_dir)}): choose another directory or empty it"
         )
 
 

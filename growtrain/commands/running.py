@@ -51,7 +51,7 @@ def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, li
     config, notes = resolve(explicit.get("preset"), explicit)
     if config.switch_frames:
         ends = (*map(format_count, config.switch_frames), "the end")
-        parts = ", ".join(f"{game} until {end}" for game, end in zip(config.games, ends, strict=True))
+        parts = ", ".join(f"{game} until {end}" for game, end in zip(config.games, ends, strict=False))
         notes.append(
             f"a chain of games: {parts}; its replay is {'kept' if config.keep_replay else 'emptied at a switch'}"
         )

@@ -45,14 +45,18 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
     before = checkpoint.config
     if not fork:
         return _changed(before, explicit, "begin another run from here with --fork NEWDIR")
-    for name, value in _differing(before, explicit).items():
+    changes = _differing(before, explicit)
+    for name, value in changes.items():
         setting = Config.__dataclass_fields__[name].metadata
         if setting["identity"] and not setting["forkable"]:
             raise ConfigError(
                 f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
                 "were made with: leave it out, or train a new run"
             )
-    config, notes = _changed(before, explicit)
+    kept: dict[str, Any] = {}
+    if "total_frames" in changes and "switch_at" not in changes:  # a chain's past has its own switches
+        kept = {"switch_at": before.switch_at or ",".join(map(str, before.switch_frames))}
+    config, notes = _changed(before, explicit, kept=kept)
     _check_future(checkpoint, config)
     if not begins_frozen(checkpoint.state["learner"], config):  # it was given up, as by a reset
         config = dataclasses.replace(config, frozen_width=0, frozen_encoder_width=1.0)
@@ -63,7 +67,9 @@ def _differing(before: Config, explicit: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in explicit.items() if getattr(before, name) != value}
 
 
-def _changed(before: Config, explicit: dict[str, Any], otherwise: str = "") -> tuple[Config, list[str]]:
+def _changed(
+    before: Config, explicit: dict[str, Any], otherwise: str = "", kept: dict[str, Any] | None = None
+) -> tuple[Config, list[str]]:
     """What `changed_config` returns; with an `otherwise` to point to, nothing may differ that decides what is learned."""
     changes = _differing(before, explicit)
     for name, value in changes.items():
@@ -73,7 +79,7 @@ def _changed(before: Config, explicit: dict[str, Any], otherwise: str = "") -> t
                 f"leave it out, or {otherwise}"
             )
     notes = [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
-    return dataclasses.replace(before, **changes), notes
+    return dataclasses.replace(before, **changes, **(kept or {})), notes
 
 
 def done_injections(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -170,10 +176,13 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
         )
-    if config.switch_frames != checkpoint.config.switch_frames:
+    reached, new_reached = (
+        [frames for frames in each.switch_frames if frames < checkpoint.frames] for each in (checkpoint.config, config)
+    )
+    if reached != new_reached:
         raise ConfigError(
-            f"--total-frames {config.total_frames}: a chain goes on to its next game after equal shares of its budget, and {config.game} "
-            f"would do so at other frames than it has: keep {checkpoint.config.total_frames}"
+            f"--switch-at {config.switch_at}: up to {checkpoint.frames} frames {config.game} has switched at "
+            f"{', '.join(map(str, reached)) or 'none'}: keep that"
         )
     old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:

@@ -14,12 +14,13 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Self, cast, get_args, get_type_hints
 
 from growtrain.environments.games import canonical_game, family_of, games_of
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.schedules import Intervention, Schedule, copy_of_last, schedule_of
-from growtrain.settings.text import ConfigError, flag
+from growtrain.settings.text import ConfigError, flag, parse_count
 
 PAPER_TOTAL_FRAMES = 200_000_000
 _MOST_EVAL_EPISODES = 30  # Mnih et al. 2015, "Evaluation procedure"
@@ -158,7 +159,7 @@ class Config:
     game: str = setting(
         "phoenix",
         "Atari 2600 game, or minatar/breakout, asterix, freeway, seaquest or space_invaders, in any spelling; minatar/asterix+seaquest "
-        "is a chain, played one after the other for equal shares of the budget; or mujoco/HalfCheetah-v5, dmc/quadruped-run or another "
+        "is a chain, played one after the other; or mujoco/HalfCheetah-v5, dmc/quadruped-run or another "
         "task, learned by SAC.",
         common=True,
     )
@@ -210,6 +211,12 @@ class Config:
     )
     minimal_actions: bool = setting(
         False, "Only the actions that do something in the game, instead of all.", needs=_played("minimal_actions")
+    )
+    switch_at: str = setting(
+        "",
+        "Where a chain goes on to its next game, as 500k,1M; those beyond the budget are never reached (empty: after equal shares).",
+        forkable=True,
+        needs=lambda config: bool(config.switch_at) and len(config.games) > 1,
     )
     keep_replay: bool = setting(
         True,
@@ -556,10 +563,23 @@ class Config:
             object.__setattr__(self, "game", canonical_game(self.game))
         except ValueError as error:
             raise ConfigError(f"--game: {error}") from error
+        if has_effect("switch_at", self):
+            self._check_switches()
         self._check_relations()
         if self.continuous:
             self._check_continuous(schedule_of(self))
         self._check_copies(schedule_of(self))
+
+    def _check_switches(self) -> None:
+        try:
+            times = [parse_count(time) for time in self.switch_at.split(",")]
+        except ConfigError as error:
+            raise ConfigError(f"--switch-at is {self.switch_at}: {error}") from error
+        self._require(
+            len(times) == len(self.games) - 1 and all(before < time for before, time in pairwise((0, *times))),
+            "switch_at",
+            f"must be {len(self.games) - 1} increasing counts of frames for {len(self.games)} games, as 500k,1M",
+        )
 
     def _check_relations(self) -> None:
         if self.activation == "fourier":
@@ -682,8 +702,10 @@ class Config:
 
     @property
     def switch_frames(self) -> tuple[int, ...]:
-        """The frames at which a chain goes on to its next game: all have equal shares of the budget."""
+        """The frames, within the budget, at which a chain goes on to its next game: `switch_at`, or after equal shares."""
         count = len(self.games)
+        if self.switch_at and count > 1:
+            return tuple(frames for frames in map(parse_count, self.switch_at.split(",")) if frames < self.total_frames)
         return tuple(self.total_frames * index // count for index in range(1, count))
 
     def game_after(self, frames: int) -> int:
@@ -761,7 +783,7 @@ class Config:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_LATER = frozenset({"grow", "target_tau", "frozen_width", "frozen_encoder_width", "priming_updates"})
+_LATER = frozenset({"switch_at", "grow", "target_tau", "frozen_width", "frozen_encoder_width", "priming_updates"})
 
 
 def has_effect(name: str, config: Config) -> bool:

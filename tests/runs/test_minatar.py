@@ -21,8 +21,9 @@ from growtrain.learners.optimizers import make_optimizer
 from growtrain.networks.build import make_parts
 from growtrain.planning.costs import make_plan
 from growtrain.planning.speed import synthetic_batches
-from growtrain.runs.checkpoint import open_newest
+from growtrain.runs.checkpoint import open_at, open_newest
 from growtrain.runs.loop import train
+from growtrain.runs.resuming import changed_config
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.presets import minatar, resolve
@@ -98,14 +99,33 @@ def test_a_run_stopped_anywhere_goes_on_bit_for_bit(settings: dict[str, Any], tm
     assert all(record["human_normalized_score"] is None for record in evaluations[0])
 
 
-def test_a_chain_does_not_go_on_where_its_switches_would_move(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tiny(game=CHAIN), tmp_path / "run")
+def test_a_fork_of_a_chain_keeps_its_switches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tiny(game=CHAIN, schedule="fixed", checkpoint_period=200, keep=9), tmp_path / "run")
+    early, late = (open_at(tmp_path / "run", frames) for frames in (200, 400))
+    longer = changed_config(late, {"total_frames": 1200}, fork=True)[0]
+    assert longer.switch_frames == late.config.switch_frames == (300,)
+    shorter = changed_config(early, {"total_frames": 250}, fork=True)[0]
+    assert shorter.switch_frames == ()
+    assert dataclasses.replace(shorter, total_frames=600).switch_frames == (300,)
+    assert changed_config(early, {"switch_at": "400"}, fork=True)[0].switch_frames == (400,)
+    assert dataclasses.replace(early.config, switch_at="300").fingerprint() != early.config.fingerprint()
+
     fork = ["resume", str(tmp_path / "run"), "--fork", str(tmp_path / "fork"), "--total-frames", "1200"]
-    assert main(fork) == 2
-    assert "a chain goes on to its next game after equal shares of its budget" in capsys.readouterr().err
-    assert not (tmp_path / "fork").exists()
+    assert main([*fork, "--switch-at", "350"]) == 2
+    assert "--switch-at 350: up to 600 frames minatar/" in capsys.readouterr().err
+    assert main(fork) == 0
+    assert json.loads((tmp_path / "fork" / "config.json").read_text())["config"]["switch_at"] == "300"
+    arguments = ["diagnose", str(tmp_path / "run"), "--at", "200", "--frames", "80", "--seeds", "1"]
+    assert main([*arguments, "--learning-seeds", "1", "--learning-updates", "8"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("switch_at", "said"),
+    [("100,200", "must be 1 increasing counts"), ("0", "must be 1 increasing"), ("soon", "'soon' is not a count")],
+)
+def test_switches_are_checked(switch_at: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tiny(game=CHAIN, switch_at=switch_at)
 
 
 def test_a_chain_that_forgets_learns_from_the_new_game_alone(tmp_path: Path) -> None:
@@ -125,7 +145,7 @@ def test_a_switch_comes_at_equal_shares_and_is_evaluated_on_the_game_before() ->
     config = tiny(game="minatar/space_invaders+asterix+seaquest", schedule="at-switch")
     assert config.switch_frames == config.growth.injection_frames == (200, 400)
     assert [config.game_after(frames) for frames in (0, 1, 200, 201, 400, 401, 600)] == [0, 0, 0, 1, 1, 2, 2]
-    with pytest.raises(ConfigError, match="a single game never switches"):
+    with pytest.raises(ConfigError, match="no game switches within the budget"):
         tiny(schedule="at-switch")
     with pytest.raises(ConfigError, match="comes before learning starts"):
         tiny(game=CHAIN, schedule="at-switch", learning_starts=350)
