@@ -21,6 +21,7 @@ from growtrain.settings.text import ConfigError, flag, parse_count
 
 Status = Literal["pending", "running", "done", "failed"]
 
+_MOST_SEEDS: Final = 10_000  # that are only counted: each is a run
 _TAIL_BYTES: Final = 1 << 16  # of metrics.jsonl: more than a record takes
 
 
@@ -188,8 +189,8 @@ def _seeds(text: str) -> list[int]:
     if "," in text:
         return [parse_count(entry) for entry in _listed(",", text, "--seeds")]
     count = parse_count(text)
-    if count <= 0:
-        raise ConfigError(f"--seeds is {text}: give how many, as 3, or a list, as 0,1,2")
+    if not 0 < count <= _MOST_SEEDS:
+        raise ConfigError(f"--seeds is {text}: give how many, as 3, at most {_MOST_SEEDS}, or a list, as 0,1,2")
     return list(range(count))
 
 

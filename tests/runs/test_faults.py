@@ -143,8 +143,12 @@ def test_killed_before_the_first_checkpoint_it_starts_again(whole: Path, tmp_pat
     shutil.copy(whole / "config.json", run_dir)
     shutil.copy(whole / "metrics.jsonl", run_dir)
     cut_back(run_dir / "metrics.jsonl", 800)
+    litter = [run_dir / "config.json.partial", run_dir / ".partial-try-1"]
+    litter[0].touch()
+    litter[1].mkdir()
     assert main(["resume", str(run_dir)]) == 0
     assert_same_end(whole, run_dir)
+    assert not any(path.exists() for path in litter)
 
 
 def killed_when(condition: str, words: list[str]) -> None:
