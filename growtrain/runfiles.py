@@ -64,7 +64,7 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
         OSError: the disk is full or read-only, or the directory may not be written in.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "run.lock").open("a+", encoding="utf-8") as file:
+    with (run_dir / "run.lock").open("a+", encoding="utf-8", errors="replace") as file:
         try:
             without = _lock(file, run_dir, fcntl.LOCK_EX)
         except OSError as error:
@@ -99,7 +99,7 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
 def require_unlocked(run_dir: Path) -> None:
     """Raises `RunLocked` if another process is known to hold the run directory; takes nothing and leaves no trace."""
     try:
-        file = (run_dir / "run.lock").open(encoding="utf-8")
+        file = (run_dir / "run.lock").open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
     with file, contextlib.suppress(OSError):  # whoever wants to write there will hear of an error

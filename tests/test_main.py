@@ -190,6 +190,26 @@ def test_a_message_that_cannot_be_shown_ends_nothing(what: str) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (75, "done\n", "")
 
 
+def test_lines_of_a_command_that_nobody_reads_end_nothing() -> None:
+    """Such as a diagnosis of hours, whose answer is in files."""
+    script = (
+        "import sys, time, growtrain.commands.doctor as doctor\n"
+        "from growtrain.__main__ import main\n"
+        "from growtrain.commands.running import complain, say\n"
+        "def command(words):\n"
+        "    time.sleep(0.2)  # the reader goes away\n"
+        "    for text in 'ab':\n"
+        "        say(text)\n"
+        "    complain('c')\n"
+        "    return 75\n"
+        "doctor.main = command\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    shell = '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}'
+    ended = subprocess.run(["bash", "-c", shell, sys.executable, script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (75, "growtrain: c\n")
+
+
 FAILURES = {
     "checkpoint.CheckpointFailed": "growtrain.runs",
     "base.Diverged": "growtrain.learners",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, complain
+from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, complain, say
 from growtrain.settings.text import ConfigError
 
 
@@ -57,16 +57,12 @@ def main(words: Sequence[str]) -> int:
         test=LearningTest(seeds=namespace.learning_seeds, updates=namespace.learning_updates),
     )
     output = namespace.output or run / f"diagnosis-{checkpoint.frames}"
-    print("\n".join(cost_lines(run, checkpoint, settings)), flush=True)
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
+    say("\n".join(cost_lines(run, checkpoint, settings)))
     for part in parts_of(checkpoint):
         with stop:
             diagnosis = diagnose(run, checkpoint, settings, output, stop=lambda: stop.received, say=say, part=part)
         if diagnosis is None:
             complain("stopped: the same command again goes on with what is not done")
             return STOPPED
-        print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}", flush=True)
+        say(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
     return 0

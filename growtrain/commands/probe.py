@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, complain, explicit_with_game
+from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, complain, explicit_with_game, say
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 
@@ -81,7 +81,7 @@ def main(words: Sequence[str]) -> int:
     processes = namespace.processes or usable_cores()
     with stop:
         for records in run(config, cells, names, directory, processes, lambda: bool(stop.received)):
-            print(one_line(records), flush=True)
+            say(one_line(records))
     if stop.received:
         complain(f"stopped by {stop.received}: the same command again goes on with what is not done")
         return STOPPED

@@ -91,6 +91,13 @@ def complain(text: str) -> None:
             print(f"growtrain: {text}", file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """Prints a line of a command that goes on whether or not anybody reads it."""
+    from growtrain.telemetry.display import SafeStream
+
+    print(text, file=SafeStream(sys.stdout), flush=True)
+
+
 class StopSignals:
     """Notes the name of the first SIGINT, SIGTERM, SIGHUP or `extra` as `received`; the second acts at once, as it would without us.
 

@@ -856,6 +856,13 @@ with run_lock(Path(sys.argv[1])):
         assert stale is None  # let go of in order
 
 
+def test_a_lock_that_is_damaged_is_a_lock(run: Path) -> None:
+    (run / "run.lock").write_bytes(b"\xff\xfe\x00")
+    require_unlocked(run)
+    with run_lock(run) as stale:
+        assert stale == "another process"
+
+
 # 10: not finite
 
 
