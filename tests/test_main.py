@@ -56,7 +56,6 @@ TINY = [
         (["--schedule", "widen3x", "--normalization", "layer"], "--intervention widen"),
         (["--replay-ratio", "1e-7"], "--replay-ratio is 1e-07: it must lie between 1e-6 and 10000"),
         (["--replay-ratio", "1e300"], "--replay-ratio"),
-        (["--replay-ratio", "1e-6", "--total-frames", "200k"], "makes no update in the frames after --learning-starts"),
         (["--max-episode-frames", "1e13"], "--max-episode-frames is 10000000000000: it must be at most 2147483647"),
         (["--total-frames", "1e300"], "it must be at most 1e+15"),
         (["plan", "--eval-episodes", "1e300"], "--eval-episodes"),
@@ -338,6 +337,12 @@ def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch:
     for _ in range(2):  # a command of its own each
         assert main(["doctor"]) == 0
         assert [line.split(": ")[-1] for line in capsys.readouterr().err.splitlines()] == ["one fork", "another"]
+
+
+@pytest.mark.parametrize(("ratio", "said"), [("1e-6", 1), ("1e-4", 0)])
+def test_a_run_that_would_learn_nothing_is_said(ratio: str, said: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--no-timing", "--total-frames", "200k", "--replay-ratio", ratio]) == 0
+    assert capsys.readouterr().out.count("it makes no update in the frames after --learning-starts 4k") == said
 
 
 def test_doctor_says_what_works_and_why_not(

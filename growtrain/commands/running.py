@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
+from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of
@@ -54,6 +55,10 @@ def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, li
         parts = ", ".join(f"{game} until {end}" for game, end in zip(config.games, ends, strict=False))
         notes.append(
             f"a chain of games: {parts}; its replay is {'kept' if config.keep_replay else 'emptied at a switch'}"
+        )
+    if not updates_due(config, config.total_frames // config.frame_skip):
+        notes.append(
+            f"it makes no update in the frames after --learning-starts {format_count(config.learning_starts)}: raise --replay-ratio"
         )
     if idle := [f"{flag(name)} {explicit[name]}" for name in explicit if not has_effect(name, config)]:
         notes.append(f"without effect in this run: {', '.join(idle)}")

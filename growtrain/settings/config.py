@@ -638,12 +638,6 @@ class Config:
             "learning_starts",
             f"must be below --total-frames {self.total_frames}: lower it or raise the budget",
         )
-        learned = self.replay_ratio * (self.total_frames - self.learning_starts) / skip
-        self._require(
-            learned >= 1 or self.priming_updates > 0,
-            "replay_ratio",
-            f"makes no update in the frames after --learning-starts {self.learning_starts}: raise it",
-        )
         self._require(
             self.learning_starts >= skip * self.num_envs,
             "learning_starts",
