@@ -201,8 +201,13 @@ def time_rounds(
     return [list(times) for times in zip(*rounds, strict=True)]
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Builds and times one group of learners after the other; returns the record that goes into the JSON file."""
+def measure(arguments: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Builds and times one group of learners after the other; returns the record that goes into the JSON file.
+
+    Args:
+        arguments: of the command line.
+        keep: gets the record so far after every group.
+    """
     device = resolve_device(arguments.device)
     torch.set_num_threads(arguments.num_threads or usable_cores())
     if device.type == "cpu":
@@ -219,7 +224,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     groups = [(width, freeze_at) for width in arguments.widths for freeze_at in arguments.freeze_encoder_at]
     # Time in proportion to what a round costs gives every group the same number of rounds.
     work = {group: sum(planned_flops(subject, config, spec) for subject in make_subjects(*group)) for group in groups}
-    record = []
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "figures_from")}
+    record: dict[str, Any] = {
+        "benchmark": "growth_cost",
+        "machine": machine,
+        "settings": settings | {"device": device.type, "num_actions": spec.num_actions, "optimizer": config.optimizer},
+        "warm_up_rounds": WARM_UP_ROUNDS,
+        "peak_memory_bytes": 0,
+        "groups": [],
+    }
     for width, freeze_at in groups:
         subjects = make_subjects(width, freeze_at)
         rows: list[dict[str, Any]] = []
@@ -244,16 +257,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         times = time_rounds(updates, device, seconds, arguments.updates_per_turn)
         for row, row_times in zip(rows, times, strict=True):
             row["seconds"] = row_times
-        record.append({"width": width, "freeze_encoder_at": freeze_at, "learners": rows})
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "figures_from")}
-    return {
-        "benchmark": "growth_cost",
-        "machine": machine,
-        "settings": settings | {"device": device.type, "num_actions": spec.num_actions, "optimizer": config.optimizer},
-        "warm_up_rounds": WARM_UP_ROUNDS,
-        "peak_memory_bytes": _peak_bytes(device),
-        "groups": record,
-    }
+        record["groups"].append({"width": width, "freeze_encoder_at": freeze_at, "learners": rows})
+        record["peak_memory_bytes"] = _peak_bytes(device)
+        keep(record)
+    return record
 
 
 def analyze(group: dict[str, Any]) -> dict[str, Any]:
@@ -299,6 +306,8 @@ def report(record: dict[str, Any]) -> str:
     """The record as Markdown: tables, and what was done."""
     settings = record["settings"]
     rounds = [len(group["learners"][0]["seconds"]) for group in record["groups"]]
+    planned = len(settings["widths"]) * len(settings["freeze_encoder_at"])
+    cut = f"; cut short: {len(rounds)} of {planned} groups" if len(rounds) < planned else ""
     turns = settings["updates_per_turn"]
     lines = [
         "# What an update costs at every stage of growth",
@@ -307,7 +316,7 @@ def report(record: dict[str, Any]) -> str:
         + f"- Measured: `DoubleDQN.update` on {settings['device']}, execution {settings['execution']}, batch {settings['batch_size']}, "
         f"encoder width {settings['encoder_width']:g}, {settings['optimizer']}, {settings['num_actions']} actions ({settings['game']}); "
         f"{'one update' if turns == 1 else f'{turns} updates'} of each learner per round, after one that is not timed, "
-        f"{_range(rounds)} rounds after {record['warm_up_rounds']} of warm-up; peak memory {record['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{_range(rounds)} rounds after {record['warm_up_rounds']} of warm-up; peak memory {record['peak_memory_bytes'] / 1e9:.1f} GB{cut}",
         "- Cells: median over rounds of the ratio within a round [quartiles] (ratio of FLOPs)",
         "",
     ]
@@ -445,20 +454,25 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measures, or reads what was measured; prints the report and writes the files."""
+    """Measures, or reads what was measured; prints the report and writes the files, those of numbers after every group."""
     arguments = parse(words)
+    output = arguments.output or (arguments.figures_from and arguments.figures_from.with_suffix(""))
+
+    def keep(record: dict[str, Any]) -> None:
+        if output:
+            write_outputs(output, record, report(record))
+
     try:
         record = (
             json.loads(arguments.figures_from.read_text(encoding="utf-8"))
             if arguments.figures_from
-            else measure(arguments)
+            else measure(arguments, keep)
         )
     except (ConfigError, OSError) as error:
         say(f"growth_cost: {error}")
         return 2
     text = report(record)
     print(text)
-    output = arguments.output or (arguments.figures_from and arguments.figures_from.with_suffix(""))
     if output:
         write_outputs(output, record, text, partial(draw, record))
     return 0

@@ -126,7 +126,7 @@ def update_arm(loop: Loop) -> Arm:
         captured, rows = make_captured(learner, run.ring), run.ring.sample_indices(num_updates * config.batch_size)
         update: Callable[[], object] = partial(captured.update, rows)  # the gather is part of the graph
     else:
-        batches = run.replay.sample(num_updates * config.batch_size).view(num_updates, config.batch_size)
+        batches = run.ring.sample(num_updates * config.batch_size).view(num_updates, config.batch_size)
         update = partial(learner.update, batches)
 
     def arm(seconds: float) -> Sample:
@@ -197,15 +197,21 @@ def add_sb3(arms: dict[str, Arm], names: Sequence[str], config: Config) -> str |
     return None
 
 
-def take_turns(arms: dict[str, Arm], seconds: float, repeats: int) -> dict[str, list[Sample]]:
-    """All samples of every arm; the order of turns is reversed from repeat to repeat."""
+Samples = dict[str, list[Sample]]
+
+
+def take_turns(
+    arms: dict[str, Arm], seconds: float, repeats: int, keep: Callable[[Samples], object] = lambda _: None
+) -> Samples:
+    """All samples of every arm; the order of turns is reversed from repeat to repeat, after each of which `keep` gets them so far."""
     shares = {name: SHARES.get(name, 1.0) for name in arms}
     unit = seconds / repeats / sum(shares.values())
-    samples: dict[str, list[Sample]] = {name: [] for name in arms}
+    samples: Samples = {name: [] for name in arms}
     for repeat in range(repeats):
         for name in arms if repeat % 2 == 0 else reversed(arms):
             samples[name].append(arms[name](unit * shares[name]))
         say(f"repeat {repeat + 1} of {repeats}")
+        keep(samples)
     return samples
 
 
@@ -280,8 +286,14 @@ def modelled(config: Config, spec: Spec, gpu: str) -> dict[str, Any]:
     }
 
 
-def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
-    """Builds everything, measures, and returns the record that goes into the JSON file."""
+def measure(arguments: argparse.Namespace, run_dir: Path, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Builds everything, measures, and returns the record that goes into the JSON file.
+
+    Args:
+        arguments: of the command line.
+        run_dir: of the loop's run.
+        keep: gets the record so far after every repeat.
+    """
     config = paper(
         game=arguments.game,
         schedule="fixed",
@@ -311,13 +323,10 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
             arms["product oneDNN"] = product_arm(matrix_product)
         names = ["dummy:1", f"dummy:{config.num_envs}", f"subproc:{config.num_envs}"]
         no_sb3 = add_sb3(arms, names if arguments.sb3 is None else arguments.sb3, config)
-    samples = take_turns(arms, arguments.seconds, arguments.repeats)
-    profiled = profile(loop, arguments.profile_steps) if arguments.profile_steps else None
     spec = loop.run.learner.spec
-    loop.run.collector.environment.close()
     shape = network_shape(config, spec, config.width)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    return {
+    record: dict[str, Any] = {
         "benchmark": "throughput",
         "machine": machine,
         "settings": settings | {"game": canonical_game(config.game), "num_actions": spec.num_actions},
@@ -326,15 +335,24 @@ def measure(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         "flops_per_update": update_flops(shape, config.batch_size, 0, True).total,
         "warm_up_updates": WARM_UP_UPDATES,
         "sb3_missing": no_sb3,
-        "samples": samples,
-        "profile": profiled,
+        "samples": {},
+        "profile": None,
         "modelled": modelled(config, spec, machine["gpu"]) if device.type == "cuda" else None,
     }
+    record["samples"] = take_turns(
+        arms, arguments.seconds, arguments.repeats, lambda samples: keep(record | {"samples": samples})
+    )
+    if arguments.profile_steps:
+        record["profile"] = profile(loop, arguments.profile_steps)
+    loop.run.collector.environment.close()
+    return record
 
 
 def report(record: dict[str, Any]) -> str:
     """The record as Markdown."""
     settings, samples = record["settings"], record["samples"]
+    done, planned = len(samples["loop"]), settings["repeats"]
+    repeats = planned if done == planned else f"{done} of {planned}"
     lines = [
         f"# Throughput of the training loop on a {'GPU' if record['device'] == 'cuda' else 'CPU'}",
         "",
@@ -342,7 +360,7 @@ def report(record: dict[str, Any]) -> str:
         + f"- Measured: {settings['game']}, {settings['num_envs']} environments, batch {settings['batch_size']}, "
         f"{settings['replay_ratio']:g} updates per agent step, head {settings['width']}, encoder width "
         f"{settings['encoder_width']:g}, updates {'in a CUDA graph' if record['in_graph'] else 'not in a graph'}; "
-        f"{settings['repeats']} repeats within {settings['seconds']:g} s, after {settings['warm_up_steps']} random "
+        f"{repeats} repeats within {settings['seconds']:g} s, after {settings['warm_up_steps']} random "
         f"agent steps and {record['warm_up_updates']} updates of warm-up",
         "- Cells: median over repeats [quartiles]; ratios are taken within a repeat",
         "",
@@ -512,18 +530,21 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measures, prints the report and writes the files."""
+    """Measures, prints the report and writes the files, after every repeat."""
     arguments = parse(words)
+
+    def keep(record: dict[str, Any]) -> None:
+        if arguments.output:
+            write_outputs(arguments.output, record, report(record))
+
     try:
         with tempfile.TemporaryDirectory() as directory:
-            record = measure(arguments, Path(directory))
+            record = measure(arguments, Path(directory), keep)
     except ConfigError as error:
         say(f"throughput: {error}")
         return 2
-    text = report(record)
-    print(text)
-    if arguments.output:
-        write_outputs(arguments.output, record, text)
+    print(report(record))
+    keep(record)
     return 0
 
 

@@ -69,7 +69,7 @@ class Evaluation:
         episode_return_std: standard deviation over the episodes.
         human_normalized_score: 0 random, 1 human.
         episodes: episodes counted, by default in whole.
-        unfinished: how many of them were not played to their end, and count with the score they had.
+        unfinished: how many of them were not played to their end, and count with the score they had: none, where whole ones are played.
         eval_frames: frames played, with those of lanes that waited for the last episode.
         wall_seconds: time it took.
     """

@@ -1,15 +1,13 @@
-"""Arms against each other: which runs belong together, where they can be compared, and what can be said about it in one sentence.
+"""Arms of a study against each other: where they can be compared, and what can be said about it in one sentence.
 
-An arm is a schedule with the settings that decide what is learned; a cell is an arm on a game; its runs differ in their seed. Arms are
-compared at equal frames, equal wall-clock and equal FLOPs, each at the greatest value that every run of both arms has reached that is
-done or still running. A run that ended earlier has no score there: it is counted as missing.
+Arms are compared at equal frames, equal wall-clock and equal FLOPs, each at the greatest value that every run of both arms has reached
+that is done or still running. A run that ended earlier has no score there: it is counted as missing.
 
 Units: scores are normalised, 0 a random player, 1 the game's reference (a human, of Atari games); times are hours.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -28,140 +26,15 @@ from growtrain.analysis.aggregate import (
     ratio_of_medians,
     value_at,
 )
-from growtrain.analysis.runs import Curve, Run, at_frames, evaluation_curve, training_curve
+from growtrain.analysis.runs import Run, at_frames
+from growtrain.analysis.study import HEALTHY, Entry, Study
 from growtrain.environments.games import reference_scores, references_of
-from growtrain.settings.config import Config
-from growtrain.settings.text import flag, format_count
+from growtrain.settings.text import format_count
 
 Axis = Literal["frames", "hours", "flops"]
 AXES: tuple[Axis, ...] = ("frames", "hours", "flops")
 LEVELS = (0.5, 0.9)  # of the way from a random policy to the reference's score
-HEALTHY = ("done", "running")
 MARGIN = 0.25  # of the reference's score: an arm that may have lost more is not said to keep up
-_ORDER = ("full3x", "full1x", "grow3x", "grow1x", "adaptive", "fixed")
-_GROWING = ("grow", "at:", "adaptive")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run in a study: its arm, its curve, and the run that stands for it if the same cell and seed were run again.
-
-    `curve` is of training scores, `evaluated` of evaluations.
-    """
-
-    run: Run
-    arm: str
-    curve: Curve
-    evaluated: Curve
-    superseded_by: str = ""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Runs by arm and game.
-
-    Attributes:
-        entries: every run.
-        arms: labels, the wide networks first.
-        schedules: schedule of each arm.
-        games: every game that any run plays, by name.
-    """
-
-    entries: list[Entry]
-    arms: list[str]
-    schedules: dict[str, str]
-    games: list[str]
-
-    def cell(self, arm: str, game: str) -> list[Entry]:
-        """The runs of an arm on a game, one for each seed."""
-        return [e for e in self.entries if e.arm == arm and e.run.game == game and not e.superseded_by]
-
-    def by_evaluation(self) -> "Study":
-        """The same runs, judged by their evaluations."""
-        return replace(self, entries=[replace(entry, curve=entry.evaluated) for entry in self.entries])
-
-    @property
-    def scored_games(self) -> list[str]:
-        """The games whose scores can be normalised."""
-        return [game for game in self.games if reference_scores(game)]
-
-
-def make_study(runs: Sequence[Run]) -> Study:
-    """Sorts runs into arms and games."""
-    labels = _labels(runs)
-    # One that was stopped does not know what its last stages would have taken; of the others the one that got through most stages does.
-    done = [(label, run) for label, run in zip(labels, runs, strict=True) if run.status == "done" and run.stage_costs]
-    done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
-    costs = {(label, run.game): run.stage_costs for label, run in done}
-    curves = []
-    for label, run in zip(labels, runs, strict=True):
-        # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
-        prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
-        curves.append((training_curve(run, prices), evaluation_curve(run, prices)))
-    best: dict[tuple[str, str, int], Run] = {}
-    for label, run in zip(labels, runs, strict=True):
-        key = (label, run.game, run.seed)
-        if key not in best or (run.status in HEALTHY, run.frames) > (best[key].status in HEALTHY, best[key].frames):
-            best[key] = run
-    entries = []
-    for label, run, both in zip(labels, runs, curves, strict=True):
-        chosen = best[label, run.game, run.seed]
-        entries.append(Entry(run, label, *both, "" if chosen is run else chosen.name))
-    schedules = {entry.arm: entry.run.schedule for entry in entries}
-    arms = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
-    return Study(entries, arms, schedules, sorted({run.game for run in runs}))
-
-
-def _rank(schedule: str) -> int:
-    return _ORDER.index(schedule) if schedule in _ORDER else len(_ORDER)
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Schedule, and the settings that decide what is learned where they are not what most of the runs have."""
-    defaults = Config().to_dict()
-    identity = [name for name, item in Config.__dataclass_fields__.items() if item.metadata["identity"]]
-    settings = [name for name in identity if name not in ("game", "schedule", "seed")]
-    values = {name: [str(run.settings.get(name, defaults[name])) for run in runs] for name in settings}
-    usual = {name: Counter(column).most_common(1)[0][0] for name, column in values.items()}
-    return [
-        ", ".join(
-            [run.schedule]
-            + [f"{flag(name)} {values[name][row]}" for name in settings if values[name][row] != usual[name]]
-        )
-        for row, run in enumerate(runs)
-    ]
-
-
-def reference_of(study: Study, arm: str) -> str | None:
-    """The arm to compare with, None for the first: of a growing network its full width, of an alternative to growth the growing one."""
-    if arm == study.arms[0]:
-        return None
-    schedule = study.schedules[arm]
-    if schedule.startswith(("full", "fixed")):
-        return study.arms[0]
-    growing = schedule.startswith(_GROWING)
-    wanted = (
-        (schedule.replace("grow", "full"), "full3x", "full1x", "fixed") if growing else ("grow3x", "grow1x", "fixed")
-    )
-    for candidate in (name for name in wanted if name != schedule):
-        same = [a for a in study.arms if study.schedules[a] == candidate]
-        if same:
-            settings = arm.removeprefix(schedule)
-            return next((a for a in same if a.removeprefix(candidate) == settings), same[0])
-    return study.arms[0]
-
-
-def pairs_of(study: Study) -> list[tuple[str, str]]:
-    """Every arm with its reference; a growing one also with the small network that does not grow, and with the first that grows."""
-    found = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
-    growing = [arm for arm in study.arms if study.schedules[arm].startswith(_GROWING)]
-    small = [arm for arm in study.arms if study.schedules[arm] == "fixed"]
-    for arm in growing:
-        settings = arm.removeprefix(study.schedules[arm])
-        same = next((each for each in small if each.removeprefix("fixed") == settings), small[0] if small else arm)
-        found += [(arm, other) for other in (same, growing[0]) if other != arm and (arm, other) not in found]
-    # What the project is about comes first: growing against its full width.
-    return sorted(found, key=lambda pair: not study.schedules[pair[0]].startswith("grow"))
 
 
 def limits(study: Study, arms: Iterable[str], axis: Axis) -> dict[str, float]:

@@ -19,9 +19,10 @@ from growtrain.analysis.aggregate import (
     performance_profile,
     value_at,
 )
-from growtrain.analysis.comparison import AXES, Axis, Entry, Study, arm_scores, limits, normalized, score_at
+from growtrain.analysis.comparison import AXES, Axis, arm_scores, limits, normalized, score_at
 from growtrain.analysis.pages import Figure
 from growtrain.analysis.runs import Curve, at_frames, flatten, series
+from growtrain.analysis.study import Entry, Study
 from growtrain.environments.games import reference_scores, references_of, zeros_of
 from growtrain.settings.text import episodes_text, format_count
 

@@ -18,14 +18,11 @@ from growtrain.analysis.commands import command_of, shell_line
 from growtrain.analysis.comparison import (
     MARGIN,
     Comparison,
-    Study,
     arm_scores,
     compare,
     episodes_at,
     interval_text,
     limits,
-    make_study,
-    pairs_of,
     score_at,
     verdict,
 )
@@ -42,6 +39,7 @@ from growtrain.analysis.pages import (
     to_markdown,
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
+from growtrain.analysis.study import Study, make_study, pairs_of
 from growtrain.environments.games import normalization, reference_scores, references_of, zeros_of
 from growtrain.settings.text import episodes_text, format_count
 

@@ -11,10 +11,8 @@ import numpy as np
 
 from growtrain.analysis.aggregate import MIN_RUNS
 from growtrain.analysis.comparison import (
-    HEALTHY,
     Axis,
     Comparison,
-    Study,
     TimeToScore,
     interval_text,
     ratio_text,
@@ -25,6 +23,7 @@ from growtrain.analysis.figures import TITLES
 from growtrain.analysis.pages import Block, Heading, Items, Paragraph, Table, compact
 from growtrain.analysis.plots import short
 from growtrain.analysis.runs import Run, number
+from growtrain.analysis.study import HEALTHY, Study
 from growtrain.settings.text import format_count
 
 _POINT_HEADER = [

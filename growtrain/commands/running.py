@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
+<<<<<<< HEAD
 from growtrain.settings.budget import updates_due
+=======
+from growtrain.runfiles import STOPPED
+>>>>>>> main
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of
@@ -41,7 +45,6 @@ COMMANDS = (
     "video",
     "doctor",
 )
-STOPPED = 75
 
 
 def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[str], Path | None]:

@@ -18,7 +18,8 @@ def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = Parser(
         prog="growtrain",
-        description="Train a Double DQN on an Atari game, growing it by plasticity injection.",
+        description="Train a Double DQN on an Atari or MinAtar game, or SAC on a task of MuJoCo or of the DeepMind Control Suite, growing "
+        "it by plasticity injection.",
         epilog=f"Other commands: {', '.join(name for name in COMMANDS if name != 'train')}. Counts take k and M: 200k, 1.5M.",
     )
     parser.add_argument(

@@ -1,10 +1,12 @@
 """The learning test of a checkpoint: its learner and replay rebuilt, and copies of the network compared on them."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from growtrain.diagnosis.page import settings_of_part
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
@@ -55,6 +57,8 @@ def compare_copies_of(
         Interrupted: it was to stop.
     """
     learner, ring = agent_of(checkpoint, device)
+    # What is tested is the intervention that a fork, or a rescue, has.
+    learner.config = dataclasses.replace(learner.config, **settings_of_part(part, "inject"))
     network = next(name for name in learner.networks if name.startswith(part))
     seeds = np.random.SeedSequence(checkpoint.config.entropy)
     return compare_copies(learner, ring, test, seeds, copies_of_checkpoint(checkpoint, part), stop, network)

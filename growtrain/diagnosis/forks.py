@@ -3,12 +3,12 @@
 All arms have the same past, and the arms of one seed the same random numbers; what differs is what is done at the first step:
 
     untouched        nothing: the run as it would go on (bit for bit, with the run's own seed)
-    inject           plasticity injection into the head
+    inject           plasticity injection into the head, or with `--live-encoder cold` into head and encoder
     reset-encoder    the encoder drawn anew
     fresh-optimizer  the optimizer's slots emptied
 
-A much cheaper and more sensitive test on the checkpoint's replay goes with them (`learning_test`). What both say is put together in
-`verdicts`; `page` writes it down.
+Every fork is judged by its training returns, and at its end by an evaluation, which explores less. A much cheaper and more sensitive test
+on the checkpoint's replay goes with them (`learning_test`). What they say is put together in `verdicts`; `page` writes it down.
 
 Deviations from the paper: 1. its diagnosis forks with and without an injection only; 2. the learning test is ours.
 
@@ -18,7 +18,7 @@ Units: frames; returns are true scores, of episodes that the fork has played fro
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,19 @@ import numpy as np
 import torch
 
 from growtrain.diagnosis.copies import agent_of, compare_copies_of, copies_of_checkpoint, parts_of
-from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render
+from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, draw, render, settings_of_part
 from growtrain.environments.games import reference_scores
 from growtrain.growth.kinds import KINDS
 from growtrain.learners.make import resolve_device
 from growtrain.learners.saved import read_saved
 from growtrain.plasticity.divergence import measure_divergence
-from growtrain.plasticity.learning_test import Copy, Interrupted, mean_errors
+from growtrain.plasticity.learning_test import Copy, Interrupted, kinds_of, mean_errors
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
 from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config, done_injections, next_time
+from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError, format_count
 from growtrain.telemetry.sinks import read_jsonl
@@ -109,8 +110,8 @@ def fork_config(checkpoint: Checkpoint, arm: Arm, seed: int, settings: Settings,
         "keep": 0,
         "track": "none",
     }
-    if part and arm == "inject":
-        explicit |= {"grow": part, **({"freeze": "heads"} if part == "critic" else {})}
+    if arm == "inject":
+        explicit |= settings_of_part(part, arm)
     return changed_config(checkpoint, explicit, fork=True)[0]
 
 
@@ -220,7 +221,16 @@ def _concluded(
     config, now = checkpoint.config, checkpoint.frames
     returns = {arm: [mean_return(fork, now) for fork in each] for arm, each in forks.items()}
     scale = return_scale(config.game, returns.get("untouched", []))
-    evidence = Evidence(errors=mean_errors(errors), returns=returns, return_scale=scale)
+    evaluations, evaluated = evaluations_of(forks, now)
+    evaluation_scale = return_scale(config.game, evaluations.get("untouched", []))
+    evidence = Evidence(
+        errors=mean_errors(errors),
+        returns=returns,
+        return_scale=scale,
+        evaluations=evaluations if evaluated else {},
+        evaluation_scale=evaluation_scale,
+        kinds=kinds_of(config),
+    )
     found, divergence = verdict(evidence, threshold=settings.threshold), None
     if part:
         divergence = measure_divergence(*agent_of(checkpoint, resolve_device(config.device)))
@@ -235,8 +245,12 @@ def _concluded(
         errors=errors,
         curves={arm: [running_return(fork, now) for fork in each] for arm, each in forks.items()},
         returns=returns,
-        evaluations={arm: [_last_evaluation(fork, now) for fork in each] for arm, each in forks.items()},
+        evaluations=evaluations,
         return_scale=scale,
+        evaluation_scale=evaluation_scale,
+        evaluation_episodes=evaluated,
+        epsilons=None if config.continuous else (epsilon_at(config, now), epsilon_at(config, now + settings.frames)),
+        eval_epsilon=config.eval_epsilon,
         episodes={arm: [num_episodes(fork, now) for fork in each] for arm, each in forks.items()},
         verdict=found,
         part=part,
@@ -295,14 +309,30 @@ def running_return(fork: Path, after: int) -> list[tuple[int, float | None]]:
 
 
 def return_scale(game: str, untouched: list[float | None]) -> float:
-    """Points that are a gain of 1: what the untouched forks earn above random play, but at least a hundredth of what the reference does."""
+    """Points that are a gain of 1: how far the untouched forks are from random play, but at least a hundredth of how far the reference is.
+
+    Where no scores of a game are known, random play is taken to earn 0: returns that are costs are their own scale, too.
+    """
     random_score, reference_score = reference_scores(game) or (0.0, 1.0)
     known = [score for score in untouched if score is not None]
     least = _LEAST_SHARE * abs(reference_score - random_score)
-    return max(least, float(np.mean(known)) - random_score) if known else least
+    return max(least, abs(float(np.mean(known)) - random_score)) if known else least
 
 
-def _last_evaluation(fork: Path, after: int) -> float | None:
-    """The score of the fork's evaluation."""
-    own = [record for record in read_jsonl(fork / "evaluations.jsonl") if record["frames"] > after]
-    return own[-1]["episode_return"] if own else None
+def evaluations_of(forks: Mapping[Arm, Sequence[Path]], after: int) -> tuple[dict[Arm, list[float | None]], int]:
+    """The scores of the forks' last evaluations, None of one that lacks it, and of how many episodes each is the mean; 0 without any.
+
+    An evaluation of fewer episodes than others have is not compared with them: it counts as missing.
+    """
+    last = {
+        arm: [
+            next((r for r in reversed(read_jsonl(f / "evaluations.jsonl")) if r["frames"] > after), None) for f in each
+        ]
+        for arm, each in forks.items()
+    }
+    episodes = max((record["episodes"] for each in last.values() for record in each if record), default=0)
+    scores = {
+        arm: [record["episode_return"] if record and record["episodes"] == episodes else None for record in each]
+        for arm, each in last.items()
+    }
+    return scores, episodes

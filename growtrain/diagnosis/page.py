@@ -13,11 +13,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from growtrain.analysis.plots import to_svg
-from growtrain.growth.kinds import KINDS
 from growtrain.plasticity.divergence import Divergence
 from growtrain.plasticity.learning_test import COPIES, Copy, LearningTest, mean_errors
-from growtrain.plasticity.verdicts import MIN_LEARNED, Basis, Gain, Verdict, learned_most
-from growtrain.settings.text import episodes_text, format_count
+from growtrain.plasticity.verdicts import (
+    FORKED,
+    LEVEL,
+    MIN_LEARNED,
+    Basis,
+    Gain,
+    Verdict,
+    explained_by_chance,
+    learned_most,
+)
+from growtrain.settings.text import episodes_text, flag, format_count
 
 Arm = Literal["untouched", "inject", "reset-encoder", "fresh-optimizer"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -57,7 +65,11 @@ class Diagnosis:
         curves: mean training return of every fork's own episodes by arm, one list a seed of (frames, return or None).
         returns: the same over the whole fork.
         evaluations: score of its last evaluation, None without one.
-        return_scale: points that are a gain of 1: what the untouched forks earn above random play.
+        return_scale: points that are a gain of 1: how far the untouched forks' mean return is from random play's.
+        evaluation_scale: the same of evaluations.
+        evaluation_episodes: how many each of `evaluations` is the mean of.
+        epsilons: probability of a random action of the forks at their beginning and end; None where actions are drawn from a policy.
+        eval_epsilon: the same of their evaluations.
         verdict: the answer.
         episodes: how many each of `returns` is the mean of.
         part: of the learner that was examined, "critic" or "actor"; empty of a Q-network.
@@ -75,6 +87,10 @@ class Diagnosis:
     evaluations: dict[Arm, list[float | None]]
     return_scale: float
     verdict: Verdict
+    evaluation_scale: float = 1.0
+    evaluation_episodes: int = 0
+    epsilons: tuple[float, float] | None = None
+    eval_epsilon: float = 0.0
     episodes: dict[Arm, list[int]] = field(default_factory=dict)
     part: str = ""
     divergence: Divergence | None = None
@@ -87,22 +103,29 @@ class Diagnosis:
         return values
 
 
+def settings_of_part(part: str, intervention: str) -> dict[str, Any]:
+    """What an intervention needs in order to act on one part of a learner alone, by field name: critics are never frozen whole."""
+    if not part:
+        return {}
+    return {"grow": part} | ({"freeze": "heads"} if part == "critic" and intervention == "inject" else {})
+
+
 def next_command(diagnosis: Diagnosis) -> str:
     """What to do about it: mend the place with the largest gain, leave the run alone, or ask again with more frames or seeds."""
     run, settings, found = shlex.quote(diagnosis.run), diagnosis.settings, diagnosis.verdict
     at = f"--at {diagnosis.frames}"
-    grow = f" --grow {diagnosis.part}" if diagnosis.part else ""
     if diagnosis.divergence and diagnosis.divergence.diverged:
         budget = max(settings.frames, diagnosis.frames // 2)
         return f"growtrain rescue {run} {at} --intervention reset-head --grow critic --frames {format_count(budget)}"
     if found.outcome == "lost" and found.located:
         mend, evidence = _mend(found)
-        forked = found.gains["returns"].get(evidence)
+        forked = {found.gains[basis][evidence].sign for basis in FORKED if evidence in found.gains[basis]}
         # It cannot learn, and to begin anew has cost more than that gave, so far.
-        if forked and forked.sign == "no gain":
+        if "no gain" in forked and "gain" not in forked:
             return _ask_again(diagnosis, f"--arms untouched,{mend}", settings.seeds, settings.test)
         budget = max(settings.frames, diagnosis.frames // 2)
-        return f"growtrain rescue {run} {at} --intervention {mend}{grow} --frames {format_count(budget)}"
+        only = "".join(f" {flag(name)} {value}" for name, value in settings_of_part(diagnosis.part, mend).items())
+        return f"growtrain rescue {run} {at} --intervention {mend}{only} --frames {format_count(budget)}"
     if found.outcome == "not lost":
         done = diagnosis.frames >= diagnosis.total_frames
         return "leave it alone" if done else f"leave it alone: growtrain resume {run}"
@@ -115,10 +138,14 @@ def next_command(diagnosis: Diagnosis) -> str:
 
 def _mend(found: Verdict) -> tuple[str, str]:
     """What mends the place with the largest gain, and the name of the evidence that it does."""
-    place, names = found.places[0], COPIES.items()
-    mends = [(mend, evidence) for evidence, mend in names if mend and KINDS[mend].place == place]
-    shown = {name for gains in found.gains.values() for name, gain in gains.items() if gain.sign == "gain"}
-    return next((each for each in mends if each[1] in shown), mends[0])
+    place = found.places[0]
+    shown = {
+        name
+        for gains in found.gains.values()
+        for name, gain in gains.items()
+        if gain.sign == "gain" and gain.place == place
+    }
+    return next((mend, evidence) for evidence, mend in COPIES.items() if mend and evidence in shown)
 
 
 def _ask_again(diagnosis: Diagnosis, arms: str, seeds: int, test: LearningTest) -> str:
@@ -151,7 +178,9 @@ def render(diagnosis: Diagnosis) -> str:
         "",
         (
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
-            f"excludes 0 and the mean is at least {settings.threshold:.0%}, and clearly absent if the interval lies below that. "
+            f"excludes 0, the mean is at least {settings.threshold:.0%}, and p is at most {LEVEL:.0%}, adjusted by Holm's step-down over "
+            f"all {_num_tested(found)} gains of this page: that any is called clear where none is there is no likelier than that. "
+            f"It is clearly absent if the interval lies below {settings.threshold:.0%}. "
             f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
             "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned."
         ),
@@ -161,40 +190,64 @@ def render(diagnosis: Diagnosis) -> str:
             "",
             (
                 f"Forks: {format_count(settings.frames)} frames each; returns are of episodes begun after the fork, and a gain in them is "
-                f"a share of {diagnosis.return_scale:.4g} points: what untouched forks earn above random play, or if that is less "
+                f"a share of {diagnosis.return_scale:.4g} points: how far untouched forks are from random play, or if that is less "
                 "a hundredth of the way to the reference score. "
-                "An episode that was still going on is not among them: where few ended, those were the short ones. "
-                "Evaluations are of whole episodes, and are reported, not judged."
+                "An episode that was still going on is not among them: where few ended, those were the short ones."
             ),
         ]
+        if diagnosis.evaluation_episodes:
+            lines[-1] += (
+                f" Evaluations are of {episodes_text([diagnosis.evaluation_episodes])} of each fork at its end, whole ones, and a gain in "
+                f"them is a share of {diagnosis.evaluation_scale:.4g} points. They explore less than training, which can hide a "
+                "difference: where one kind of evidence shows a gain and another shows none, both are named and nothing is claimed."
+            )
     return "\n".join(lines) + "\n"
 
 
 def _table(diagnosis: Diagnosis) -> list[str]:
-    lines = [
-        "| evidence | made fresh | error or return | evaluation | gain | by seed | says |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| evidence | made fresh | error or score | gain | by seed | says |", "|---|---|---|---|---|---|"]
+    gains, threshold = diagnosis.verdict.gains, diagnosis.settings.threshold
     for copy, means in mean_errors(diagnosis.errors).items():
-        gain = diagnosis.verdict.gains["learning"].get(copy)
-        error = f"{np.mean(means):.3f}"
-        lines.append(f"| learning test | {'nothing' if gain is None else copy} | {error} | | {_gain_cells(gain)} |")
+        gain = gains["learning"].get(copy)
+        name = "nothing" if gain is None else copy
+        lines.append(f"| learning test | {name} | {np.mean(means):.3f} | {_gain_cells(gain, threshold)} |")
     for arm, returns in diagnosis.returns.items():
-        gain = diagnosis.verdict.gains["returns"].get(arm)
+        gain = gains["returns"].get(arm)
         name = "nothing" if gain is None else arm
         episodes = diagnosis.episodes.get(arm)
-        behind = f" ({episodes_text(episodes)} each)" if episodes else ""
-        scores = f"{_mean(returns)}{behind} | {_mean(diagnosis.evaluations[arm])}"
-        lines.append(f"| returns | {name} | {scores} | {_gain_cells(gain)} |")
+        score = f"{_mean(returns)}{f' ({episodes_text(episodes)} each)' if episodes else ''}"
+        lines.append(f"| returns, {explored(diagnosis)} | {name} | {score} | {_gain_cells(gain, threshold)} |")
+    for arm, scores in diagnosis.evaluations.items() if diagnosis.evaluation_episodes else ():
+        gain = gains["evaluations"].get(arm)
+        name = "nothing" if gain is None else arm
+        score = f"{_mean(scores)} ({episodes_text([diagnosis.evaluation_episodes])} each)"
+        explores = explored(diagnosis, evaluated=True)
+        lines.append(f"| evaluations, {explores} | {name} | {score} | {_gain_cells(gain, threshold)} |")
     return lines
 
 
-def _gain_cells(gain: Gain | None) -> str:
+def explored(diagnosis: Diagnosis, *, evaluated: bool = False) -> str:
+    """How the forks explored in training, or in their evaluations: as in "epsilon 0.1"."""
+    if diagnosis.epsilons is None:
+        return "the policy's mode" if evaluated else "actions drawn from the policy"
+    if evaluated:
+        return f"epsilon {diagnosis.eval_epsilon:g}"
+    first, last = (f"{epsilon:.3g}" for epsilon in diagnosis.epsilons)
+    return f"epsilon {last}" if first == last else f"epsilon {first} to {last}"
+
+
+def _num_tested(found: Verdict) -> int:
+    return sum(gain.p is not None for gains in found.gains.values() for gain in gains.values())
+
+
+def _gain_cells(gain: Gain | None, threshold: float) -> str:
     if gain is None:
         return "| |"
     mean = "-" if gain.mean is None else f"{gain.mean:+.1%}"
     ends = "" if gain.low is None else f" [{gain.low:+.1%}, {gain.high:+.1%}]"
-    return f"{mean}{ends} | {', '.join(f'{value:+.1%}' for value in gain.values)} | {_SAYS[gain.sign]}"
+    judged = gain.p is not None and (gain.sign == "gain" or explained_by_chance(gain, threshold))
+    says = f"{_SAYS[gain.sign]}{f' (p {gain.p:.2g})' if judged else ''}"
+    return f"{mean}{ends} | {', '.join(f'{value:+.1%}' for value in gain.values)} | {says}"
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -203,7 +256,7 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def draw(diagnosis: Diagnosis, path: Path) -> None:
-    """Writes the figure: the gains of both kinds of evidence with their intervals, and the forks' returns over frames.
+    """Writes the figure: the gains of each kind of evidence with their intervals, and the forks' returns over frames.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -211,9 +264,14 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
     from matplotlib.figure import Figure
 
     forked = bool(diagnosis.returns)
-    figure = Figure(figsize=(13 if forked else 5.5, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3 if forked else 1, squeeze=False)[0]
-    titles: dict[Basis, str] = {"learning": "learning test", "returns": "forks: mean training return"}
+    titles: dict[Basis, str] = {"learning": "learning test"}
+    if forked:
+        titles["returns"] = f"forks: mean training return\n{explored(diagnosis)}"
+    if diagnosis.evaluation_episodes:
+        titles["evaluations"] = f"forks: evaluation\n{explored(diagnosis, evaluated=True)}"
+    panels_wide = len(titles) + forked
+    figure = Figure(figsize=(4.4 * panels_wide if forked else 5.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, panels_wide, squeeze=False)[0]
     for axes, basis in zip(panels, titles, strict=False):
         gains = list(reversed(diagnosis.verdict.gains[basis].values()))
         for row, gain in enumerate(gains):
@@ -227,18 +285,18 @@ def draw(diagnosis: Diagnosis, path: Path) -> None:
         axes.set_yticks(range(len(gains)), [gain.name for gain in gains])
         axes.set_ylim(-0.6, len(gains) - 0.4)
         axes.xaxis.set_major_formatter("{x:.0%}")
-        axes.set(title=titles[basis], xlabel="gain over the network as it is (dashed: threshold)")
+        axes.set(title=titles[basis], xlabel="gain over the network as it is\n(dashed: threshold)")
     if forked:
         for number, (arm, curves) in enumerate(diagnosis.curves.items()):
             for curve in curves:
                 points = [(frames, score) for frames, score in curve if score is not None]
                 if points:
                     axes_label = arm if curve is curves[0] else None
-                    panels[2].plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.7, label=axes_label)
-        panels[2].set(title="forks: running mean return", xlabel="frames", ylabel="score")
-        panels[2].locator_params(axis="x", nbins=4)
-        panels[2].xaxis.set_major_formatter(lambda frames, _: format_count(frames))
-        if panels[2].get_legend_handles_labels()[0]:
-            panels[2].legend(fontsize="small")
+                    panels[-1].plot(*zip(*points, strict=True), color=f"C{number}", alpha=0.7, label=axes_label)
+        panels[-1].set(title="forks: running mean return", xlabel="frames", ylabel="score")
+        panels[-1].locator_params(axis="x", nbins=4)
+        panels[-1].xaxis.set_major_formatter(lambda frames, _: format_count(frames))
+        if panels[-1].get_legend_handles_labels()[0]:
+            panels[-1].legend(fontsize="small")
     figure.suptitle(diagnosis.verdict.sentence if len(diagnosis.verdict.sentence) < 90 else diagnosis.verdict.outcome)
     path.write_text(to_svg(figure), encoding="utf-8")

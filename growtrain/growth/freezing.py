@@ -4,18 +4,25 @@
 """
 
 import copy
-import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Subject
-from growtrain.growth.inject import count_parameters, inject
-from growtrain.growth.location import find_head
+from growtrain.growth.inject import (
+    NotPreserved,
+    PlannedInjection,
+    count_parameters,
+    plan_injection,
+    same_function,
+    undone_on_failure,
+)
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize
-from growtrain.networks.injectable import check_deterministic
+from growtrain.networks.injectable import check_deterministic, kept_buffers
 from growtrain.networks.injected import Initializer, InjectedHead, fresh_copy
 from growtrain.networks.snapshot import InjectedNetwork
 from growtrain.records import GrowthEvent
@@ -80,7 +87,7 @@ def inject_network(
         generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
         live_encoder: `warm` or `cold`.
         probe: as for `growtrain.inject`.
-        observations: as for `growtrain.inject`.
+        observations: as for `growtrain.inject`; where they are given, all of both networks is compared on them, too.
         initializer: draws fresh weights, in place.
 
     Returns:
@@ -91,57 +98,94 @@ def inject_network(
             BatchNorm in training mode).
         NotPreserved: the outputs would have changed.
     """
+    start = time.perf_counter()
     networks = [network] if target is None else [network, target]
     for each in networks:
         check_deterministic(each.live)
     frozen = [each.snapshot.grown(each.live) for each in networks]
     before = count_parameters(network, trainable=True)
-    event = inject(
+    planned = plan_injection(
         network.live,
         head=head,
         optimizer=optimizer,
         target=None if target is None else target.live,
         generator=generator,
         anchor="mirrored",
+        trainable_heads="newest",
         probe=probe,
         observations=observations,
         initializer=initializer,
     )
-    # Nothing after this line can fail.
-    heads = [find_head(each.live, head).module for each in networks]
-    for each, snapshot, grown in zip(networks, frozen, heads, strict=True):
-        assert isinstance(grown, InjectedHead)
-        grown.frozen, each.snapshot = None, snapshot
-    if live_encoder == "cold":
-        _begin_anew(networks, heads, optimizer, generator, initializer)
-    return dataclasses.replace(
-        event,
+    optimizers = planned.members.optimizers
+    fresh = _fresh_rest(network.live, planned, generator, initializer) if live_encoder == "cold" else {}
+    # Every network's snapshot holds a copy of what the fresh values are written over.
+    overwritten = [
+        (each.live.get_parameter(name), snapshot.networks[-1].get_parameter(name))
+        for each, snapshot in zip(networks, frozen, strict=True)
+        for name in fresh
+    ]
+    outputs = _outputs(networks, observations)
+    with undone_on_failure(networks, optimizers, overwritten):
+        planned.carry_out()
+        for each, snapshot, prepared in zip(networks, frozen, planned.prepared, strict=True):
+            prepared.new.frozen, each.snapshot = None, snapshot
+        _begin_anew(networks, optimizers, fresh)
+        changes = [_changed(*values) for values in zip(outputs, _outputs(networks, observations), strict=True)]
+    changes = changes or list(planned.changes)
+    return GrowthEvent(
         stage=network.num_injections,
-        anchor=None,
         parameters_total=count_parameters(network),
         parameters_trainable_before=before,
         parameters_trainable=count_parameters(network, trainable=True),
+        max_abs_q_change_online=changes[0],
+        max_abs_q_change_target=changes[1] if target is not None else None,
+        pause_seconds=time.perf_counter() - start,
     )
+
+
+def _fresh_rest(
+    network: nn.Module, planned: PlannedInjection, generator: torch.Generator | None, initializer: Initializer
+) -> dict[str, Tensor]:
+    """Fresh values for all of a network that is not its head, by name, beside it.
+
+    Raises:
+        NotPreserved: one is not finite, and no output would be.
+    """
+    inside = {id(p) for p in planned.prepared[0].head.module.parameters()}
+    fresh = fresh_copy(network, generator or torch.Generator().manual_seed(int(torch.randint(2**62, ()))), initializer)
+    values = {name: fresh.get_parameter(name).detach() for name, p in network.named_parameters() if id(p) not in inside}
+    for name, value in values.items():
+        if not bool(value.isfinite().all()):
+            raise NotPreserved(f"a fresh value of {name} is not finite: mend initializer=; nothing was changed")
+    return values
 
 
 @torch.no_grad()
-def _begin_anew(
-    networks: Sequence[InjectedNetwork],
-    heads: Sequence[nn.Module],
-    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    generator: torch.Generator | None,
-    initializer: Initializer,
-) -> None:
-    """Fresh weights, the same in every network, and no moments, for all that is not the head."""
-    inside = {id(p) for p in heads[0].parameters()}
-    fresh = fresh_copy(
-        networks[0].live, generator or torch.Generator().manual_seed(int(torch.randint(2**62, ()))), initializer
-    )
-    names = [name for name, p in networks[0].live.named_parameters() if id(p) not in inside]
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-    for network in networks:
-        for name in names:
-            network.live.get_parameter(name).copy_(fresh.get_parameter(name))
-    for name in names:
-        for each in optimizers:
-            each.state.pop(networks[0].live.get_parameter(name), None)
+def _begin_anew(networks: Sequence[InjectedNetwork], optimizers: Sequence[Any], fresh: Mapping[str, Tensor]) -> None:
+    """The same values in every network, and no moments, for the parameters of these names."""
+    for name, value in fresh.items():
+        for network in networks:
+            network.live.get_parameter(name).copy_(value)
+        for optimizer in optimizers:
+            optimizer.state.pop(networks[0].live.get_parameter(name), None)
+
+
+@torch.no_grad()
+def _outputs(networks: Sequence[InjectedNetwork], observations: Tensor | None) -> list[Tensor]:
+    """The output (B, A) of each network; none without observations."""
+    outputs: list[Tensor] = []
+    for network in networks if observations is not None else ():
+        with kept_buffers(network):
+            outputs.append(network(observations))
+    return outputs
+
+
+def _changed(before: Tensor, after: Tensor) -> float:
+    """The largest change of an output, (B, A) each; raises `NotPreserved` if it is more than rounding."""
+    change = float((after - before).abs().max())
+    if not same_function(before, after):
+        raise NotPreserved(
+            f"an output would have changed by {change:g}: the network adds to what its head gives; name all that does in head=; "
+            "nothing was changed"
+        )
+    return change

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,90 @@ def inject(
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
+    before = count_parameters(find_head(network, head).network, trainable=True)
+    planned = plan_injection(
+        network,
+        head=head,
+        optimizer=optimizer,
+        target=target,
+        generator=generator,
+        anchor=anchor,
+        trainable_heads=trainable_heads,
+        probe=probe,
+        observations=observations,
+        initializer=initializer,
+    )
+    with undone_on_failure(planned.networks, planned.members.optimizers):
+        planned.carry_out()
+    return GrowthEvent(
+        stage=planned.new.num_injections,
+        anchor=anchor,
+        parameters_total=count_parameters(planned.networks[0]),
+        parameters_trainable_before=before,
+        parameters_trainable=count_parameters(planned.networks[0], trainable=True),
+        max_abs_q_change_online=planned.changes[0],
+        max_abs_q_change_target=planned.changes[1] if target is not None else None,
+        pause_seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class PlannedInjection:
+    """All that an injection needs, beside the networks; none of it has been put in place.
+
+    Attributes:
+        prepared: of the network, then of its target if there is one.
+        members: the optimizers.
+        changes: the largest measured change of an output, for each of `prepared`.
+    """
+
+    prepared: Sequence["_Prepared"]
+    members: Membership
+    changes: Sequence[float]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What is changed, out of its wrapper of `torch.compile`: the network, then its target."""
+        return [each.head.network for each in self.prepared]
+
+    @property
+    def new(self) -> InjectedHead:
+        """The network's injected head."""
+        return self.prepared[0].new
+
+    def carry_out(self) -> None:
+        """Puts the heads in place and mends the optimizers, within `undone_on_failure`."""
+        successors, leaving = dict[int, nn.Parameter](), set[int]()
+        for each in self.prepared:
+            successors |= {id(p): each.new.live.get_parameter(name) for name, p in each.head.live.named_parameters()}
+            leaving |= {id(p) for p in each.head.module.parameters()} - {id(p) for p in each.new.parameters()}
+        names = {key: name for each in reversed(self.prepared) for key, name in each.head.names.items()}
+        for each in self.prepared:
+            each.attached.hand_over(each.new)
+            # A target whose parameters do not train (the usual case) stays so.
+            if not any(p.requires_grad for p in each.head.network.parameters()):
+                each.new.requires_grad_(False)
+            each.head.put(each.new)
+        after = [{id(p): name for name, p in network.named_parameters()} for network in self.networks]
+        self.members.mend(successors, leaving, names, after)
+
+
+def plan_injection(
+    network: nn.Module,
+    *,
+    head: str | Sequence[str],
+    optimizer: Any,
+    target: nn.Module | None,
+    generator: torch.Generator | None,
+    anchor: Anchor,
+    trainable_heads: TrainableHeads,
+    probe: Tensor | None,
+    observations: Tensor | None,
+    initializer: Initializer,
+) -> PlannedInjection:
+    """What `inject` is to put in place, verified; arguments and errors are its own. Nothing has changed but the generator."""
     fresh = own_stream(generator)
     online = find_head(network, head)
-    network = online.network
     if observations is None and len(online.parts) > 1 and not isinstance(head, str):
         raise ValueError(
             "a head of several modules needs observations=, a batch as the network takes it: "
@@ -93,7 +175,6 @@ def inject(
     members.check(
         trained, [p for p in online.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
     )
-    before = count_parameters(network, trainable=True)
     prepared = [_prepare(online, members, fresh, anchor, trainable_heads, initializer, probe)]
     if target is not None:
         with _about_the_target():
@@ -104,32 +185,42 @@ def inject(
             members.check({}, theirs)
             prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
     _fuse_alike([each.new for each in prepared])
-    changes = [each.verify(probe) for each in prepared]
-    successors, leaving = dict[int, nn.Parameter](), set[int]()
-    for each in prepared:
-        successors |= {id(p): each.new.live.get_parameter(name) for name, p in each.head.live.named_parameters()}
-        leaving |= {id(p) for p in each.head.module.parameters()} - {id(p) for p in each.new.parameters()}
-    names = {key: name for each in reversed(prepared) for key, name in each.head.names.items()}
-    # Nothing before this line changed anything, and nothing after it can fail.
-    for each in prepared:
-        each.attached.hand_over(each.new)
-        # A target whose parameters do not train (the usual case) stays so.
-        if not any(p.requires_grad for p in each.head.network.parameters()):
-            each.new.requires_grad_(False)
-        each.head.put(each.new)
-    after = [{id(p): name for name, p in each.head.network.named_parameters()} for each in prepared]
-    members.mend(successors, leaving, names, after)
-    new = prepared[0].new
-    return GrowthEvent(
-        stage=new.num_injections,
-        anchor=anchor,
-        parameters_total=count_parameters(network),
-        parameters_trainable_before=before,
-        parameters_trainable=count_parameters(network, trainable=True),
-        max_abs_q_change_online=changes[0],
-        max_abs_q_change_target=changes[1] if target is not None else None,
-        pause_seconds=time.perf_counter() - start,
-    )
+    return PlannedInjection(prepared, members, [each.verify(probe) for each in prepared])
+
+
+@contextlib.contextmanager
+def undone_on_failure(
+    networks: Sequence[nn.Module], optimizers: Sequence[Any], values: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Iterator[None]:
+    """Puts networks and optimizers back as they were if the body raises.
+
+    Args:
+        networks: their modules, hooks and modes, and whether parameters train; what is written into a parameter is not undone.
+        optimizers: their groups and slots.
+        values: tensors that are written into, each with a copy of its values.
+    """
+    modules = [(each, dict(vars(each)), dict(each._modules)) for network in networks for each in network.modules()]
+    trainable = [(p, p.requires_grad) for network in networks for p in network.parameters()]
+    groups = [(group, dict(group)) for optimizer in optimizers for group in optimizer.param_groups]
+    slots = [(optimizer, dict(optimizer.state)) for optimizer in optimizers]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, children in modules:
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+        for group, entries in groups:
+            group.update(entries)
+        for optimizer, state in slots:
+            optimizer.state.clear()
+            optimizer.state.update(state)
+        with torch.no_grad():
+            for tensor, before in values:
+                tensor.copy_(before)
+        raise
 
 
 def injection(subject: Subject, *, initializer: Initializer = initialize) -> Replacement:

@@ -42,7 +42,7 @@ class Kind:
         born: parts that begin anew, from which a distance from initialization is measured.
         adds: what every stage adds: the frozen heads of an injection, a frozen copy of the network, or as many hidden units as the head
             had at first.
-        place: where plasticity had been lost if a network learns better afterwards; None: it is no evidence of that.
+        is_evidence: a network that learns better afterwards had lost plasticity in its `place`.
         copy: its name in the learning test, if not its own.
         needs_single_head: it cannot be done to a head that has been injected.
         draws_once: its fresh weights come from a generator that one draw seeds.
@@ -55,12 +55,23 @@ class Kind:
     kept_slots: str | None = None
     born: tuple[Part, ...] = ()
     adds: Literal["nothing", "heads", "snapshot", "units"] = "nothing"
-    place: Place | None = None
+    is_evidence: bool = False
     copy: str | None = None
     needs_single_head: bool = False
     draws_once: bool = False
     at_target_copy: bool = False
     num_observations: int = 32
+
+    @property
+    def place(self) -> Place | None:
+        """Where plasticity had been lost if a network learns better afterwards: in what begins anew, or else in the optimizer's state.
+
+        None: it is no evidence of that.
+        """
+        if not self.is_evidence:
+            return None
+        places: dict[tuple[Part, ...], Place] = {(): "optimizer", ("live",): "head", ("encoder",): "encoder"}
+        return places.get(self.born, "network")
 
     def stream(self, generator: torch.Generator) -> torch.Generator:
         """Where its fresh weights are drawn from, given a run's generator."""
@@ -74,18 +85,18 @@ KINDS: dict[Intervention, Kind] = {
         kept_slots="encoder.",
         born=("live",),
         adds="heads",
-        place="head",
+        is_evidence=True,
         draws_once=True,
     ),
-    "reset-head": Kind(make=partial(reset, parts=("head",)), kept_slots="encoder.", born=("live",), place="head"),
+    "reset-head": Kind(make=partial(reset, parts=("head",)), kept_slots="encoder.", born=("live",), is_evidence=True),
     "reset-encoder": Kind(
-        make=partial(reset, parts=("encoder",)), kept_slots="head.", born=("encoder",), place="encoder"
+        make=partial(reset, parts=("encoder",)), kept_slots="head.", born=("encoder",), is_evidence=True
     ),
-    "fresh-optimizer": Kind(make=forget_moments, keeps=(same_function, same_function), place="optimizer"),
+    "fresh-optimizer": Kind(make=forget_moments, keeps=(same_function, same_function), is_evidence=True),
     "reset-all": Kind(
         make=partial(reset, parts=("encoder", "head")),
         born=("encoder", "live"),
-        place="network",
+        is_evidence=True,
         copy="fresh-network",
     ),
     "shrink-perturb": Kind(make=shrink_perturb, kept_slots=""),
@@ -127,5 +138,7 @@ def kind_of(intervention: Intervention, config: Config) -> Kind:
     if intervention == "inject" and config.freeze == "network":
         if config.continuous:  # the actor, which has neither an encoder nor a target
             return dataclasses.replace(_WHOLE["warm"], at_target_copy=False)
+        if config.split == "conv1":  # all of the network is the head
+            return _WHOLE["warm"]
         return _WHOLE[config.live_encoder]
     return KINDS[intervention]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.networks.attachments import refuse_hooks
+from growtrain.networks.injectable import kept_buffers
 from growtrain.networks.injected import InjectedHead
 
 
@@ -76,7 +77,7 @@ class Head:
         def record(name: str) -> Any:
             return lambda _, inputs, output: calls.append((name, inputs, output))
 
-        with contextlib.ExitStack() as stack, torch.no_grad():
+        with contextlib.ExitStack() as stack, kept_buffers(self.network), torch.no_grad():
             for part in self.parts:
                 handle = self.network.get_submodule(part).register_forward_hook(record(part))
                 stack.callback(handle.remove)
@@ -129,12 +130,17 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 def _submodule(network: nn.Module, path: str) -> nn.Module:
     try:
-        return network.get_submodule(path)
+        module = network.get_submodule(path)
     except AttributeError as error:
         names = ", ".join(name for name, _ in network.named_children())
         raise ValueError(
             f"the network has no module {path!r}: name its head with head=..., its children are {names}"
         ) from error
+    holder, _, name = path.rpartition(".")
+    if path and network.get_submodule(holder)._modules.get(name) is not module:
+        own = next((own for own, each in network.named_modules() if each is module), "its own path")
+        raise ValueError(f"{path!r} is an attribute that gives a module which is elsewhere: name {own!r}")
+    return module
 
 
 def _tail(network: nn.Module, path: str, start: str) -> Head:

@@ -21,7 +21,7 @@ from growtrain.growth.kinds import Kind, kind_of
 from growtrain.learners.base import AbstractLearner
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
-from growtrain.settings.config import Anchor, Config
+from growtrain.settings.config import Config
 from growtrain.settings.schedules import Intervention
 
 Inputs = Tensor | Mapping[str, Tensor]  # of the only network of a learner, or of each by its name
@@ -29,29 +29,6 @@ Inputs = Tensor | Mapping[str, Tensor]  # of the only network of a learner, or o
 
 class GrowthFailed(RunFailed):
     """An intervention failed and the learner is as it was before; the cause is chained."""
-
-
-def grow(
-    learner: AbstractLearner,
-    observations: Inputs,
-    *,
-    anchor: Anchor,
-    generator: torch.Generator,
-    freeze_encoder: bool = False,
-    frames: int | None = None,
-    reason: str = "schedule",
-) -> GrowthEvent:
-    """Injects plasticity into a live learner's head: `apply` with `inject`, whose only setting is the anchor."""
-    return apply(
-        learner,
-        "inject",
-        observations,
-        config=Config(anchor=anchor),
-        generator=generator,
-        freeze_encoder=freeze_encoder,
-        frames=frames,
-        reason=reason,
-    )
 
 
 def apply(
@@ -130,6 +107,19 @@ def apply(
         recycled_units=sum(recycled) if recycled else None,
         pause_seconds=time.perf_counter() - start,
     )
+
+
+def freeze_encoder(learner: AbstractLearner) -> None:
+    """Freezes the encoders and nothing else, as `apply` does beside an intervention.
+
+    Raises:
+        GrowthFailed: anything went wrong; the learner is bit for bit what it was.
+    """
+    trainable_before = _num_trainable(learner)
+    with _rolled_back_on_failure(learner):
+        frozen = _freeze_encoders(learner)
+        learner.rebuild()
+        _check_membership(learner, trainable_before - frozen)
 
 
 @dataclass(frozen=True)
@@ -224,7 +214,7 @@ def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
     ]
     groups = [list(group["params"]) for group in learner.optimizer.param_groups]
     slots = dict(learner.optimizer.state)
-    trainable = [(p, p.requires_grad) for online, _ in pairs for p in online.parameters()]
+    trainable = [(p, p.requires_grad, p.grad) for online, _ in pairs for p in online.parameters()]
     # A rebuild may let targets share what was to be frozen.
     lagging = [(p, p.data) for _, target in pairs if target is not None for p in target.parameters()]
     try:
@@ -236,8 +226,8 @@ def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
             group["params"] = params
         learner.optimizer.state.clear()
         learner.optimizer.state.update(slots)
-        for parameter, requires_grad in trainable:
-            parameter.requires_grad_(requires_grad)
+        for parameter, requires_grad, grad in trainable:
+            parameter.requires_grad_(requires_grad).grad = grad
         for parameter, data in lagging:
             parameter.data = data
         learner.rebuild()

@@ -27,10 +27,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, LearnerReport
 from growtrain.learners.finite import MAX_NONFINITE, new_counters, require_finite
-from growtrain.learners.gradient_step import GradientStep, compiles
+from growtrain.learners.gradient_step import GradientStep, fresh_optimizer
 from growtrain.learners.losses import double_dqn_loss
-from growtrain.learners.optimizers import make_optimizer
-from growtrain.learners.saved_tensors import built_with, copy_into, restore_slots, slots_by_name, spec_of
+from growtrain.learners.saved_tensors import built_with, copy_into, grown_to, restore_slots, slots_by_name, spec_of
 from growtrain.networks.build import make_network
 from growtrain.networks.encoders import scale_frames
 from growtrain.networks.heads import SpectralLinear, initialize
@@ -78,7 +77,7 @@ class DoubleDQN(AbstractLearner):
         initialize(self.online, generator)
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
         self.initial = WeakTensorKeyDictionary()
         self.updates = 0
@@ -88,18 +87,6 @@ class DoubleDQN(AbstractLearner):
         self.nonfinite = new_counters(device)
         self._updates_at_report = 0
         self.rebuild()
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer of the online network's trainable parameters."""
-        config = self.config
-        return make_optimizer(
-            config.optimizer,
-            self.trainable(),
-            lr=config.lr,
-            eps=config.optimizer_eps,
-            decay=config.optimizer_decay,
-            compiled=compiles(config, self.device, whole=False),
-        )
 
     @property
     def head(self) -> InjectedHead:
@@ -205,13 +192,8 @@ class DoubleDQN(AbstractLearner):
 
     def _make_snapshot(self, specs: list[dict[str, Any]]) -> Snapshot:
         """Frozen networks of these architectures; their weights are arbitrary."""
-        networks = []
-        for spec in specs:
-            network = make_network(built_with(self.config, spec), self.spec, int(spec["width"]))
-            assert isinstance(network.head, InjectedHead)
-            network.head.grow_to(spec["head"])
-            networks.append(network.to(self.device))
-        return Snapshot(networks)
+        made = ((make_network(built_with(self.config, each), self.spec, int(each["width"])), each) for each in specs)
+        return Snapshot([grown_to(network, each["head"]).to(self.device) for network, each in made])
 
     def begin_beside(self, frozen: Mapping[str, Tensor], generator: torch.Generator) -> None:
         """Freezes a network of these weights whole before anything is learned; the live one beside it is exactly 0 at first.
@@ -237,7 +219,7 @@ class DoubleDQN(AbstractLearner):
             )
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.target.snapshot = snapshot
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         self.rebuild()
 
     def report(self) -> LearnerReport:
@@ -380,15 +362,12 @@ class DoubleDQN(AbstractLearner):
         Raises:
             ValueError: a tensor is missing, left over, or of another shape or dtype than this configuration's.
         """
-        self.online, self.target = (make_network(self.config, self.spec, int(state["width"])) for _ in range(2))
-        for network in (self.online, self.target):
-            assert isinstance(network.head, InjectedHead)
-            network.head.grow_to(state["head"])
-            network.to(self.device)
+        made = (make_network(self.config, self.spec, int(state["width"])) for _ in range(2))
+        self.online, self.target = (grown_to(network, state["head"]).to(self.device) for network in made)
         self.target.requires_grad_(False)
         self.online.snapshot = self.target.snapshot = self._make_snapshot(state.get("snapshot", []))
         self.online.encoder.requires_grad_(not state["encoder_frozen"])
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         copy_into(self.online.state_dict(), state["online"], "online")
         shared = {name: tensor for name, tensor in self.online.state_dict().items() if name.startswith("snapshot.")}
         copy_into(self.target.state_dict(), state["target"] | shared, "target")

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.compiled import CompiledStep
 from growtrain.learners.finite import count_nonfinite
-from growtrain.learners.optimizers import CompilationFailed, can_compile
+from growtrain.learners.optimizers import CompilationFailed, can_compile, make_optimizer
 from growtrain.learners.regularizers import hidden_matrices, joint_norm, normalized_layers, project, regularized
 from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
@@ -39,6 +39,19 @@ def compiles(config: Config, device: torch.device, *, whole: bool) -> bool:
             changes = min(changes, 1)  # the others change nothing that an update computes
         least = MIN_UPDATES_TO_COMPILE_ALL * max(1.0, _SHARE_OF_A_STAGE * (1 + changes))
     return config.execution != "eager" and updates >= least and can_compile(device)
+
+
+def fresh_optimizer(learner: AbstractLearner) -> torch.optim.Optimizer:
+    """An optimizer of all that trains of a learner, without slots."""
+    config = learner.config
+    return make_optimizer(
+        config.optimizer,
+        learner.trainable(),
+        lr=config.lr,
+        eps=config.optimizer_eps,
+        decay=config.optimizer_decay,
+        compiled=compiles(config, learner.device, whole=False),
+    )
 
 
 class GradientStep:

@@ -7,7 +7,6 @@ from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.sac import SAC
 from growtrain.settings.config import Config
-from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import ConfigError
 
 
@@ -29,6 +28,7 @@ def make_learner(
         device: where it lives.
         generator: CPU generator of the initial weights; None where a saved state will replace them.
     """
-    width = config.width * schedule_of(config).width_multiplier
-    kind = SAC if spec.continuous else DoubleDQN
-    return kind(config, spec, width=width, device=device, generator=generator or torch.Generator())
+    generator = generator or torch.Generator()
+    if spec.continuous:
+        return SAC(config, spec, device=device, generator=generator)
+    return DoubleDQN(config, spec, width=config.start_width(), device=device, generator=generator)

@@ -25,6 +25,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -35,16 +36,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from growtrain.environments.base import Spec
 from growtrain.learners.base import AbstractLearner, LearnerReport
 from growtrain.learners.finite import MAX_NONFINITE, new_counters, require_finite
-from growtrain.learners.gradient_step import GradientStep, compiles
+from growtrain.learners.gradient_step import GradientStep, fresh_optimizer
 from growtrain.learners.losses import soft_target, tanh_gaussian
-from growtrain.learners.optimizers import make_optimizer
-from growtrain.learners.saved_tensors import copy_into, restore_slots, slots_by_name, spec_of
-from growtrain.networks.build import CRITICS, QNetwork, make_vector_network
+from growtrain.learners.saved_tensors import copy_into, grown_to, restore_slots, slots_by_name, spec_of
+from growtrain.networks.build import CRITICS, NETWORKS, QNetwork, make_vector_network
 from growtrain.networks.heads import initialize
 from growtrain.networks.injected import InjectedHead
 from growtrain.networks.snapshot import Snapshot
 from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
+
+_NOISE_STREAM = 0x4E015E  # sets this noise apart from the run's own streams, which are numbered from 0
 
 
 class SAC(AbstractLearner):
@@ -53,7 +55,6 @@ class SAC(AbstractLearner):
     Args:
         config: the run's configuration (networks, optimizer, losses).
         spec: what is observed and can be done.
-        width: units of the networks' last hidden layer.
         device: where the networks live.
         generator: CPU generator of the initial weights, and of the seed of the noise that updates draw.
 
@@ -71,19 +72,17 @@ class SAC(AbstractLearner):
         nonfinite: (3,) int64 on the device, updates that were not applied, see `finite`.
     """
 
-    def __init__(
-        self, config: Config, spec: Spec, *, width: int, device: torch.device, generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: Config, spec: Spec, *, device: torch.device, generator: torch.Generator) -> None:
         self.config, self.spec = config, spec
         self.device, self.asynchronous = device, device.type != "cpu"
-        self.online = {name: self._make_network(name, width) for name in (*CRITICS, "actor")}
+        self.online = {name: self._make_network(name, config.start_width(name)) for name in NETWORKS}
         for network in self.online.values():
             initialize(network, generator)
             network.to(device)
         self.targets = {name: copy.deepcopy(self.online[name]).requires_grad_(False) for name in CRITICS}
         self.log_alpha = nn.Parameter(torch.zeros((), device=device))
         self.target_entropy = -float(spec.num_actions)
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         # Weak, because a growth that is rolled back needs what belongs to the old live head, and one that is not, drops it.
         self.initial = WeakTensorKeyDictionary()
         self.noise_generator = torch.Generator(device)
@@ -96,18 +95,6 @@ class SAC(AbstractLearner):
 
     def _make_network(self, name: str, width: int) -> QNetwork:
         return make_vector_network(self.config, self.spec, name, width)
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer of all that trains."""
-        config = self.config
-        return make_optimizer(
-            config.optimizer,
-            self.trainable(),
-            lr=config.lr,
-            eps=config.optimizer_eps,
-            decay=config.optimizer_decay,
-            compiled=compiles(config, self.device, whole=False),
-        )
 
     def _named(self) -> dict[str, nn.Parameter]:
         """Every parameter that learns or has learned, by name."""
@@ -127,8 +114,7 @@ class SAC(AbstractLearner):
     @property
     def plastic_parts(self) -> dict[str, tuple[nn.Module, nn.Module | None]]:
         """Those that `--grow` names."""
-        grow = self.config.grow
-        return {name: pair for name, pair in self.networks.items() if grow == "both" or name.startswith(grow)}
+        return {name: pair for name, pair in self.networks.items() if self.config.grows(name)}
 
     def inputs(self, batch: TensorDict | Batch) -> dict[str, Tensor]:
         """Observations for the actor, and the critics' with the actions that were taken there."""
@@ -332,7 +318,7 @@ class SAC(AbstractLearner):
             if name in self.targets:
                 self.targets[name] = self._restored(name, saved).requires_grad_(False)
                 copy_into(self.targets[name].state_dict(), saved["target"], f"target of {name}")
-        self.optimizer = self._make_optimizer()
+        self.optimizer = fresh_optimizer(self)
         copy_into({"log_alpha": self.log_alpha}, {"log_alpha": state["log_alpha"]}, "temperature")
         trainable = {name: p for name, p in self._named().items() if p.requires_grad}
         restore_slots(trainable, self.optimizer, state["optimizer"], self.log_alpha)
@@ -342,21 +328,22 @@ class SAC(AbstractLearner):
         self.initial.update({kept[name]: tensor for name, tensor in initial.items()})
         accumulators = {"sums": self.sums, "nonfinite": self.nonfinite}
         copy_into(accumulators, {name: state[name] for name in accumulators}, "accumulators")
-        self.noise_generator.set_state(state["noise"].cpu())
         self.updates, self._updates_at_report = int(state["updates"]), int(state["updates_at_report"])
+        self._restore_noise(state["noise"].cpu())
         self.rebuild()
+
+    def _restore_noise(self, saved: Tensor) -> None:
+        """Goes on with the saved noise, or with a stream of its own where that was drawn on a device of another kind, it does not fit."""
+        if saved.shape == self.noise_generator.get_state().shape:
+            self.noise_generator.set_state(saved)
+            return
+        stream = np.random.SeedSequence(self.config.entropy, spawn_key=(_NOISE_STREAM, self.updates))
+        self.noise_generator.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
 
     def _restored(self, name: str, saved: dict[str, Any]) -> QNetwork:
         """A network of the saved architecture; its weights are arbitrary."""
-        network = self._make_network(name, int(saved["width"]))
-        assert isinstance(network.head, InjectedHead)
-        network.head.grow_to(saved["head"])
-        frozen = []
-        for spec in saved["snapshot"]:
-            each = self._make_network(name, int(spec["width"]))
-            assert isinstance(each.head, InjectedHead)
-            each.head.grow_to(spec["head"])
-            frozen.append(each)
+        specs = (saved, *saved["snapshot"])
+        network, *frozen = (grown_to(self._make_network(name, int(spec["width"])), spec["head"]) for spec in specs)
         network.snapshot = Snapshot(frozen)
         return network.to(self.device)
 

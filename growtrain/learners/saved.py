@@ -8,9 +8,8 @@ from torch import nn
 
 from growtrain.environments.base import Spec
 from growtrain.learners.saved_tensors import built_with
-from growtrain.networks.build import make_parts, make_vector_parts
+from growtrain.networks.build import make_parts, make_vector_part
 from growtrain.settings.config import Config
-from growtrain.settings.schedules import schedule_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class SavedLearner:
         injections: the anchor of each that froze heads, in order; of several networks, of the one that has most.
         snapshots: networks that were frozen whole, of the one that has most.
         width: hidden units of the live head.
-        num_parameters: of the online network, or all of them, buffers included.
+        num_parameters: of the online networks, buffers included.
         num_slots: parameters of which the optimizer has slots.
         encoder_frozen: whether no encoder learns.
     """
@@ -36,9 +35,17 @@ class SavedLearner:
     encoder_frozen: bool
 
 
-def read_saved(state: dict[str, Any]) -> SavedLearner:
-    """What a learner is whose `state_dict` was saved; raises `KeyError` or `TypeError` where it is not one."""
-    networks = _networks(state)
+def read_saved(state: dict[str, Any], config: Config | None = None) -> SavedLearner:
+    """What a learner is whose `state_dict` was saved.
+
+    Args:
+        state: what it gave.
+        config: whose interventions act on some of its networks, which alone are described; None: all are.
+
+    Raises:
+        KeyError, TypeError: it is not one.
+    """
+    networks = {name: each for name, each in _networks(state).items() if config is None or config.grows(name)}
     grown = max(networks.values(), key=lambda each: len(each["head"]["injections"]))
     return SavedLearner(
         updates=state["updates"],
@@ -76,7 +83,7 @@ def _check_network(name: str, state: dict[str, Any], config: Config, spec: Spec,
     given = begins_frozen(state, config)
     if injections > entries + given:
         raise ValueError(f"{injections - given} injections in {entries} interventions")
-    first = config.width * schedule_of(config).width_multiplier
+    first = config.start_width(name)
     for index, (prefix, each) in enumerate(networks.items()):
         width, own = each["width"], built_with(config, each)
         if not (given and index == 1):
@@ -110,4 +117,4 @@ def _parts(name: str, config: Config, spec: Spec, width: int) -> dict[str, nn.Mo
     """The parts of a network of that name, whose shapes are to be those that were saved."""
     if not name:
         return dict(zip(("encoder", "head.live"), make_parts(config, spec, width), strict=True))
-    return {"head.live": make_vector_parts(config, spec, width)[name]}
+    return {"head.live": make_vector_part(config, spec, name, width)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growtrain.networks.build import QNetwork
 from growtrain.networks.encoders import ConvolutionalEncoder
 from growtrain.networks.injected import InjectedHead
 from growtrain.settings.config import Config
@@ -65,6 +66,13 @@ def spec_of(network: nn.Module) -> dict[str, Any]:
     assert isinstance(head, InjectedHead)
     channels = {"encoder_width": encoder.width} if isinstance(encoder, ConvolutionalEncoder) else {}
     return {"width": head.width, "head": head.spec()} | channels
+
+
+def grown_to(network: QNetwork, head: dict[str, Any]) -> QNetwork:
+    """A network as it was made, grown to the architecture of a saved head."""
+    assert isinstance(network.head, InjectedHead)
+    network.head.grow_to(head)
+    return network
 
 
 def built_with(config: Config, spec: Mapping[str, Any]) -> Config:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growtrain.networks.injectable import kept_buffers
+
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -188,7 +190,7 @@ class Attachments:
             return
         results = []
         for context in (contextlib.nullcontext, self.aside):
-            with context(), torch.enable_grad():
+            with context(), kept_buffers(self.root), torch.enable_grad():
                 x = features.detach().clone().requires_grad_()
                 output = self.root(x)
                 results.append((output, *torch.autograd.grad(output.sum(), x)))

@@ -79,31 +79,29 @@ def make_parts(config: Config, spec: Spec, width: int) -> tuple[ConvolutionalEnc
 
 
 CRITICS = ("critic_1", "critic_2")
+NETWORKS = (*CRITICS, "actor")  # of SAC
 
 
-def make_vector_parts(config: Config, spec: Spec, width: int) -> dict[str, nn.Sequential]:
-    """The heads that SAC's networks are, by name: critics (B, D + A) -> (B, 1), an actor (B, D) -> (B, 2 A); weights are arbitrary.
+def make_vector_part(config: Config, spec: Spec, name: str, width: int) -> nn.Sequential:
+    """The head that one of SAC's networks is: a critic (B, D + A) -> (B, 1), the actor (B, D) -> (B, 2 A); its weights are arbitrary.
 
-    Their first hidden layer has `config.width` units, the last one `width`.
+    Its first hidden layer has `config.width` units, the last one `width`.
     """
     (size,), num_actions = spec.observation_shape, spec.num_actions
-    sizes = {name: (size + num_actions, 1) for name in CRITICS} | {"actor": (size, spec.num_outputs)}
-    return {
-        name: make_vector_head(
-            num_inputs,
-            config.width,
-            width,
-            num_outputs,
-            normalization=config.normalization,
-            activation=config.activation,
-        )
-        for name, (num_inputs, num_outputs) in sizes.items()
-    }
+    num_inputs, num_outputs = (size + num_actions, 1) if name in CRITICS else (size, spec.num_outputs)
+    return make_vector_head(
+        num_inputs,
+        config.width,
+        width,
+        num_outputs,
+        normalization=config.normalization,
+        activation=config.activation,
+    )
 
 
 def make_vector_network(config: Config, spec: Spec, name: str, width: int) -> QNetwork:
     """One of SAC's networks, all of it a head that can be injected; its weights are arbitrary."""
-    return QNetwork(nn.Identity(), InjectedHead(make_vector_parts(config, spec, width)[name]))
+    return QNetwork(nn.Identity(), InjectedHead(make_vector_part(config, spec, name, width)))
 
 
 def make_network(config: Config, spec: Spec, width: int) -> QNetwork:

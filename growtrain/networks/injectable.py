@@ -4,7 +4,8 @@ An injected head answers a sum of outputs. That is an output of the same kind on
 action values or logits it is, of probabilities, or anything else that a non-linearity has the last word on, it is not.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,22 @@ from torch.overrides import TorchFunctionMode
 
 from growtrain.networks.heads import ConvolutionalHead
 from growtrain.networks.paired import PairedLinear
+
+
+@contextlib.contextmanager
+def kept_buffers(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Meanwhile a forward pass may change buffers, as BatchNorm's in training mode does; then they are as before. Gives copies by name."""
+    buffers = dict(network.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                path, _, own = name.rpartition(".")
+                network.get_submodule(path)._buffers[own] = buffer
+                if not torch.equal(buffer, before[name]):
+                    buffer.copy_(before[name])
 
 
 def check_deterministic(network: nn.Module, what: str = "layer") -> None:
@@ -68,16 +85,15 @@ def check_injectable(head: nn.Module, features: Tensor | None = None) -> None:
 @torch.no_grad()
 def _check_purity(head: nn.Module, features: Tensor) -> None:
     """Raises `ValueError` if the output is no tensor, or if a forward pass changes a buffer; the buffers are put back."""
-    before = {name: buffer.clone() for name, buffer in head.named_buffers()}
-    try:
-        output = head(features)
-    except RuntimeError as error:
-        raise ValueError(
-            f"this head does not take features of shape {tuple(features.shape)}: pass probe=, a batch of its input ({error})"
-        ) from error
-    changed = [name for name, buffer in head.named_buffers() if not torch.equal(buffer, before[name])]
-    for name in changed:
-        head.get_buffer(name).copy_(before[name])
+    with kept_buffers(head) as before:
+        try:
+            output = head(features)
+        except RuntimeError as error:
+            raise ValueError(
+                f"this head does not take features of shape {tuple(features.shape)}: "
+                f"pass probe=, a batch of its input ({error})"
+            ) from error
+        changed = [name for name, buffer in head.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise ValueError(
             f"head buffer {changed[0]!r} changes in every forward pass: copies of the head would not agree; "

@@ -56,9 +56,9 @@ class FrozenBank(nn.Module):
     def __init__(self, heads: list[nn.Module], anchors: list[Anchor], *, fused: bool, trainable: bool = False) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
-            head if trainable and trains(head) else copy.deepcopy(head).requires_grad_(False) for head in heads
+            head if trainable and trains(head) else copy.deepcopy(head).requires_grad_(False).eval() for head in heads
         )
-        self.eval()
+        self.training = False
         self.anchors = anchors
         self.fused = fused
         if self.fused:

@@ -22,7 +22,7 @@ from growtrain.environments.base import Spec
 from growtrain.growth.inject import count_parameters
 from growtrain.growth.kinds import KINDS, Kind, kind_of
 from growtrain.networks.activations import outputs_per_unit
-from growtrain.networks.build import make_parts, make_vector_parts
+from growtrain.networks.build import NETWORKS, make_parts, make_vector_part
 from growtrain.networks.snapshot import ROWS_AT_ONCE
 from growtrain.plasticity.measurer import STATES
 from growtrain.replay.make import replay_bytes
@@ -300,8 +300,7 @@ class StageSizes:
 
 def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes:
     """Of a Q-network and its target."""
-    schedule = schedule_of(config)
-    width = config.width * (schedule.width_multiplier + (stage if kind.adds == "units" else 0))
+    width = config.start_width() + (config.width * stage if kind.adds == "units" else 0)
     shape = network_shape(config, spec, width)
     injections, snapshots = (stage if kind.adds == what else 0 for what in ("heads", "snapshot"))
     num_live = 1 + (injections if config.trainable_heads == "all" else 0)
@@ -338,21 +337,19 @@ def _sac_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> StageSizes
     A critic's heads are computed three times, at (s, a), at (s, a~) and by its target at (s', a'), and pass a gradient to a~ once;
     an actor's twice. Only live heads have gradients of their weights, of a critic from (s, a) alone.
     """
-    schedule = schedule_of(config)
-    width = config.width * schedule.width_multiplier
-    with torch.device("meta"):
-        grown = make_vector_parts(config, spec, width + (config.width * stage if kind.adds == "units" else 0))
-        small = make_vector_parts(config, spec, width)
     total = trainable = per_update = per_action = per_row = activations = live_width = frozen_width = 0
-    for name in small:
-        grows = config.grow == "both" or name.startswith(config.grow)
-        layers = [layer for layer in (grown if grows else small)[name] if isinstance(layer, nn.Linear)]
+    for name in NETWORKS:
+        grows = config.grows(name)
+        width = config.start_width(name) + (config.width * stage if grows and kind.adds == "units" else 0)
+        with torch.device("meta"):
+            part = make_vector_part(config, spec, name, width)
+        layers = [layer for layer in part if isinstance(layer, nn.Linear)]
         injections, snapshots = (stage if grows and kind.adds == what else 0 for what in ("heads", "snapshot"))
         live = 1 + (injections if config.trainable_heads == "all" else 0)
         heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
         products = [layer.weight.numel() for layer in layers]
         head, below = sum(products), sum(products[1:])
-        parameters = count_parameters((grown if grows else small)[name])
+        parameters = count_parameters(part)
         total += (heads + snapshots) * parameters
         trainable += live * parameters
         learning = live * (head + below)
@@ -464,7 +461,7 @@ def full_width(config: Config) -> Config:
     schedule = schedule_of(config)
     if not schedule.injection_frames or KINDS[schedule.intervention].adds == "nothing":
         return config
-    # The last hidden layer is wider, which has as many parameters, nearly, as heads beside each other.
+    # The last hidden layer of what grows is wider, which has as many parameters, nearly, as heads beside each other.
     if config.continuous:
         return dataclasses.replace(
             config, schedule=f"full{len(schedule.injection_frames)}x", intervention="inject", freeze="heads"

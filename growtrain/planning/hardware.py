@@ -97,11 +97,11 @@ def _hardware(
     fp32: float,
     tf32: float,
     memory: float,
-    cache: float,
+    cache: Constant,
     cache_bandwidth: Constant,
     link: float,
 ) -> Hardware:
-    """One row: TFLOP/s, GB/s, MB and the source of all but the cache's bandwidth."""
+    """One row: TFLOP/s, GB/s and the source of all but the cache's."""
     return Hardware(
         name=name,
         title=title,
@@ -110,7 +110,7 @@ def _hardware(
         convolution_flops=Constant(1e12 * tf32, f"{source}: TF32"),
         memory_bandwidth=_bandwidth(1e9 * memory, source),
         cache_bandwidth=cache_bandwidth,
-        cache_bytes=Constant(1e6 * cache, source),
+        cache_bytes=cache,
         link_bandwidth=Constant(1e9 * link, f"{source}: PCIe, one way"),
         graph_kernel=_GRAPH_KERNEL,
         eager_kernel=_EAGER_KERNEL,
@@ -119,20 +119,28 @@ def _hardware(
     )
 
 
+_MB_A100 = Constant(40e6, "NVIDIA A100 architecture white paper (2020)")
+_MB_H100 = Constant(50e6, "NVIDIA H100 architecture white paper (2022): 50 of the chip's 60 MB")
+_MB_H200 = Constant(
+    60e6, f"its driver, in PyTorch's device properties: all of the chip's 60 MB; so, too, {_L2}/h200.txt"
+)
+_MB_4090 = Constant(72e6, _ADA)
+_MB_L4 = Constant(48e6, f"{_ADA}: AD104")
+
 _L2_A100 = Constant(5.4e12, f"{_L2}/a100_80.txt: 5.3 to 5.5 TB/s")
 _L2_H100 = Constant(6.9e12, f"{_L2}/h100_pcie.txt, of the PCIe card: 6.8 to 7.1 TB/s")
 _L2_H200 = Constant(9.8e12, f"{_L2}/h200.txt: 9.6 to 10.1 TB/s")
 _L2_4090 = Constant(4.9e12, "smallscientist1/cuda_microbenchmark, analysis_RTX4090.md: 4,903 GB/s")
 _L2_L4 = Constant(2.65e12, "the RTX 4090's, by size of the cache and clock (not measured)")
 
-# Name, title, the driver's name, source; TFLOP/s in float32 and in TF32; GB/s and MB of memory and cache; GB/s of the link.
+# Name, title, the driver's name, source; TFLOP/s in float32 and in TF32; GB/s of memory; cache; GB/s of the link.
 _ROWS = (
-    _hardware("a100", "NVIDIA A100 SXM 40 GB", r"A100-SXM4-40GB", _A100, 19.5, 156, 1555, 40, _L2_A100, 32),
-    _hardware("a100-80gb", "NVIDIA A100 SXM 80 GB", r"A100-SXM4-80GB", _A100, 19.5, 156, 2039, 40, _L2_A100, 32),
-    _hardware("h100", "NVIDIA H100 SXM", r"H100 80GB HBM3", _H100, 67, 495, 3350, 50, _L2_H100, 64),
-    _hardware("h200", "NVIDIA H200", r"H200$", _H200, 67, 495, 4800, 50, _L2_H200, 64),
-    _hardware("rtx4090", "NVIDIA GeForce RTX 4090", r"RTX 4090$", _ADA, 82.6, 82.6, 1008, 72, _L2_4090, 32),
-    _hardware("l4", "NVIDIA L4", r"\bL4$", _L4, 30.3, 60, 300, 48, _L2_L4, 32),
+    _hardware("a100", "NVIDIA A100 SXM 40 GB", r"A100-SXM4-40GB", _A100, 19.5, 156, 1555, _MB_A100, _L2_A100, 32),
+    _hardware("a100-80gb", "NVIDIA A100 SXM 80 GB", r"A100-SXM4-80GB", _A100, 19.5, 156, 2039, _MB_A100, _L2_A100, 32),
+    _hardware("h100", "NVIDIA H100 SXM", r"H100 80GB HBM3", _H100, 67, 495, 3350, _MB_H100, _L2_H100, 64),
+    _hardware("h200", "NVIDIA H200", r"H200$", _H200, 67, 495, 4800, _MB_H200, _L2_H200, 64),
+    _hardware("rtx4090", "NVIDIA GeForce RTX 4090", r"RTX 4090$", _ADA, 82.6, 82.6, 1008, _MB_4090, _L2_4090, 32),
+    _hardware("l4", "NVIDIA L4", r"\bL4$", _L4, 30.3, 60, 300, _MB_L4, _L2_L4, 32),
 )
 HARDWARE = {row.name: row for row in _ROWS}
 

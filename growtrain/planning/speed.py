@@ -3,6 +3,7 @@
 Units: seconds; hours where a name says so.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate, uses_graph
 from growtrain.learners.make import make_learner
+from growtrain.networks.snapshot import ROWS_AT_ONCE
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.planning.costs import Plan, full_width, make_plan, updates_at_once
 from growtrain.replay.ring import Transitions
@@ -29,13 +31,20 @@ from growtrain.settings.schedules import schedule_of
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds per stage of one update and of one action of all lanes, from `timed` updates.
+    """Seconds per stage, from `timed` updates.
 
-    `spread` is the worst stage's (slowest - fastest) / median over its blocks of updates: large where the machine is busy.
+    Attributes:
+        update_seconds: of one update.
+        act_seconds, eval_act_seconds: of one action of all lanes, and of those that an evaluation has.
+        swept_row_seconds: of one row of the sweep that the stage begins with; 0 without one.
+        timed: updates.
+        spread: the worst stage's (slowest - fastest) / median over its blocks of updates: large where the machine is busy.
     """
 
     update_seconds: tuple[float, ...]
     act_seconds: tuple[float, ...]
+    eval_act_seconds: tuple[float, ...]
+    swept_row_seconds: tuple[float, ...]
     timed: int
     spread: float
 
@@ -47,7 +56,7 @@ class Speed:
     Attributes:
         machine: the device, in words.
         run, baseline: times of the run and of its full-width baseline.
-        environment_seconds: one step of all lanes.
+        environment_seconds, eval_environment_seconds: one step of all lanes, and of those that an evaluation has.
         overlapped: updates on a GPU run while the environments step; on a CPU both use the same cores, so their times add up.
     """
 
@@ -55,29 +64,28 @@ class Speed:
     run: Timing
     baseline: Timing
     environment_seconds: float
+    eval_environment_seconds: float
     overlapped: bool
 
     def projected_hours(self, plan: Plan, timing: Timing) -> list[float]:
-        """Hours of training per stage: acting, environments, updates; not evaluation, sampling, logging or checkpoints."""
+        """Hours of training per stage: acting, environments, updates, sweeps; not evaluation, sampling, logging or checkpoints."""
         hours, lanes = [], plan.config.num_envs
-        for cost, update, act in zip(plan.stages, timing.update_seconds, timing.act_seconds, strict=True):
-            learning, playing = (
-                cost.updates * update,
-                cost.frames / plan.config.frame_skip / lanes * self.environment_seconds,
-            )
+        for stage, cost in enumerate(plan.stages):
+            learning = cost.updates * timing.update_seconds[stage]
+            playing = cost.frames / plan.config.frame_skip / lanes * self.environment_seconds
             both = max(learning, playing) if self.overlapped else learning + playing
-            hours.append((cost.policy_steps / lanes * act + both) / 3600)
+            acting = cost.policy_steps / lanes * timing.act_seconds[stage]
+            hours.append((acting + both + cost.rows_swept * timing.swept_row_seconds[stage]) / 3600)
         return hours
 
     def evaluation_hours(self, plan: Plan, *, at_most: bool = False) -> float:
         """Hours of all evaluations: if their episodes last as planned, or if every one is cut at its greatest length."""
-        config = plan.config
-        lanes = min(config.num_envs, config.num_eval_episodes)
+        config, lanes = plan.config, plan.config.num_eval_lanes
         rounds = -(-config.num_eval_episodes // lanes) * config.max_episode_frames / config.frame_skip
         hours = 0.0
-        for cost, act in zip(plan.stages, self.run.act_seconds, strict=True):
+        for cost, act in zip(plan.stages, self.run.eval_act_seconds, strict=True):
             steps = cost.evaluations * rounds if at_most else cost.evaluation_frames / config.frame_skip / lanes
-            hours += steps * (act + self.environment_seconds) / 3600
+            hours += steps * (act + self.eval_environment_seconds) / 3600
         return hours
 
 
@@ -91,11 +99,17 @@ def measure_speed(config: Config, spec: Spec, device: torch.device, *, seconds: 
     share = 0.75 * seconds / (len(make_plan(config, spec).stages) + (baseline != config))
     run = _time_stages(config, spec, device, share)
     cuda = device.type == "cuda"
+    of_evaluation = dataclasses.replace(config, num_envs=config.num_eval_lanes)
+    time_each = (0.25 if of_evaluation == config else 0.125) * seconds
+    environment_seconds = eval_environment_seconds = _time_environments(config, time_each)
+    if of_evaluation != config:
+        eval_environment_seconds = _time_environments(of_evaluation, time_each)
     return Speed(
         machine=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
         run=run,
         baseline=run if baseline == config else _time_stages(baseline, spec, device, share),
-        environment_seconds=_time_environments(config, 0.25 * seconds),
+        environment_seconds=environment_seconds,
+        eval_environment_seconds=eval_environment_seconds,
         overlapped=cuda,
     )
 
@@ -153,19 +167,36 @@ def _time_stages(config: Config, spec: Spec, device: torch.device, seconds: floa
     num_updates = updates_at_once(config)
     if device.type == "cpu":
         keep_freed_memory()  # as a run does
-    dtype = torch.float32 if spec.is_vector else torch.uint8
+    dtype, lanes = torch.float32 if spec.is_vector else torch.uint8, config.num_eval_lanes
     observation = torch.zeros((config.num_envs, *spec.observation_shape), dtype=dtype, device=device)
-    updates, acts, timed, spread = [], [], 0, 0.0
+    rows = torch.zeros((ROWS_AT_ONCE, *spec.observation_shape), dtype=dtype, device=device)
+    known = torch.zeros((ROWS_AT_ONCE, spec.num_outputs), device=device)
+    updates, acts, eval_acts, sweeps, timed, spread = [], [], [], [], 0, 0.0
     update: Callable[[], object] | None = None
-    for learner, batches in grown_stage_by_stage(config, spec, device, num_updates):
+    learners = grown_stage_by_stage(config, spec, device, num_updates)
+    for cost, (learner, batches) in zip(make_plan(config, spec).stages, learners, strict=True):
         update = update or make_update(learner, batches)
-        blocks, calls = _block_seconds(update, device, 0.8 * seconds)
-        act_blocks, _ = _block_seconds(partial(_act, learner, observation), device, 0.2 * seconds)
+        blocks, calls = _block_seconds(update, device, 0.7 * seconds)
         updates.append(float(np.median(blocks)) / num_updates)
-        acts.append(float(np.median(act_blocks)))
+        acts.append(_median_seconds(partial(_act, learner, observation), device, 0.1 * seconds))
+        few = partial(_act, learner, observation[:lanes])
+        eval_acts.append(acts[-1] if lanes == config.num_envs else _median_seconds(few, device, 0.1 * seconds))
+        sweep = partial(learner.frozen_value, rows, known)
+        sweeps.append(_median_seconds(sweep, device, 0.1 * seconds) / ROWS_AT_ONCE if cost.flops_of_sweep else 0.0)
         timed += calls * num_updates
         spread = max(spread, float(np.ptp(blocks) / np.median(blocks)))
-    return Timing(update_seconds=tuple(updates), act_seconds=tuple(acts), timed=timed, spread=spread)
+    return Timing(
+        update_seconds=tuple(updates),
+        act_seconds=tuple(acts),
+        eval_act_seconds=tuple(eval_acts),
+        swept_row_seconds=tuple(sweeps),
+        timed=timed,
+        spread=spread,
+    )
+
+
+def _median_seconds(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    return float(np.median(_block_seconds(call, device, seconds)[0]))
 
 
 def _act(learner: AbstractLearner, observation: Tensor) -> Tensor:

@@ -99,41 +99,42 @@ def count_work(config: Config, spec: Spec) -> tuple[Work, ...]:
     planned = sum(stage.updates for stage in make_plan(config, spec).stages)
     compiled = config.execution != "eager" and planned >= MIN_UPDATES_TO_COMPILE
     stages = []
-    for learner, batches in grown_stage_by_stage(config, spec, torch.device("cpu")):
-        assert isinstance(learner, DoubleDQN), "the kernels that are counted are those of a Q-network"
-        learner.asynchronous = True  # as on a GPU: no value is read
-        learner.rebuild()
-        _fuse_banks(learner)
-        ring = _filled_ring(config, spec)
-        frozen = learner.frozen_value(ring.newest())
-        if frozen is not None:
-            ring.add_column("frozen_value", Column((spec.num_actions,), torch.float32))
-        rows, newest = ring.sample_indices(config.batch_size), ring.newest_rows()
-        index, values = 8 * config.num_envs, 4 * config.num_envs * spec.num_actions
-        kept = [index] if frozen is not None else []  # rows whose frozen values are read or written
-        learner.update(batches)  # optimizer slots exist
-        stages.append(
-            Work(
-                update=(
-                    *_copies(8 * config.batch_size),
-                    *count_update(learner, partial(_gather, ring, rows), gpu=True, compiled=compiled),
-                ),
-                act=(
-                    *_copies(index * spec.stack_size, *kept),
-                    *_counted(partial(_act, learner, ring, newest)),
-                    *_copies(values),
-                ),
-                store=(
-                    *_copies(index, 2 * index, index, config.num_envs * math.prod(spec.frame_shape), *kept),
-                    *_counted(partial(_store, learner, ring, spec)),
-                ),
-                play=(
-                    *_copies(config.num_envs * math.prod(spec.observation_shape)),
-                    *_counted(partial(learner.act, ring.newest())),
-                    *_copies(values),
-                ),
+    with torch.compiler.set_stance("force_eager"):  # what is counted is known without compiling it
+        for learner, batches in grown_stage_by_stage(config, spec, torch.device("cpu")):
+            assert isinstance(learner, DoubleDQN), "the kernels that are counted are those of a Q-network"
+            learner.asynchronous = True  # as on a GPU: no value is read
+            learner.rebuild()
+            _fuse_banks(learner)
+            ring = _filled_ring(config, spec)
+            frozen = learner.frozen_value(ring.newest())
+            if frozen is not None:
+                ring.add_column("frozen_value", Column((spec.num_actions,), torch.float32))
+            rows, newest = ring.sample_indices(config.batch_size), ring.newest_rows()
+            index, values = 8 * config.num_envs, 4 * config.num_envs * spec.num_actions
+            kept = [index] if frozen is not None else []  # rows whose frozen values are read or written
+            learner.update(batches)  # optimizer slots exist
+            stages.append(
+                Work(
+                    update=(
+                        *_copies(8 * config.batch_size),
+                        *count_update(learner, partial(_gather, ring, rows), gpu=True, compiled=compiled),
+                    ),
+                    act=(
+                        *_copies(index * spec.stack_size, *kept),
+                        *_counted(partial(_act, learner, ring, newest)),
+                        *_copies(values),
+                    ),
+                    store=(
+                        *_copies(index, 2 * index, index, config.num_envs * math.prod(spec.frame_shape), *kept),
+                        *_counted(partial(_store, learner, ring, spec)),
+                    ),
+                    play=(
+                        *_copies(config.num_envs * math.prod(spec.observation_shape)),
+                        *_counted(partial(learner.act, ring.newest())),
+                        *_copies(values),
+                    ),
+                )
             )
-        )
     return tuple(stages)
 
 

@@ -1,8 +1,13 @@
 """Have an agent's values diverged? An injection keeps them as they are, so that what looks like lost plasticity would not be mended by one.
 
-No discounted return can be larger than max |r| / (1 - gamma). Values beyond that have no return behind them (Nikishin et al. 2022, "The
-Primacy Bias": after priming, critics overestimate without bound). Soft values hold an entropy bonus as well, alpha times the entropy, for
-which the temperature's target stands in.
+No discounted return can be larger than max |r| / (1 - gamma). What a value has beyond that has no return behind it (van Hasselt et al.
+2018, "Deep Reinforcement Learning and the Deadly Triad"; Nikishin et al. 2022, "The Primacy Bias": after priming, critics overestimate
+without bound). Soft values hold an entropy bonus as well, alpha times the entropy, for which the temperature's target stands in.
+
+A healthy critic may be above the bound: where every step earns the largest reward, true values are the bound, and the largest of thousands
+of approximations is above its own true value. An error of e at every step adds up as rewards do, to e / (1 - gamma). So values are said to
+have diverged beyond twice the bound: that takes an error at every step as large as the largest reward, and more than half of such a
+value is error, whatever the policy. What grows without bound gets there all the same.
 
 Units: values and rewards are as learned from.
 """
@@ -16,6 +21,7 @@ from growtrain.learners.base import AbstractLearner
 from growtrain.replay.ring import LaneRing
 
 _STATES = 4_096
+_MARGIN = 2.0  # times the bound, beyond which a value is more error than return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +38,8 @@ class Divergence:
 
     @property
     def diverged(self) -> bool:
-        """Whether a value is beyond any return; never where no reward has been seen."""
-        return self.bound > 0 and not self.value <= self.bound  # nor is NaN
+        """Whether a value is more error than any return; never where no reward has been seen."""
+        return self.bound > 0 and not self.value <= _MARGIN * self.bound  # nor is NaN
 
     @property
     def sentence(self) -> str:

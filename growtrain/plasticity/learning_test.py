@@ -6,7 +6,7 @@ as it is (value-like targets, as in section 3 of Nikishin et al. 2023, which reg
 has been made fresh:
 
     current          nothing: what the run would go on with
-    inject           the head, by plasticity injection
+    inject           the head, by plasticity injection; the encoder, too, where the run injects with one
     reset-head       the head
     reset-encoder    the encoder
     fresh-optimizer  the optimizer's slots, where the run's optimizer is Adam
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain.growth.alternatives import head_of
-from growtrain.growth.kinds import KINDS, kind_of
+from growtrain.growth.kinds import KINDS, Kind, kind_of
 from growtrain.growth.transaction import intervene
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
@@ -56,7 +56,7 @@ from growtrain.settings.schedules import Intervention
 Copy = str
 # What is done to each copy.
 COPIES: dict[Copy, Intervention | None] = {"current": None} | {
-    kind.copy or intervention: intervention for intervention, kind in KINDS.items() if kind.place
+    kind.copy or intervention: intervention for intervention, kind in KINDS.items() if kind.is_evidence
 }
 _EPS = 1e-8  # Adam's own
 _CHUNK = 256  # observations in one forward pass without a gradient
@@ -103,13 +103,18 @@ class Interrupted(Exception):
     """The test was asked to stop before its end."""
 
 
+def kinds_of(config: Config) -> dict[Copy, Kind]:
+    """What is done to every copy but the current one, as a run of this configuration has it done."""
+    return {copy: kind_of(intervention, config) for copy, intervention in COPIES.items() if intervention}
+
+
 def copies_of(config: Config, *, encoder_frozen: bool, network: str = "") -> list[Copy]:
     """The copies that are tested: all but what the run could not have done to its network.
 
     Those are `reset-encoder` and `fresh-network` where no encoder learns, and `fresh-optimizer` where its optimizer is not Adam, or the
     network is an actor.
     """
-    kinds = {copy: KINDS[intervention] for copy, intervention in COPIES.items() if intervention}
+    kinds = kinds_of(config)
     same = {copy for copy, kind in kinds.items() if encoder_frozen and "encoder" in kind.born}
     same |= {copy for copy, kind in kinds.items() if kind.place == "optimizer" and not _keeps_slots(config, network)}
     return [copy for copy in COPIES if copy not in same]

@@ -4,7 +4,7 @@ A row has a *frame*, what is new in the observation (`frames`: pictures, `vector
 
 Every lane (one environment) is a ring of rows, written in order. A row is a moment of an episode: what is observed then, and the transition
 that leaves it for the next row. An episode's last moment takes a row too, though no transition leaves it. What a row holds is up to whoever
-builds on this: columns have names, shapes and types, on the learner's device or on the host. One can be added at any time:
+builds on this: columns have names, shapes and types. One can be added at any time:
 
     ring.add_column("values", Column((num_actions,), torch.float32))
     for rows in ring.rows_read().split(4096):                            # what is there, in one sweep
@@ -44,13 +44,11 @@ class Column:
     Attributes:
         shape: of an entry.
         dtype: of its numbers.
-        on_host: it stays on the host, wherever the ring's device is.
         padded: there is one row beyond the lanes', which stays zero, to be read where there is nothing.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    on_host: bool = False
     padded: bool = False
 
     def num_bytes(self, rows: int) -> int:
@@ -243,8 +241,7 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
         if name in self.columns:
             raise ValueError(f"the ring has a column {name!r} already: drop it first")
         rows = self.num_lanes * self.rows + column.padded
-        device = torch.device("cpu") if column.on_host else self.device
-        self.columns[name] = _zeros((rows, *column.shape), column.dtype, device)
+        self.columns[name] = _zeros((rows, *column.shape), column.dtype, self.device)
 
     def drop_column(self, name: str) -> None:
         """Drops a column that was added.
@@ -369,7 +366,7 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
 
     @abstractmethod
     def gather(self, flat: Tensor) -> Transitions:
-        """Transitions: device work of static shapes without a sync, fit for a CUDA graph, unless a column is on the host.
+        """Transitions: device work of static shapes without a sync, fit for a CUDA graph.
 
         Args:
             flat: (n,) int64 on the ring's device, valid flat rows (not checked).
@@ -388,8 +385,7 @@ class LaneRing(Storage):  # type: ignore[misc]  # torchrl is untyped
 
     def _pairs(self, column: Tensor, rows: Tensor) -> Tensor:
         """A column's entries at s and at s', rows (n, 2): (n, 2, *shape) on the ring's device."""
-        each = rows.reshape(-1).to(column.device)
-        return column.index_select(0, each).to(self.device).view(-1, 2, *column.shape[1:])
+        return column.index_select(0, rows.reshape(-1)).view(-1, 2, *column.shape[1:])
 
     def sample(self, num: int) -> TensorDict:
         """Returns (num,) transitions drawn uniformly, on the ring's device, in TorchRL's layout."""

@@ -188,11 +188,15 @@ class Collector:
         self.environment.send(self._actions)
 
     def _enter(self, game: int) -> None:
-        """Begins episodes of a chain's next game; those of the one before are broken off, and count for nothing."""
+        """Goes on to a chain's next game."""
         self._game = game
-        self.environment.enter(game)
         if not self.config.keep_replay:
             self._ring.forget()
+        self.begin_episodes()
+
+    def begin_episodes(self) -> None:
+        """Seeds every lane and begins an episode there; those that are open are broken off, and count for nothing."""
+        self.environment.enter(self._game)
         self._ring.start(self.environment.start().frame)
         self.recent_returns.clear()
         self._inherited[:] = False

@@ -49,8 +49,7 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
     """
     start = time.perf_counter()
     generator, seed = random_streams(config, frames)
-    num_episodes = config.num_eval_episodes
-    num_lanes = min(config.num_envs, num_episodes)
+    num_episodes, num_lanes = config.num_eval_episodes, config.num_eval_lanes
     environment = make_environment(dataclasses.replace(config, num_envs=num_lanes), seed=seed)
     environment.enter(config.game_after(frames))
     scores: dict[int, float] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from growtrain.growth.kinds import kind_of
-from growtrain.growth.transaction import GrowthFailed, apply
+from growtrain.growth.transaction import GrowthFailed, apply, freeze_encoder
 from growtrain.plasticity.adaptive import decide
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
 from growtrain.plasticity.measurer import Measurer
@@ -118,7 +118,7 @@ class Growing:
         return not self.kind.at_target_copy or crossed(self.config, self.config.target_period, frames)
 
     def grow(self) -> Iterator[Record]:
-        """Carries out the next entry of the schedule.
+        """Carries out the next entry of the schedule; an encoder that freezes with it does so even if the growth fails and is skipped.
 
         Raises:
             GrowthFailed: it was rolled back, and that is to end the run.
@@ -139,7 +139,7 @@ class Growing:
             valid = torch.from_numpy(np.flatnonzero(ring.valid))
             size = (self.kind.num_observations,)
             chosen = valid[torch.randint(len(valid), size, generator=self.generator)]
-            freezes_all = self.kind.adds == "snapshot"
+            freezes_all, freezes_encoder = self.kind.adds == "snapshot", self.entries == self.config.freeze_encoder_at
             try:
                 if freezes_all:
                     self.frozen_values.prepare()
@@ -149,7 +149,7 @@ class Growing:
                     self.measurer.learner.inputs(ring.get(chosen)),
                     config=self.config,
                     generator=self.generator,
-                    freeze_encoder=self.entries == self.config.freeze_encoder_at,
+                    freeze_encoder=freezes_encoder,
                     frames=frames,
                     reason=reason,
                     also=self.frozen_values.sweep if freezes_all else None,
@@ -159,6 +159,11 @@ class Growing:
                 if self.config.on_growth_failure == "stop":
                     raise
                 warnings.warn(f"{error}; training goes on ungrown", stacklevel=1)
+                if freezes_encoder:  # a promise of its own
+                    try:
+                        freeze_encoder(self.measurer.learner)
+                    except GrowthFailed as also:
+                        warnings.warn(f"the encoder goes on learning: {also}", stacklevel=1)
                 return
             self.frozen_values.settle()
         self.interventions += 1

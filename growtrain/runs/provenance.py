@@ -43,6 +43,11 @@ def _device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
+def was_on_cpu(machine: dict[str, Any]) -> bool:
+    """Whether what `describe_machine` described had its tensors on a CPU."""
+    return str(machine.get("device")).startswith("cpu ")
+
+
 def describe(config: Config, device: torch.device) -> dict[str, Any]:
     """What `config.json` holds: the configuration and what it ran on."""
     about = {"config": config.to_dict(), "fingerprint": config.fingerprint()}

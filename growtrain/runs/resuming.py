@@ -21,10 +21,16 @@ from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.foreign_weights import initial_sha256
 from growtrain.learners.saved import begins_frozen, read_saved
+<<<<<<< HEAD
 from growtrain.records import record_files
 from growtrain.runfiles import PARTIAL, cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, open_at, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences
+=======
+from growtrain.runfiles import cut_back, read_plain, sweep
+from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
+from growtrain.runs.provenance import describe_machine, differences, was_on_cpu
+>>>>>>> main
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import copy_of_last, schedule_of
 from growtrain.settings.text import ConfigError, flag, format_count
@@ -189,6 +195,10 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
         )
+    if new.width_multiplier > 1 and config.continuous and config.grow != checkpoint.config.grow:
+        raise ConfigError(
+            f"--grow {config.grow}: {config.schedule} has widened the networks of --grow {checkpoint.config.grow}: keep it"
+        )
     done = done_injections(checkpoint)
     coming = new.injection_frames[len(done) :]
     # One that is late waits for a copy of the target.
@@ -217,7 +227,7 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--target-period {config.target_period} brings no copy of the target for every injection between {checkpoint.frames} frames "
             f"and the end at {config.total_frames}, at which --freeze network freezes: lower it, or give more frames"
         )
-    learner, what = read_saved(checkpoint.state["learner"]), f"--intervention {new.intervention}"
+    learner, what = read_saved(checkpoint.state["learner"], config), f"--intervention {new.intervention}"
     if (learner.injections or learner.snapshots) and kind.needs_single_head:
         raise ConfigError(
             f"{what}: the head has been injected, and its frozen heads cannot follow: use another intervention, or fork a run that was not"
@@ -244,13 +254,15 @@ def resumption(
     """
     skew = differences(start.machine, describe_machine(device))
     if skew:
-        warnings.warn(
-            f"the checkpoint was made with other {', '.join(skew)}: results may differ in the last bits", stacklevel=1
-        )
+        # What SAC draws on its device cannot go on as it would have on a device of another kind.
+        moved = config.continuous and was_on_cpu(start.machine) != (device.type == "cpu")
+        differ = "the noise of updates is another from here on" if moved else "results may differ in the last bits"
+        warnings.warn(f"the checkpoint was made with other {', '.join(skew)}: {differ}", stacklevel=1)
     before = start.config.to_dict()
     changes = {name: value for name, value in config.to_dict().items() if before[name] != value}
     ways = [
         (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at, c.freeze, c.live_encoder)
+        + ((c.grow,) if c.continuous else ())
         for c in (start.config, config)
     ]
     return (

@@ -4,7 +4,6 @@ Units: frames; seconds on a monotonic clock.
 """
 
 import contextlib
-import gc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from growtrain.learners.make import make_learner, resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Diagnostics, Evaluation, Metrics, Record
-from growtrain.replay.buffer import ring_replay
 from growtrain.replay.make import make_ring
 from growtrain.runfiles import Unreadable, sweep, write_json
 from growtrain.runs.acting import Collector
@@ -50,7 +48,7 @@ class Run:
 
     Attributes:
         config, run_dir, device, schedule: what is run, where, when it grows.
-        collector, ring, replay: acting and memory.
+        collector, ring: acting and memory.
         learner, captured: learning, and its update in a CUDA graph, if it is in one.
         measurer, growing, saver: how plastic the learner is, its growth, and its checkpoints.
         accounts, phases: frames, updates and seconds, of every stage and since the last record; and their timers.
@@ -65,14 +63,12 @@ class Run:
         torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
-        gc.collect()  # TorchRL's buffer and its writer hold each other: an earlier run's replay goes before this one takes memory
         self.schedule = schedule_of(config)
         streams = np.random.SeedSequence(config.entropy).spawn(5)
         weights, episodes, exploration, sampling, growth = (int(s.generate_state(1, np.uint64)[0]) for s in streams)
         environment = make_environment(config, seed=episodes)
         rng = np.random.default_rng(sampling)
         self.ring = make_ring(config, environment.spec, rng=rng, device=self.device)
-        self.replay = ring_replay(self.ring)
         self.collector = Collector(environment, self.ring, config, np.random.default_rng(exploration))
         generator = torch.Generator().manual_seed(weights)
         learner = make_learner(config, environment.spec, device=self.device, generator=generator)
@@ -295,7 +291,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, all but the frames of the replay; a changed seed keeps its own generators."""
+        """Restores what `state_dict` gave, all but the frames of the replay."""
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(state["collector"])
         self.ring.load_state_dict(state["ring"])
@@ -311,8 +307,9 @@ class Run:
 
     def _restore(self, start: Checkpoint) -> None:
         """Makes this run the one that was saved; raises `Unreadable` where the checkpoint does not fit."""
-        state = start.state
-        if start.config.seed != self.config.seed:  # a fork with another seed: the past is kept, the future is its own
+        state, reseeded = start.state, start.config.seed != self.config.seed
+        if reseeded:  # a fork with another seed: the past is kept, the future is its own
+            state["collector"]["environment"] = self.collector.environment.state_dict()
             state["collector"]["exploration"] = dict(self.collector.generator.bit_generator.state)
             state["ring"]["rng"] = self.ring.state_dict()["rng"]
             state["growth_generator"] = self.growing.generator.get_state()
@@ -324,6 +321,8 @@ class Run:
             if self._forked:  # what is reported of it is of episodes that it has begun itself
                 self.collector.disown_episodes()
                 self.last_evaluation = None
+            if reseeded:  # what an emulator draws within an episode is decided where it is seeded
+                self.collector.begin_episodes()
         except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
             raise Unreadable(f"{start.path}: {error}") from error
         done = self.growing.interventions

@@ -73,7 +73,9 @@ def updates_due(config: Config, agent_steps: int) -> int:
     """
     warm_up, skip = config.learning_starts // config.frame_skip, config.frame_skip
     emptied = () if config.keep_replay else config.switch_frames
-    begun = (0, *(frames // skip - config.num_envs for frames in emptied))
+    lanes = config.num_envs
+    # It is emptied at the first step of all lanes by which the frames of the switch are played.
+    begun = (0, *((-(-frames // (skip * lanes)) - 1) * lanes for frames in emptied))
     steps = agent_steps - sum(min(max(0, agent_steps - start), warm_up) for start in begun)
     in_play = int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
     return in_play + priming_due(config, agent_steps)

@@ -169,9 +169,9 @@ class Config:
     )
     schedule: str = setting(
         "grow3x",
-        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions), or at-switch (of games); to compare "
-        "with: reset, shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is measured "
-        "to be lost.",
+        "fixed, grow1x, grow3x, full1x, full3x, or at:25M,50M (frames) or at:0.1,0.5 (fractions), or every:5M, or at-switch (of games); to "
+        "compare with: reset, shrink-perturb, widen3x (at the times of grow3x), redo (every --redo-period); adaptive: when plasticity is "
+        "measured to be lost.",
         forkable=True,
         common=True,
     )
@@ -255,7 +255,7 @@ class Config:
     width: int = setting(
         512,
         "Hidden units of the small network's head; full1x and full3x take 2x and 4x this. Of SAC's networks, of both hidden layers; a full "
-        "width is the last one's.",
+        "width is the last one's, of the networks that --grow names.",
         bounds=_POSITIVE,
         common=True,
     )
@@ -303,9 +303,13 @@ class Config:
     )
     grow: Grow = setting(
         "both",
-        "Of SAC's networks, those that an intervention acts on: the two critics, the actor, or all three.",
+        "Of SAC's networks, those that an intervention acts on, or full1x and full3x widen: the two critics, the actor, or all three.",
         forkable=True,
-        needs=lambda config: config.continuous and config.growth.intervenes,
+        # With fullNx it came later, and leaves the fingerprints of runs that widen all networks what they were.
+        needs=lambda config: (
+            config.continuous
+            and (config.growth.intervenes or (config.growth.width_multiplier > 1 and config.grow != "both"))
+        ),
         common=True,
     )
     live_encoder: LiveEncoder = setting(
@@ -706,6 +710,14 @@ class Config:
         """Whether actions are real numbers, and the learner SAC."""
         return family_of(self.game).continuous
 
+    def grows(self, network: str) -> bool:
+        """Whether interventions act on the learner's network of that name: of SAC's, those that `grow` names."""
+        return not self.continuous or self.grow == "both" or network.startswith(self.grow)
+
+    def start_width(self, network: str = "") -> int:
+        """The last hidden layer's units of the learner's network of that name at the start: `fullNx` widens those that grow."""
+        return self.width * (self.growth.width_multiplier if self.grows(network) else 1)
+
     @property
     def games(self) -> tuple[str, ...]:
         """The games of a chain, by their family's names for them; a single game is its own."""
@@ -738,6 +750,11 @@ class Config:
     def num_eval_episodes(self) -> int:
         """Episodes of an evaluation."""
         return self.eval_episodes or self._usual_eval_episodes
+
+    @property
+    def num_eval_lanes(self) -> int:
+        """Environments of an evaluation: no more than it has episodes."""
+        return min(self.num_envs, self.num_eval_episodes)
 
     @property
     def expected_eval_frames(self) -> int:

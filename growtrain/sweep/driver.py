@@ -11,13 +11,12 @@ from collections.abc import Callable, Collection
 from signal import SIGTERM
 from typing import Final
 
-from growtrain.runfiles import RunLocked, require_unlocked
+from growtrain.runfiles import STOPPED, RunLocked, require_unlocked
 from growtrain.sweep.cells import Cell, growtrain_words, has_other_settings, progress
 from growtrain.sweep.executor import AbstractExecutor, Exit
 from growtrain.sweep.ledger import Ledger
 from growtrain.sweep.table import AbstractTable
 
-STOPPED: Final = 75  # of a run that a signal stopped, with a checkpoint to go on from
 _POLL: Final = 0.2  # how often children are looked at
 _LOOK: Final = 2.0  # how often the ledger is read, and the table drawn
 _BEATS_PER_LEASE: Final = 5

@@ -436,8 +436,7 @@ def _small(value: float | None) -> str:
 def _episodes(evaluation: Evaluation) -> str:
     if evaluation.episodes and evaluation.episode_return is None:
         return f"none of {evaluation.episodes} episodes ended"
-    unfinished = f" ({evaluation.unfinished} unfinished)" if evaluation.unfinished else ""
-    return f"{_count(evaluation.episodes)}{unfinished}"
+    return _count(evaluation.episodes)
 
 
 def _few(episodes: int) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from growtrain.analysis.runs import find_runs
+from growtrain.analysis.study import Study, make_study
 from growtrain.settings.presets import resolve
 
 ACTING = 100  # FLOPs a frame
@@ -95,3 +97,19 @@ def write_run(tmp_path: Path) -> WriteRun:
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def line(seed: int, slope: float = 1.0, spread: float = 0.3) -> Callable[[int], float]:
+    """A score on Pong that rises linearly to about human level at 40k frames, a little different for each seed."""
+    return lambda frames: -20.7 + slope * frames / 40_000 * (35 + spread * (seed - 1))
+
+
+def write_arms(write_run: WriteRun, slopes: dict[str, float], seeds: int = 3, game: str = "pong") -> None:
+    for schedule, slope in slopes.items():
+        for seed in range(seeds):
+            speed = {"full3x": 100.0, "grow1x": 125.0, "grow3x": 125.0}.get(schedule, 200.0)
+            write_run(f"{game}-{schedule}-{seed}", game, schedule, seed, line(seed, slope), speed=speed)
+
+
+def study_of(tmp_path: Path) -> Study:
+    return make_study(find_runs([tmp_path / "runs"]))

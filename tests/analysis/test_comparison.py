@@ -1,7 +1,6 @@
-"""Which runs are compared with which, where, and what is said about it: each kind of verdict, from runs whose truth is known."""
+"""Where arms are compared, and what is said about it: each kind of verdict, from runs whose truth is known."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,71 +9,23 @@ import pytest
 from growtrain.analysis.aggregate import Estimate
 from growtrain.analysis.comparison import (
     Comparison,
-    Study,
     compare,
     interval_text,
     limits,
-    make_study,
-    pairs_of,
-    reference_of,
     value_text,
     verdict,
 )
-from growtrain.analysis.runs import find_runs
+from growtrain.analysis.study import Study, reference_of
 from growtrain.analysis.tables import _time_rows, comparisons
 from growtrain.runfiles import run_lock
 
-from .conftest import ACTING, FLOPS, WriteRun
-
-
-def line(seed: int, slope: float = 1.0, spread: float = 0.3) -> Callable[[int], float]:
-    """A score on Pong that rises linearly to about human level at 40k frames, a little different for each seed."""
-    return lambda frames: -20.7 + slope * frames / 40_000 * (35 + spread * (seed - 1))
-
-
-def write_arms(write_run: WriteRun, slopes: dict[str, float], seeds: int = 3, game: str = "pong") -> None:
-    for schedule, slope in slopes.items():
-        for seed in range(seeds):
-            speed = {"full3x": 100.0, "grow1x": 125.0, "grow3x": 125.0}.get(schedule, 200.0)
-            write_run(f"{game}-{schedule}-{seed}", game, schedule, seed, line(seed, slope), speed=speed)
-
-
-def study_of(tmp_path: Path) -> Study:
-    return make_study(find_runs([tmp_path / "runs"]))
+from .conftest import ACTING, FLOPS, WriteRun, line, study_of, write_arms
 
 
 def first(study: Study, arm: str = "grow1x") -> Comparison:
     reference = reference_of(study, arm)
     assert reference is not None
     return compare(study, arm, reference, np.random.default_rng(0))
-
-
-def test_arms_are_named_by_what_is_not_usual(write_run: WriteRun, tmp_path: Path) -> None:
-    for seed in range(2):
-        write_run(f"a{seed}", schedule="grow3x", seed=seed, device="cpu")
-        write_run(f"b{seed}", schedule="grow3x", seed=seed, anchor="mirrored", lr=0.5)
-        write_run(f"c{seed}", schedule="full3x", seed=seed, log_period=7)
-    study = study_of(tmp_path)
-    assert study.arms == ["full3x", "grow3x", "grow3x, --anchor mirrored, --lr 0.5"]
-    assert len(study.cell("full3x", "pong")) == 2
-
-
-def test_the_reference_of_growing_is_its_full_width_and_of_an_alternative_growing(
-    write_run: WriteRun, tmp_path: Path
-) -> None:
-    for schedule in ("full3x", "full1x", "grow1x", "grow3x", "reset", "fixed", "at:0.5"):
-        write_run(schedule, schedule=schedule)
-    study = study_of(tmp_path)
-    found = {arm: reference_of(study, arm) for arm in study.arms}
-    assert found == {
-        "full3x": None,
-        "full1x": "full3x",
-        "grow3x": "full3x",
-        "grow1x": "full1x",
-        "fixed": "full3x",
-        "at:0.5": "full3x",
-        "reset": "grow3x",
-    }
 
 
 def test_the_limit_is_what_every_healthy_run_has_reached(write_run: WriteRun, tmp_path: Path) -> None:
@@ -86,14 +37,6 @@ def test_the_limit_is_what_every_healthy_run_has_reached(write_run: WriteRun, tm
         study = study_of(tmp_path)
     assert limits(study, study.arms, "frames") == {"pong": 30_000, "breakout": 20_000}
     assert limits(study, study.arms, "hours")["pong"] == pytest.approx(300 / 3600)
-
-
-def test_of_two_runs_of_one_seed_one_stands_for_both(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("first", status="failed", until=39_000)
-    write_run("second")
-    study = study_of(tmp_path)
-    assert {entry.run.name: entry.superseded_by for entry in study.entries} == {"first": "second", "second": ""}
-    assert [entry.run.name for entry in study.cell("fixed", "pong")] == ["second"]
 
 
 def test_verdict_equal_score_in_less_time(write_run: WriteRun, tmp_path: Path) -> None:
@@ -148,29 +91,6 @@ def test_evaluations_at_equal_flops_lie_between_two_of_them(write_run: WriteRun,
     end = 34.7 / 35.3  # of the way from random to human
     assert point.arm.value == pytest.approx(end)
     assert point.reference.value == pytest.approx(share * end)
-
-
-def test_growing_is_also_compared_with_the_small_network_and_with_other_forms_of_it(
-    write_run: WriteRun, tmp_path: Path
-) -> None:
-    for schedule, settings in (
-        ("full3x", {}),
-        ("grow3x", {}),
-        ("grow3x", {"freeze": "network"}),
-        ("fixed", {}),
-        ("reset", {}),
-    ):
-        write_run(f"{schedule}{len(settings)}", schedule=schedule, **settings)
-    network = "grow3x, --freeze network"
-    assert pairs_of(study_of(tmp_path)) == [
-        ("grow3x", "full3x"),
-        (network, "full3x"),
-        ("grow3x", "fixed"),
-        (network, "fixed"),
-        (network, "grow3x"),
-        ("fixed", "full3x"),
-        ("reset", "grow3x"),
-    ]
 
 
 def test_verdict_an_interval_too_wide_to_say(write_run: WriteRun, tmp_path: Path) -> None:
@@ -285,28 +205,6 @@ def test_a_run_that_ended_early_is_not_taken_for_one_that_never_got_there(write_
     assert np.isfinite(late.ratio.value)
 
 
-@pytest.mark.parametrize(
-    ("resume", "known"),
-    [
-        ({"frames": 5_000, "changes": {}, "skew": []}, True),
-        ({"frames": 5_000, "forked_from": "runs/other/checkpoints/5000"}, False),
-        ({"frames": 5_000, "past_differs": True}, False),
-    ],
-    ids=["resumed", "forked", "other-past"],
-)
-def test_a_running_run_borrows_flops_unless_its_past_is_anothers(
-    write_run: WriteRun, tmp_path: Path, resume: dict[str, object], known: bool
-) -> None:
-    write_arms(write_run, {"grow1x": 1.0}, seeds=1)
-    running = write_run("running", "pong", "grow1x", 1, status=None)
-    about = json.loads((running / "config.json").read_text(encoding="utf-8"))
-    resumes = [{"frames": 3_000, "changes": {}, "skew": []}, resume]
-    (running / "config.json").write_text(json.dumps(about | {"resumes": resumes}), encoding="utf-8")
-    curves = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}
-    expected = curves["pong-grow1x-0"].flops if known else np.full(len(curves["running"].frames), np.nan)
-    np.testing.assert_allclose(curves["running"].flops, expected)
-
-
 def test_numbers_as_text() -> None:
     assert [value_text(x) for x in (0.12345, -0.0001, 12.34, 1234.5, np.inf, np.nan)] == [
         "0.123",
@@ -318,17 +216,6 @@ def test_numbers_as_text() -> None:
     ]
     found = Estimate(value=np.array(0.5), low=np.array(0.25), high=np.array(1.0), reason="", runs=3, missing=0)
     assert interval_text(found) == "0.500 [0.250, 1.000]"
-
-
-def test_a_run_without_a_summary_costs_what_one_that_is_done_does(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("a", schedule="grow1x", seed=0, score=line(0, 1.0))
-    running = write_run("b", schedule="grow1x", seed=1, score=line(1, 1.0), status=None)
-    stopped = write_run("c", schedule="grow1x", seed=2, score=line(2, 1.0), until=8_000, status="stopped")
-    summary = json.loads((stopped / "summary.json").read_text())
-    never = {"frames": 0, "updates": 0, "flops_per_update": FLOPS["grow1x"][1], "flops_of_acting": 0}
-    (stopped / "summary.json").write_text(json.dumps(summary | {"stages": [*summary["stages"], never]}))
-    curves = {entry.run.path.name: entry.curve for entry in study_of(tmp_path).entries}
-    assert curves[running.name].flops[-1] == curves["a"].flops[-1]
 
 
 def test_without_a_done_run_flops_are_unknown_and_said_to_be(write_run: WriteRun, tmp_path: Path) -> None:

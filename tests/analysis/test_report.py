@@ -325,8 +325,8 @@ def test_visible_text() -> None:
 
 
 def test_compose_needs_no_files(write_run: WriteRun, tmp_path: Path) -> None:
-    from growtrain.analysis.comparison import make_study
     from growtrain.analysis.runs import find_runs
+    from growtrain.analysis.study import make_study
 
     write_run("r")
     title, blocks = compose(make_study(find_runs([tmp_path / "runs"])), ["x"], ["a note"])

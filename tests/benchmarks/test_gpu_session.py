@@ -8,18 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from growtrain.learners.gradient_step import MIN_UPDATES_TO_COMPILE
+from growtrain.settings.text import parse_count
+
 ROOT = Path(__file__).parents[2]
-PARTS = ["doctor", "smoke", "smoke-network", "tests", "throughput-4", "growth_cost", "wallclock"]
+PARTS = ["doctor", "smoke", "compiled", "smoke-network", "tests", "throughput-4", "growth_cost", "wallclock"]
+# Says what it is asked for, compiles, and fails or falls back where its words match.
+PYTHON = """#!/bin/sh
+echo "words: $*"
+echo "dynamo: ${TORCHDYNAMO_DISABLE-on} $*"
+echo "$*" | grep -Eq -- "$FAILING" && exit 3
+echo "$*" | grep -Eq -- "$FALLING_BACK" && echo "UserWarning: the step could not be compiled and runs uncompiled" && exit 0
+mkdir -p "$TORCHINDUCTOR_CACHE_DIR/x"
+"""
 
 
 def session(tmp_path: Path, **environment: str) -> tuple[int, str]:
-    """Exit code and output of the rehearsal, with a Python that fails where its words match `FAILING`."""
+    """Exit code and output of the rehearsal, with a Python that fails where its words match `FAILING`, or runs uncompiled."""
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "words: $*"\necho "$*" | grep -Eq -- "$FAILING" && exit 3\nexit 0\n')
+    python.write_text(PYTHON)
     python.chmod(0o755)
-    variables = (
-        os.environ | {"SMALL": "1", "OUT": str(tmp_path / "out"), "PY": str(python), "FAILING": "^$"} | environment
-    )
+    fakes = {"PY": str(python), "FAILING": "^$", "FALLING_BACK": "^$"}
+    variables = os.environ | {"SMALL": "1", "OUT": str(tmp_path / "out")} | fakes | environment
     command = ["bash", str(ROOT / "benchmarks" / "gpu_session.sh")]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
     assert (tmp_path / "out" / "log.txt").read_text() == done.stdout
@@ -44,6 +54,24 @@ def test_a_part_that_fails_is_said_and_the_next_one_begins(failing: str, part: s
     assert re.findall(r"^=== (\S+): ok", out, re.M) == [each for each in PARTS if each != part]
     assert f"=== {part}: FAILED, exit code 3" in out
     assert re.search(rf"^=== FAILED after \d+ s: {part} \(exit code 3\)$", out, re.M)
+
+
+def test_the_rehearsal_compiles_as_a_gpu_would_and_says_where_it_does_not(tmp_path: Path) -> None:
+    _, out = session(tmp_path)
+    dynamo = dict(re.findall(r"^dynamo: (\S+) .*(/smoke|wallclock\.py)\b", out, re.M))
+    assert dynamo == {"on": "/smoke", "1": "wallclock.py"}
+    (words,) = re.findall(r"^words: (.*)/smoke$", out, re.M)
+    total, first, ratio = (
+        parse_count(re.search(rf"{flag} (\S+)", words)[1])  # type: ignore[index]
+        for flag in ("--total-frames", "--learning-starts", "--replay-ratio")
+    )
+    assert ratio * (total - first) / 4 >= MIN_UPDATES_TO_COMPILE
+    code, out = session(tmp_path, FALLING_BACK="--run-dir .*/smoke$")
+    assert code == 1
+    assert "=== smoke: FAILED, exit code 1" in out
+    assert "=== smoke-eager: ok" in out
+    code, out = session(tmp_path, FALLING_BACK=".*")
+    assert "=== compiled: FAILED" in out
 
 
 def test_every_file_that_it_names_exists() -> None:

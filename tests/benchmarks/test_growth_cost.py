@@ -100,6 +100,27 @@ def test_a_tiny_measurement_and_its_figures_again(growth_cost, tmp_path, capsys)
     assert [output.with_suffix(suffix).read_bytes() for suffix in (".json", ".md", ".svg")] == written
 
 
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_what_is_cut_short_keeps_the_groups_that_it_had(growth_cost, tmp_path, monkeypatch):
+    rounds, times = iter([1, 2]), growth_cost.time_rounds
+
+    def cut(*arguments):
+        if next(rounds) == 2:
+            raise KeyboardInterrupt
+        return times(*arguments)
+
+    monkeypatch.setattr(growth_cost, "time_rounds", cut)
+    output = tmp_path / "growth"
+    sizes = ["--widths", "6", "--freeze-encoder-at", "2", "3", "--batch-size", "2", "--encoder-width", "0.1"]
+    with pytest.raises(KeyboardInterrupt):
+        growth_cost.main([*sizes, "--updates-per-turn", "1", "--seconds", "0.1", "--output", str(output)])
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert [group["freeze_encoder_at"] for group in record["groups"]] == [2]
+    assert record["peak_memory_bytes"] > 0
+    assert "cut short: 1 of 2 groups" in output.with_suffix(".md").read_text()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md"]
+
+
 def test_bad_input_is_one_line(growth_cost, tmp_path, capsys):
     assert growth_cost.main(["--figures-from", str(tmp_path / "none.json")]) == 2
     assert growth_cost.main(["--batch-size", "0"]) == 2

@@ -144,6 +144,31 @@ def test_a_tiny_measurement(throughput, monkeypatch, tmp_path, capsys):
     assert text.rstrip() == capsys.readouterr().out.rstrip()
 
 
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_what_is_cut_short_keeps_the_repeats_that_it_had(throughput, monkeypatch, tmp_path):
+    taken, act_arm = [], throughput.act_arm
+
+    def cut(loop):
+        arm = act_arm(loop)
+
+        def turn(seconds):
+            taken.append(seconds)
+            if len(taken) == 2:
+                raise KeyboardInterrupt
+            return arm(seconds)
+
+        return turn
+
+    monkeypatch.setattr(throughput, "act_arm", cut)
+    output = tmp_path / "throughput"
+    how = ["--seconds", "0.6", "--repeats", "3", "--encoder-width", "0.1", "--device", "cpu", "--sb3"]
+    with pytest.raises(KeyboardInterrupt):
+        throughput.main([*TINY, *how, "--output", str(output)])
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert {len(turns) for turns in record["samples"].values()} == {1}
+    assert "1 of 3 repeats" in output.with_suffix(".md").read_text()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_other_side_learns_in_pieces_at_the_same_ratio(throughput):
     pytest.importorskip("stable_baselines3")

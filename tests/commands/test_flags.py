@@ -67,6 +67,15 @@ def test_help_shows_the_settings_most_used_and_help_all_every_one(command: str) 
     assert flag("replay_capacity") not in short.partition("\nsettings")[0]  # nor in the usage line
 
 
+def test_the_help_of_training_names_every_kind_of_task_and_of_schedule() -> None:
+    before, _, settings = help_of("train", "--help").partition("\nsettings")
+    for word in ("Atari", "MinAtar", "MuJoCo", "DeepMind Control Suite"):
+        assert word in " ".join(before.split())
+    schedule = next(line for line in settings.splitlines() if line.startswith("  --schedule"))
+    for name in ("fixed", "grow3x", "full3x", "at:", "every:", "at-switch", "reset", "redo", "adaptive"):
+        assert name in schedule
+
+
 def test_what_help_leaves_out_is_still_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--no-timing", "--batch-size", "0"]) == 2
     assert "--batch-size is 0" in capsys.readouterr().err

@@ -19,8 +19,8 @@ from torch import nn
 
 from growtrain.__main__ import main
 from growtrain.diagnosis.copies import compare_copies_of
-from growtrain.diagnosis.forks import default_arms, diagnose, fork_config
-from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command
+from growtrain.diagnosis.forks import default_arms, diagnose, evaluations_of, fork_config
+from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command, render
 from growtrain.diagnosis.rescue import rescue_weights
 from growtrain.environments.atari import make_spec
 from growtrain.learners.double_dqn import DoubleDQN
@@ -259,6 +259,24 @@ def test_the_untouched_fork_is_the_run_itself(run_dir: Path, tmp_path: Path) -> 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize(("live_encoder", "place"), [("cold", "network"), ("warm", "head")])
+def test_an_injection_is_evidence_of_what_the_run_injects(live_encoder: str, place: str, tmp_path: Path) -> None:
+    cold = config(freeze="network", live_encoder=live_encoder)
+    list(train(cold, tmp_path / "run"))
+    brief = LearningTest(seeds=3, transitions=8, updates=2, warm_up=1, marks=1)
+    settings = Settings(frames=400, arms=(), test=brief)
+    found = diagnose(tmp_path / "run", open_newest(tmp_path / "run"), settings, tmp_path / "out", say=str)
+    assert found is not None
+    places = {name: gain.place for name, gain in found.verdict.gains["learning"].items()}
+    assert places == {
+        "inject": place,
+        "reset-head": "head",
+        "reset-encoder": "encoder",
+        "fresh-optimizer": "optimizer",
+        "fresh-network": "network",
+    }
+
+
 def test_forks_of_a_tracked_run_are_not_tracked(run_dir: Path) -> None:
     checkpoint = open_newest(run_dir)
     tracked = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, track="wandb"))
@@ -278,6 +296,16 @@ def test_diagnose_answers_is_resumable_and_names_the_next_command(
     written = json.loads((output / "diagnosis.json").read_text())
     assert written["next_command"] in text
     assert (output / "diagnosis.svg").read_text().startswith("<svg")
+    # Each arm's evaluation beside the untouched fork's, of as many episodes, at an epsilon of its own.
+    (end,) = read_jsonl(output / "inject-s0" / "evaluations.jsonl")
+    assert written["evaluations"]["inject"] == [end["episode_return"]]
+    assert written["evaluation_episodes"] == end["episodes"] > 0
+    (gain,) = written["verdict"]["gains"]["evaluations"]["inject"]["values"]
+    difference = end["episode_return"] - written["evaluations"]["untouched"][0]
+    assert gain == pytest.approx(difference / written["evaluation_scale"])
+    assert (written["epsilons"], written["eval_epsilon"]) == (pytest.approx([0.01, 0.01]), 0.01)
+    assert "| returns, epsilon 0.01 | inject |" in text
+    assert f"| evaluations, epsilon 0.01 | inject | {end['episode_return']:.4g} ({end['episodes']} episode" in text
     events = {arm: read_jsonl(output / f"{arm}-s0" / "growth_events.jsonl") for arm in written["returns"]}
     assert {arm: [event["kind"] for event in each] for arm, each in events.items()} == {
         "untouched": [], "inject": ["inject"], "reset-encoder": ["reset-encoder"], "fresh-optimizer": ["fresh-optimizer"],
@@ -285,6 +313,47 @@ def test_diagnose_answers_is_resumable_and_names_the_next_command(
     stamps = {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")}
     assert main(words) == 0  # nothing is run twice
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/summary.json")} == stamps
+
+
+def test_evaluations_of_fewer_episodes_are_not_compared(tmp_path: Path) -> None:
+    forks: dict[Arm, list[Path]] = {"untouched": [], "inject": []}
+    for number, episodes in enumerate((25, 25, 10, 25)):
+        fork = tmp_path / str(number)
+        fork.mkdir()
+        lines = [{"frames": at, "episode_return": float(10 * number + at), "episodes": episodes} for at in (5, 6, 7)]
+        (fork / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        forks["inject" if number % 2 else "untouched"].append(fork)
+    assert evaluations_of(forks, 6) == ({"untouched": [7.0, None], "inject": [17.0, 37.0]}, 25)
+    assert evaluations_of(forks, 7) == ({"untouched": [None, None], "inject": [None, None]}, 0)
+
+
+def test_a_page_shows_the_interval_of_every_kind_of_evidence_and_how_likely_chance_is() -> None:
+    forks: dict[Arm, list[float | None]] = {arm: [100.0, 110.0, 120.0] for arm in ARMS}
+    better: dict[Arm, list[float | None]] = forks | {"inject": [150.0, 162.0, 173.0]}
+    learning = {copy: [[0.8], [0.81], [0.79]] for copy in COPIES}
+    evidence = Evidence(
+        errors=mean_errors(learning), returns=forks, return_scale=100.0, evaluations=better, evaluation_scale=50.0
+    )
+    found = Diagnosis(
+        run="RUN", game="pong", frames=10_000, total_frames=20_000, settings=Settings(frames=1_000), errors=learning, curves={},
+        returns=forks, evaluations=better, return_scale=100.0, verdict=verdict(evidence), evaluation_scale=50.0,
+        evaluation_episodes=25, epsilons=(0.2, 0.1), eval_epsilon=0.01, episodes={arm: [3, 4] for arm in ARMS},
+    )  # fmt: skip
+    page = render(found)
+    gain = found.verdict.gains["evaluations"]["inject"]
+    assert gain.p is not None
+    assert gain.p < 0.05
+    assert (
+        f"| evaluations, epsilon 0.01 | inject | 161.7 (25 episodes each) | +103.3% [+95.7%, +110.9%] | +100.0%, +104.0%, +106.0% | "
+        f"a clear gain (p {gain.p:.2g}) |"
+    ) in page
+    assert "| evaluations, epsilon 0.01 | nothing | 110 (25 episodes each) | | | |" in page
+    assert "| returns, epsilon 0.2 to 0.1 | inject | 110 (3 to 4 episodes each) | +0.0% [+0.0%, +0.0%] |" in page
+    assert "p is at most 5%, adjusted by Holm's step-down over all 11 gains of this page" in page
+    assert (
+        "| head | cannot tell | the forks' evaluations show a gain and the learning test and the forks' returns show none"
+        in page
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

@@ -7,12 +7,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from growing import grow
 from torch import Tensor, nn
 
 from growtrain.environments.atari import make_spec
 from growtrain.growth.alternatives import Subject, dormancy_scores, widen
 from growtrain.growth.kinds import KINDS
-from growtrain.growth.transaction import GrowthFailed, apply, grow
+from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.heads import initialize, make_head
 from growtrain.networks.injected import InjectedHead

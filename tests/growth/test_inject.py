@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import grow
 from torch import Tensor, nn
 
 import growtrain
@@ -15,7 +16,7 @@ from growtrain.environments.atari import make_spec
 from growtrain.growth.alternatives import Replacement, Subject
 from growtrain.growth.inject import NotPreserved, injection, nearly_equal
 from growtrain.growth.kinds import KINDS
-from growtrain.growth.transaction import GrowthFailed, grow
+from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import CenteredRMSProp
 from growtrain.settings.config import Config
@@ -301,11 +302,14 @@ def test_a_failed_growth_is_rolled_back_whole(broken: str, monkeypatch: pytest.M
 
 def test_an_encoder_whose_freezing_is_rolled_back_goes_on_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = learner()  # its target equals it, and would share a frozen encoder at once
+    for parameter in subject.online.encoder.parameters():
+        parameter.grad = torch.ones_like(parameter)
     strict = dataclasses.replace(KINDS["inject"], keeps=(lambda before, after: False, None))
     monkeypatch.setitem(KINDS, "inject", strict)
     with pytest.raises(GrowthFailed):
         grow(subject, observations(), anchor="frozen", generator=torch.Generator().manual_seed(0), freeze_encoder=True)
     assert not subject.encoder_is_shared
+    assert all(p.grad is not None for p in subject.online.encoder.parameters())
     before, lagging = copy.deepcopy(subject.online.encoder.state_dict()), copy.deepcopy(subject.target.state_dict())
     learn(subject)
     assert all(not torch.equal(before[name], p) for name, p in subject.online.encoder.named_parameters())

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.learners.gradient_step import fresh_optimizer
 from growtrain.replay.frames import FrameRing
 from growtrain.settings.config import Config
 
@@ -68,7 +69,7 @@ def grown_elsewhere(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
     for network in (learner.online, learner.target):
         network.to(ELSEWHERE)
     learner.device, learner.asynchronous = ELSEWHERE, True
-    learner.optimizer = learner._make_optimizer()
+    learner.optimizer = fresh_optimizer(learner)
     learner.loss_sum, learner.nonfinite = learner.loss_sum.to(ELSEWHERE), learner.nonfinite.to(ELSEWHERE)
     monkeypatch.setattr(learner, "_share_frozen", lambda: None)  # reads values, as it may between updates
     learner.rebuild()

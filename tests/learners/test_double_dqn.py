@@ -6,11 +6,12 @@ import functools
 import pytest
 import torch
 import torch._dynamo
+from growing import grow
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.environments.atari import make_spec
-from growtrain.growth.transaction import apply, grow
+from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.graph import CapturedUpdate
 from growtrain.learners.optimizers import CenteredRMSProp, can_compile

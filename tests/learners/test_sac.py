@@ -1,6 +1,7 @@
 """The Soft-Actor-Critic learner against TorchRL's loss and naive oracles, before and after growth."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.losses import tanh_gaussian
 from growtrain.learners.make import make_learner
 from growtrain.learners.sac import SAC
+from growtrain.learners.saved import check_saved
+from growtrain.planning.costs import full_width, make_plan
 from growtrain.plasticity.learning_test import LearningTest, compare_copies
 from growtrain.records import Decision, GrowthEvent
 from growtrain.runs.loop import train
@@ -385,6 +388,24 @@ def test_an_adaptive_run_asks_the_first_network_that_would_grow(
     assert len(decisions) == len(asked) > 2
     grown = [record for record in records if isinstance(record, GrowthEvent)]
     assert len(grown) == sum(decision.inject for decision in decisions)
+
+
+@pytest.mark.parametrize("grown", ["both", "critic", "actor"])
+def test_a_full_width_is_that_of_the_networks_that_would_grow(grown: str) -> None:
+    full = make(schedule="full3x", grow=grown)
+    wide = [name for name in NETWORKS if grown == "both" or name.startswith(grown)]
+    widths = {name: network["width"] for name, network in full.state_dict()["networks"].items()}
+    assert widths == {name: 64 if name in wide else 16 for name in NETWORKS}
+    assert all(full.targets[name].head.width == widths[name] for name in full.targets)
+    check_saved(full.state_dict(), full.config, SPEC, 0)
+    others = make(schedule="full3x", grow="actor" if grown == "critic" else "critic")
+    with pytest.raises(ValueError, match=r"width is (16|64) where this configuration has (64|16)"):
+        check_saved(others.state_dict(), full.config, SPEC, 0)
+    # The plan's baseline is that learner.
+    growing = dataclasses.replace(full.config, schedule="grow3x", intervention="inject")
+    assert full_width(growing) == full.config
+    planned = make_plan(full_width(growing), SPEC).stages[0]
+    assert planned.parameters_total == sum(p.numel() for network in full.online.values() for p in network.parameters())
 
 
 def test_what_sac_cannot_do_is_said_in_a_line() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import grow
 from tensordict import TensorDict
 from tiny import tiny
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torchrl.objectives import DQNLoss, SoftUpdate
 
 from growtrain import inject
 from growtrain.environments.atari import make_spec
-from growtrain.growth.transaction import grow
 from growtrain.learners import torchrl
 from growtrain.learners.make import make_learner
 from growtrain.learners.torchrl import read_target, target_of

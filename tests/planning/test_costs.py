@@ -9,11 +9,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from growing import grow
 from torch.utils.flop_counter import FlopCounterMode
 
 from growtrain.environments.atari import make_spec
 from growtrain.growth.inject import count_parameters
-from growtrain.growth.transaction import apply, grow
+from growtrain.growth.transaction import apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.build import make_network
 from growtrain.networks.snapshot import ROWS_AT_ONCE
@@ -370,9 +371,30 @@ def test_refuses_what_the_gpu_does_not_have(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("total_frames", [200_000_000, 123_456_789])
 def test_the_table_fits_a_terminal_and_says_what_was_measured(total_frames):
-    timing = Timing(update_seconds=(0.9,) * 4, act_seconds=(0.9,) * 4, timed=80, spread=0.1)
-    slower = Timing(update_seconds=(1.8,), act_seconds=(0.9,), timed=20, spread=0.7)
-    speed = Speed(machine="CPU, 2 threads", run=timing, baseline=slower, environment_seconds=0.9, overlapped=False)
+    timing = Timing(
+        update_seconds=(0.9,) * 4,
+        act_seconds=(0.9,) * 4,
+        eval_act_seconds=(0.9,) * 4,
+        swept_row_seconds=(0.0,) * 4,
+        timed=80,
+        spread=0.1,
+    )
+    slower = Timing(
+        update_seconds=(1.8,),
+        act_seconds=(0.9,),
+        eval_act_seconds=(0.9,),
+        swept_row_seconds=(0.0,),
+        timed=20,
+        spread=0.7,
+    )
+    speed = Speed(
+        machine="CPU, 2 threads",
+        run=timing,
+        baseline=slower,
+        environment_seconds=0.9,
+        eval_environment_seconds=0.9,
+        overlapped=False,
+    )
     plan = make_plan(paper(total_frames=total_frames), make_spec(18))
     text = render(plan, speed)
     assert text.isascii()
@@ -389,8 +411,17 @@ def test_projected_hours_add_on_a_cpu_and_overlap_on_a_gpu():
     config = paper(schedule="fixed", learning_starts=32, total_frames=32 + 4 * 4 * 3600, num_envs=8, eval_period=0)
     plan = make_plan(config, make_spec(6))
     assert plan.stages[0].updates == 3600
-    timing = Timing(update_seconds=(2.0,), act_seconds=(8.0,), timed=1, spread=0.0)
-    speed = Speed(machine="", run=timing, baseline=timing, environment_seconds=3.0, overlapped=False)
+    timing = Timing(
+        update_seconds=(2.0,),
+        act_seconds=(8.0,),
+        eval_act_seconds=(8.0,),
+        swept_row_seconds=(0.0,),
+        timed=1,
+        spread=0.0,
+    )
+    speed = Speed(
+        machine="", run=timing, baseline=timing, environment_seconds=3.0, eval_environment_seconds=3.0, overlapped=False
+    )
     environment = (4 * 3600 + 8) / 8 * 3 / 3600
     assert speed.projected_hours(plan, timing) == pytest.approx([4 + 2 + environment])
     overlapped = dataclasses.replace(speed, overlapped=True)
@@ -405,12 +436,87 @@ def test_what_evaluation_takes_is_planned_and_bounded():
     line = "evaluate 200 times 30 whole episodes: 500k frames each time as planned, 3.24M at most"
     assert line in render(plan)
     assert "evaluate" not in render(make_plan(paper(eval_period=0), make_spec(6)))
-    timing = Timing(update_seconds=(0.0,), act_seconds=(1.0,), timed=1, spread=0.0)
-    speed = Speed(machine="", run=timing, baseline=timing, environment_seconds=2.0, overlapped=False)
+    timing = Timing(
+        update_seconds=(0.0,),
+        act_seconds=(2.0,),
+        eval_act_seconds=(1.0,),
+        swept_row_seconds=(0.0,),
+        timed=1,
+        spread=0.0,
+    )
+    speed = Speed(
+        machine="", run=timing, baseline=timing, environment_seconds=4.0, eval_environment_seconds=2.0, overlapped=False
+    )
     assert speed.evaluation_hours(plan) == pytest.approx(200 * 500_000 / 4 / 30 * 3 / 3600)  # in 30 lanes of the 64
     assert speed.evaluation_hours(plan, at_most=True) == pytest.approx(200 * 108_000 / 4 * 3 / 3600)
     eight = make_plan(paper(schedule="fixed"), make_spec(6))  # which take four turns
     assert speed.evaluation_hours(eight, at_most=True) == pytest.approx(4 * 200 * 108_000 / 4 * 3 / 3600)
+
+
+def test_a_sweep_takes_its_time_once_whether_environments_step_beside_updates_or_not():
+    config = paper(
+        schedule="at:8000",
+        total_frames=16_000,
+        learning_starts=800,
+        replay_capacity=1_500,
+        freeze="network",
+        target_period=800,
+    )
+    plan = make_plan(config, make_spec(6))
+    assert [stage.rows_swept for stage in plan.stages] == [0, 1_500]
+    timing = Timing(
+        update_seconds=(0.0,) * 2, act_seconds=(0.0,) * 2, eval_act_seconds=(0.0,) * 2, swept_row_seconds=(0.0, 2.4),
+        timed=1, spread=0.0,
+    )  # fmt: skip
+    speed = Speed(
+        machine="", run=timing, baseline=timing, environment_seconds=0.0, eval_environment_seconds=0.0, overlapped=False
+    )
+    for overlapped in (False, True):
+        hours = dataclasses.replace(speed, overlapped=overlapped).projected_hours(plan, timing)
+        assert hours == pytest.approx([0, 1_500 * 2.4 / 3600])
+
+
+def test_lanes_of_an_evaluation_and_rows_of_a_sweep_are_timed_as_they_are(monkeypatch):
+    """An evaluation of fewer episodes than lanes has as many lanes as episodes; a sweep reads its rows 256 at a time."""
+    asked, played, swept = set(), [], []
+
+    def act(learner, observation):
+        asked.add(len(observation))
+        return torch.zeros(())
+
+    def environments(config, seconds):
+        played.append(config.num_envs)
+        return float(config.num_envs)
+
+    own = DoubleDQN.frozen_value
+
+    def frozen_value(learner, observation, before=None):
+        swept.append((len(observation), before is None))
+        return own(learner, observation, before)
+
+    monkeypatch.setattr("growtrain.planning.speed._act", act)
+    monkeypatch.setattr("growtrain.planning.speed._time_environments", environments)
+    monkeypatch.setattr(DoubleDQN, "frozen_value", frozen_value)
+    config = paper(
+        width=16,
+        encoder_width=0.1,
+        batch_size=2,
+        num_envs=5,
+        eval_episodes=3,
+        game="pong",
+        schedule="grow1x",
+        freeze="network",
+    )
+    speed = measure_speed(config, make_spec(6), CPU, seconds=0.2)
+    assert (asked, played) == ({5, 3}, [5, 3])
+    assert (speed.environment_seconds, speed.eval_environment_seconds) == (5.0, 3.0)
+    assert (ROWS_AT_ONCE, False) in swept
+    assert speed.run.swept_row_seconds[0] == 0 < speed.run.swept_row_seconds[1]
+    assert speed.baseline.swept_row_seconds == (0.0,)
+    played.clear()
+    even = measure_speed(dataclasses.replace(config, eval_episodes=5), make_spec(6), CPU, seconds=0.2)
+    assert played == [5]
+    assert even.run.eval_act_seconds == even.run.act_seconds
 
 
 def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):

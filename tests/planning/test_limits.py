@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from growtrain.environments.atari import make_spec
+from growtrain.learners.gradient_step import compiles
+from growtrain.learners.optimizers import can_compile
 from growtrain.planning.costs import make_plan
 from growtrain.planning.hardware import HARDWARE, hardware_named, hardware_of
 from growtrain.planning.kernels import Access, Kernel, KernelCounter
@@ -124,6 +126,19 @@ def test_a_head_frozen_once_adds_its_passes_and_their_gradient() -> None:
 
 def total_of(work: Work) -> dict[str, int]:
     return {"kernels": len(work.update), "flops": sum(kernel.flops for kernel in work.update)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_counting_compiles_nothing(compiling: None) -> None:
+    """Of a run that is long enough for its updates to be compiled."""
+    config = paper(schedule="grow1x", width=32, encoder_width=0.1, batch_size=2)
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    assert compiles(config, torch.device("cpu"), whole=True)
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    count_work(config, SPEC)
+    assert stats["unique_graphs"] == before
 
 
 # --- how long that takes
@@ -264,6 +279,19 @@ def test_more_environments_share_launches_and_cores(models: dict[str, Model]) ->
 def test_a_gpu_is_known_by_its_drivers_name(device: str, name: str | None) -> None:
     found = hardware_of(device)
     assert (found and found.name) == name
+
+
+def test_an_h200_has_all_of_its_chips_cache_and_an_h100_five_sixths() -> None:
+    assert [HARDWARE[name].cache_bytes.value for name in ("h100", "h200")] == [50e6, 60e6]
+    assert HARDWARE["h200"].cache_bandwidth.value > HARDWARE["h100"].cache_bandwidth.value
+
+
+@pytest.mark.gpu
+def test_the_cache_is_as_large_as_the_driver_says() -> None:
+    device = torch.cuda.get_device_properties(0)
+    if (hardware := hardware_of(device.name)) is None:
+        pytest.skip(f"the table has no {device.name}")
+    assert hardware.cache_bytes.value == pytest.approx(device.L2_cache_size, rel=0.05)  # its MB are of 1024^2 bytes
 
 
 def test_an_unknown_name_lists_those_that_there_are() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from growing import grow
 from tiny import tiny
 from torch import Tensor
 
 from growtrain import diagnostics
 from growtrain.environments.atari import make_spec
-from growtrain.growth.transaction import grow
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.injected import InjectedHead
 from growtrain.plasticity import measurer as measuring

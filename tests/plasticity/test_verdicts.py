@@ -3,10 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from growtrain.plasticity.verdicts import Evidence, Verdict, interval, judge, learned_most, verdict
+from growtrain.plasticity.learning_test import kinds_of
+from growtrain.plasticity.verdicts import (
+    Evidence,
+    Verdict,
+    holm,
+    interval,
+    judge,
+    learned_most,
+    upper_tail,
+    verdict,
+)
+from growtrain.settings.config import Config
 
 COPIES = ("current", "inject", "reset-head", "reset-encoder", "fresh-optimizer", "fresh-network")
 ARMS = ("untouched", "inject", "reset-encoder", "fresh-optimizer")
@@ -30,8 +42,17 @@ def returns(seeds: int = 4, **better: float) -> dict[str, list[float | None]]:
     return made
 
 
-def decide(learning: dict[str, list[float]] | None = None, forks: Any = None, **options: float) -> Verdict:
-    return verdict(Evidence(errors=learning or {}, returns=forks or {}, return_scale=100.0), **options)
+def decide(
+    learning: dict[str, list[float]] | None = None, forks: Any = None, evaluated: Any = None, **options: float
+) -> Verdict:
+    evidence = Evidence(
+        errors=learning or {},
+        returns=forks or {},
+        return_scale=100.0,
+        evaluations=evaluated or {},
+        evaluation_scale=100.0,
+    )
+    return verdict(evidence, **options)
 
 
 def outcomes(found: Verdict) -> dict[str, str]:
@@ -103,7 +124,7 @@ def test_returns_confirm_or_find_on_their_own() -> None:
     both = decide(errors(inject=0.3, reset_head=0.3), returns(inject=40))
     assert both.findings[0].basis == ("learning", "returns")
     wide = errors()
-    wide["inject"] = wide["reset_head"] = [0.1, 0.9, 0.2, 1.0]
+    wide["inject"] = wide["reset-head"] = [0.1, 0.9, 0.2, 1.0]
     assert decide(wide).outcome == "cannot tell"
     alone = decide(wide, returns(inject=40))
     assert (alone.places, alone.findings[0].basis) == (("head",), ("returns",))
@@ -118,6 +139,96 @@ def test_contradicting_evidence_is_not_decided() -> None:
     assert decide(errors(), returns(fresh_optimizer=40)).outcome == "cannot tell"
     # A contradiction in one place does not hide what is clear in another.
     assert decide(errors(inject=0.3, reset_encoder=0.3), returns(reset_encoder=40)).places == ("encoder",)
+
+
+def test_evaluations_are_judged_beside_training_returns_and_both_are_named_where_they_differ() -> None:
+    """Exploring agents earned alike, and greedier ones do not: nothing is claimed from that, whatever the learning test says."""
+    agreed = decide(errors(inject=0.3, reset_head=0.3), returns(inject=40), returns(inject=60))
+    assert agreed.findings[0].basis == ("learning", "returns", "evaluations")
+    assert agreed.gains["evaluations"]["inject"].mean == pytest.approx(0.6, abs=0.02)
+    assert "inject +60%" in agreed.findings[0].reason
+    assert decide(errors(), returns(), returns()).sentence == (
+        "Plasticity was not lost, by the learning test, the forks' returns and the forks' evaluations."
+    )
+    better = decide(errors(), returns(), returns(inject=40))
+    worse = decide(errors(inject=0.3, reset_head=0.3), returns(inject=40), returns(inject=-40))
+    assert better.outcome == worse.outcome == "cannot tell"
+    assert better.findings[0].reason == (
+        "the forks' evaluations show a gain and the learning test and the forks' returns show none: they contradict each other"
+    )
+    assert worse.findings[0].reason.startswith(
+        "the learning test and the forks' returns show a gain and the forks' evaluations show none"
+    )
+    noisy = returns()
+    noisy["inject"] = [20.0, 190.0, 40.0, 210.0]
+    doubtful = decide(errors(inject=0.3, reset_head=0.3), returns(inject=40), noisy)
+    assert doubtful.findings[0].outcome == "lost"
+    assert doubtful.findings[0].reason.endswith("; the forks' evaluations cannot tell")
+
+
+def test_a_reset_whose_evaluations_are_better_has_paid() -> None:
+    """The mean return is of the way back, too; the evaluation comes after it."""
+    found = decide(errors(reset_encoder=0.3), returns(reset_encoder=-60), returns(reset_encoder=40))
+    assert (found.places, found.findings[1].basis) == (("encoder",), ("learning", "evaluations"))
+    assert "not paid" not in found.findings[1].reason
+
+
+def test_an_injection_with_a_fresh_encoder_says_nothing_of_the_head_alone() -> None:
+    cold = kinds_of(Config(freeze="network", live_encoder="cold"))
+    better = {"inject": 0.3, "fresh_network": 0.3}
+    found, warm = (
+        verdict(Evidence(errors=errors(**better), returns=returns(inject=40), return_scale=100.0, kinds=kinds))
+        for kinds in (cold, kinds_of(Config(freeze="network")))
+    )
+    assert (found.places, warm.places) == (("network",), ("head",))
+    assert found.findings[3].basis == ("learning", "returns")
+    assert outcomes(found)["head"] == "not lost"  # by the copy whose head alone is fresh
+    assert found.gains["returns"]["inject"].place == "network"
+    # Of a network that is all head there is no encoder to be fresh.
+    assert kinds_of(Config(freeze="network", live_encoder="cold", split="conv1"))["inject"].place == "head"
+
+
+def test_of_many_measured_gains_chance_makes_few_clear_and_a_real_one_stands_out() -> None:
+    rng, num_draws = np.random.default_rng(1), 1_500
+    found = {"null": 0, "head": 0}
+    for _ in range(num_draws):
+        for what, gain, noise, spread in (("null", 0.0, 0.25, 40), ("head", 0.3, 0.05, 15)):
+            levels = {copy: 0.5 - (gain if copy in ("inject", "reset-head") else 0.0) for copy in COPIES}
+            learning = {copy: list(np.maximum(rng.normal(level, noise, 5), 0)) for copy, level in levels.items()}
+            forks, evaluated = (
+                {arm: list(rng.normal(100 + 100 * gain * (arm == "inject"), spread, 3)) for arm in ARMS}
+                for _ in range(2)
+            )
+            found[what] += decide(learning, forks, evaluated).outcome == "lost"
+    assert found["null"] / num_draws < 0.07
+    assert found["head"] / num_draws > 0.95
+
+
+def test_a_gain_that_is_one_of_many_is_unclear_and_says_why() -> None:
+    learning = errors(seeds=5)
+    learning["reset-encoder"] = [
+        each - gain for each, gain in zip(learning["current"], (0.1, 0.3, 0.1, 0.02, 0.3), strict=True)
+    ]
+    alone = decide({name: learning[name] for name in ("current", "reset-encoder")})
+    many = decide(learning)
+    assert (alone.places, many.places) == (("encoder",), ())
+    assert alone.gains["learning"]["reset-encoder"].sign == "gain"
+    assert many.gains["learning"]["reset-encoder"].sign == "unclear"
+    assert many.gains["learning"]["reset-encoder"].low == alone.gains["learning"]["reset-encoder"].low
+    assert many.findings[1].reason == "a gain shows, and among so many that were measured chance can explain it"
+
+
+def test_holms_step_down() -> None:
+    """By hand, and as R's p.adjust: the smallest is multiplied by 4, the next by 3, never below the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30])
+def test_the_tail_is_students(degrees: int) -> None:
+    for t in (-3.0, 0.0, 0.5, 2.5, 12.0):
+        assert upper_tail(t, degrees) == pytest.approx(stats.t.sf(t, degrees), rel=1e-9, abs=1e-14)
 
 
 def test_a_reset_that_earns_no_more_says_nothing() -> None:

@@ -20,6 +20,7 @@ from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.base import Diverged
 from growtrain.learners.saved import check_saved, read_saved
+from growtrain.networks.injected import trains
 from growtrain.planning.costs import make_plan
 from growtrain.records import GrowthEvent
 from growtrain.runfiles import Unreadable
@@ -141,7 +142,7 @@ def test_a_value_that_is_missing_is_never_learned_from(run: Run) -> None:
     list(run.growing.grow())
     before = [p.clone() for p in run.learner.plastic_parts["q_network"][0].parameters()]
     run.ring.columns[COLUMN].fill_(torch.nan)
-    batches = run.replay.sample(100 * run.config.batch_size).view(100, run.config.batch_size)
+    batches = run.ring.sample(100 * run.config.batch_size).view(100, run.config.batch_size)
     with pytest.raises(Diverged):
         run.learner.update(batches)
     after = run.learner.plastic_parts["q_network"][0].parameters()
@@ -246,7 +247,7 @@ def test_an_injection_whose_sweep_finds_no_memory_is_rolled_back_and_the_run_goe
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])
 def test_an_injection_finds_no_memory_for_the_column(policy: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.growing.config = config_of(on_growth_failure=policy)
+    run.growing.config = config_of(on_growth_failure=policy, freeze_encoder_at=1)
     play_to_injection(run)
 
     def no_memory(*_: Any, **__: Any) -> None:
@@ -262,6 +263,7 @@ def test_an_injection_finds_no_memory_for_the_column(policy: str, run: Run, monk
             list(run.growing.grow())
     assert COLUMN not in run.ring.columns
     assert run.frozen_values.newest() is None
+    assert not trains(run.learner.networks["q_network"][0].get_submodule("encoder"))
     play_to_injection(run)
     list(run.growing.grow())
     assert_right(run)

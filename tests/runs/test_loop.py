@@ -19,6 +19,7 @@ from growtrain.environments.make import make_environment
 from growtrain.growth.kinds import KINDS
 from growtrain.growth.transaction import GrowthFailed
 from growtrain.learners.double_dqn import DoubleDQN
+from growtrain.networks.injected import trains
 from growtrain.records import Evaluation, GrowthEvent, Metrics, Record
 from growtrain.runs.acting import epsilon_greedy
 from growtrain.runs.checkpoint import load_learner, open_newest
@@ -266,6 +267,30 @@ def test_a_failed_growth_stops_or_goes_on_as_configured(tmp_path: Path, monkeypa
     assert read_jsonl(tmp_path / "go" / "growth_events.jsonl") == []
     # Not those of a head that never came.
     assert [stage["flops_per_update"] for stage in summary["stages"]] == [None, None]
+
+
+@pytest.mark.parametrize("fails_too", [False, True])
+def test_a_growth_that_is_skipped_freezes_the_encoder_that_was_to_freeze_with_it(
+    fails_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or, where that is what fails, says that it goes on learning."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    settings = {"on_growth_failure": "continue", "total_frames": 2_400, "schedule": "grow1x", "freeze_encoder_at": 1}
+    monkeypatch.setitem(KINDS, "inject", dataclasses.replace(KINDS["inject"], make=fails))
+    if fails_too:
+        monkeypatch.setattr("growtrain.growth.transaction._check_membership", fails)
+    with pytest.warns(UserWarning, match="goes on") as warned:
+        list(train(config_of(**settings), tmp_path / "run"))
+    said = [str(each.message) for each in warned]
+    learner = load_learner(tmp_path / "run", torch.device("cpu"))[0]
+    goes_on = any("the encoder goes on learning" in line for line in said)
+    assert trains(learner.networks["q_network"][0].get_submodule("encoder")) == goes_on == fails_too
+    held = sum(len(group["params"]) for group in learner.optimizer.param_groups)
+    assert held == len(learner.trainable())
+    assert len(learner.state_dict()["optimizer"]) == held
 
 
 class FakeMonitor(AbsentMonitor):

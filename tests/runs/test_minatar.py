@@ -24,6 +24,7 @@ from growtrain.planning.speed import synthetic_batches
 from growtrain.runs.checkpoint import open_at, open_newest
 from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config
+from growtrain.runs.run import Run
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config
 from growtrain.settings.presets import minatar, resolve
@@ -139,6 +140,37 @@ def test_a_chain_that_forgets_learns_from_the_new_game_alone(tmp_path: Path) -> 
     assert states["forgets"]["learner"]["updates"] == updates_due(config, 600) == (600 - 2 * 40) // 4
     assert states["keeps"]["learner"]["updates"] == (600 - 40) // 4
     assert sum(stage.updates for stage in make_plan(config, spec).stages) == (600 - 2 * 40) // 4
+
+
+def test_a_chain_that_forgets_learns_again_when_every_lane_has_played_from_the_switch_on(tmp_path: Path) -> None:
+    """The switch at 300 frames falls into a step of 8 lanes, which ends at 304; learning starts with the first step of all."""
+    config = tiny(game=CHAIN, keep_replay=False, num_envs=8, learning_starts=8, checkpoint_period=0, schedule="fixed")
+    assert [updates_due(config, steps) for steps in (8, 296, 304, 312)] == [0, 72, 72, 74]
+    run(config, tmp_path / "forgets")
+    assert open_newest(tmp_path / "forgets").state["learner"]["updates"] == 72 + (600 - 304) // 4
+
+
+@pytest.mark.parametrize("game", ["minatar/breakout", CHAIN])
+def test_a_fork_with_another_seed_draws_its_own_episodes(game: str, tmp_path: Path) -> None:
+    """Two forks with the same actions see other sticky actions and other games; one with the run's seed goes on where it was."""
+    run(tiny(game=game, schedule="fixed", sticky_actions=0.5), tmp_path / "run", until=400)
+    saved, seen = open_newest(tmp_path / "run").state["collector"]["environment"], []
+    for seed in range(3):
+        start = open_newest(tmp_path / "run")
+        config, _ = changed_config(start, {"seed": seed}, fork=True)
+        fork = Run(config, tmp_path / f"fork {seed}", start)
+        collector, state = fork.collector, fork.collector.environment.state_dict()
+        assert (state["seed"] == saved["seed"]) == (seed == 0)
+        assert np.array_equal(state["random_words"], saved["random_words"]) == (seed == 0)
+        assert state["game"] == saved["game"] == len(config.games) - 1
+        assert torch.equal(fork.ring.newest()[0].cpu(), torch.from_numpy(collector.environment._observation[0]))
+        assert collector._inherited.tolist() == [seed == 0]  # of the others all are their own
+        environment, observed = collector.environment, []
+        for action in np.random.default_rng(0).integers(6, size=100):
+            environment.send(np.array([action]))
+            observed.append(environment.recv().observation.copy())
+        seen.append(np.stack(observed))
+    assert not any(np.array_equal(seen[a], seen[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_a_switch_comes_at_equal_shares_and_is_evaluated_on_the_game_before() -> None:

@@ -1,12 +1,15 @@
 """Whole runs on MuJoCo: they go on bit for bit wherever they were killed, grown or not, and every tool works on them."""
 
+import dataclasses
 import html
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,13 @@ from growtrain.learners.optimizers import can_compile
 from growtrain.learners.sac import SAC
 from growtrain.planning.costs import full_width, make_plan
 from growtrain.planning.speed import synthetic_batches
-from growtrain.runs.checkpoint import open_newest
+from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.loop import train
+from growtrain.runs.resuming import changed_config
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve, sac
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 FLAGS: dict[str, Any] = {
@@ -160,6 +165,45 @@ def test_a_fork_with_another_seed_draws_its_own_noise(tmp_path: Path) -> None:
         expected.set_state(own.noise_generator.get_state() if seed else before)
         assert torch.equal(drawn[-1], torch.empty_like(drawn[-1]).normal_(generator=expected))
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+
+
+def test_a_run_of_a_gpu_is_looked_at_and_goes_on_on_a_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sac(**FLAGS | {"total_frames": 240, "schedule": "full3x", "grow": "critic", "eval_period": 0})
+    path, saved = tmp_path / "run", SAC.state_dict
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr("growtrain.runs.provenance._device_name", lambda _: "NVIDIA H200")
+        # The state of a CUDA generator: seed and offset.
+        noise = torch.arange(16, dtype=torch.uint8)
+        on_gpu.setattr(SAC, "state_dict", lambda learner: saved(learner) | {"noise": noise})
+        for _ in train(config, path, should_stop=lambda: (path / "checkpoints" / f"{160:012d}").exists()):
+            pass
+    assert open_newest(path).frames < 240
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner, *_ = load_learner(path, torch.device("cpu"))
+        assert main(["evaluate", str(path), "--eval-episodes", "1"]) == 0
+    with pytest.raises(ConfigError, match="--grow actor: full3x has widened the networks of --grow critic: keep it"):
+        changed_config(open_newest(path), {"grow": "actor", "total_frames": 480}, fork=True)
+    assert isinstance(learner, SAC)
+    drawn = []
+    for seed in (0, 0, 1):
+        with pytest.warns(UserWarning, match="the noise of updates is another"):
+            fork = Run(dataclasses.replace(config, seed=seed), tmp_path / "fork", open_newest(path)).learner
+        assert isinstance(fork, SAC)
+        fork.draw()
+        drawn.append(fork._noise.clone())
+    learner.draw()
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], learner._noise)
+    assert not torch.equal(drawn[0], drawn[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # said on stderr, not raised
+        assert main(["resume", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"device NVIDIA H200 -> cpu.*: the noise of updates is another from here on", said)
+    assert open_newest(path).frames == 240
 
 
 def test_reset_all_is_reset_head_which_is_all_of_each_network(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 
-from growtrain.settings.config import Config
-from growtrain.settings.presets import modern, paper, resolve
+from growtrain.settings.config import Config, Grow
+from growtrain.settings.presets import modern, paper, resolve, sac
 from growtrain.settings.text import ConfigError, format_count, parse_count
 
 M = 10**6
@@ -104,8 +105,19 @@ def test_json_round_trip_and_fingerprint() -> None:
     # A flag that came later leaves the cells of a sweep what they were, where it has no effect.
     assert dataclasses.replace(config, target_tau=0.1).fingerprint() == config.fingerprint()
     assert Config().fingerprint() == "d2a4bf71821a"
-    sac = dataclasses.replace(config, game="mujoco/Hopper-v5", schedule="fixed")
-    assert dataclasses.replace(sac, target_tau=0.1).fingerprint() != sac.fingerprint()
+    continuous = dataclasses.replace(config, game="mujoco/Hopper-v5", schedule="fixed")
+    assert dataclasses.replace(continuous, target_tau=0.1).fingerprint() != continuous.fingerprint()
+
+
+def test_what_grows_is_part_of_what_a_sac_run_is_where_something_grows_or_is_wide_from_the_start() -> None:
+    def fingerprint(schedule: str, grow: Grow) -> str:
+        return sac(game="mujoco/HalfCheetah-v5", schedule=schedule, grow=grow).fingerprint()
+
+    # Those of runs that were made when fullNx widened all networks, whatever `grow` was.
+    assert fingerprint("full3x", "both") == "0f07d907e912"
+    assert fingerprint("grow3x", "both") == "181bec54fe93"
+    for schedule, others in (("full3x", 3), ("grow3x", 3), ("fixed", 1)):
+        assert len({fingerprint(schedule, grow) for grow in get_args(Grow)}) == others
 
 
 def test_seeds_of_any_sign_and_size_stay_different() -> None:

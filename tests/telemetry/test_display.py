@@ -171,9 +171,9 @@ def test_plain_lines() -> None:
 def test_an_evaluation_says_how_many_episodes_ended() -> None:
     stream = io.StringIO()
     with plain(stream, stage_frames=[100], stage_costs=[1.0]) as display:
-        display.evaluation(dataclasses.replace(EVALUATION, episodes=8, unfinished=3))
-        display.evaluation(dataclasses.replace(EVALUATION, episodes=8, unfinished=8, episode_return=None))
-    assert "8 episodes (3 unfinished) in" in stream.getvalue()
+        display.evaluation(dataclasses.replace(EVALUATION, episodes=8))
+        display.evaluation(dataclasses.replace(EVALUATION, episodes=8, episode_return=None))
+    assert "8 episodes in" in stream.getvalue()
     assert "none of 8 episodes ended in" in stream.getvalue()
 
 
