@@ -25,11 +25,8 @@ from typing import Any, Final, TextIO
 from growtrain.records import record_files
 from growtrain.settings.text import ConfigError
 
-<<<<<<< HEAD
-INITIAL_WEIGHTS = "initial.safetensors"  # of a file, which a run begins with
-=======
 STOPPED: Final = 75  # exit code of what a signal stopped, with something written to go on from
->>>>>>> main
+INITIAL_WEIGHTS: Final = "initial.safetensors"  # of a file, which a run begins with
 PARTIAL = ".partial"  # what is being written bears this prefix or suffix until it is whole
 _BLOCK = 1 << 22
 

@@ -4,12 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-<<<<<<< HEAD
-from growtrain.commands.running import STOPPED, StopSignals, add_stop_signal, complain, explicit_with_game, say
-=======
-from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game
+from growtrain.commands.running import StopSignals, add_stop_signal, complain, explicit_with_game, say
 from growtrain.runfiles import STOPPED
->>>>>>> main
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 

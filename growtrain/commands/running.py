@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
-<<<<<<< HEAD
-from growtrain.settings.budget import updates_due
-=======
 from growtrain.runfiles import STOPPED
->>>>>>> main
+from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of

@@ -21,16 +21,10 @@ from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.foreign_weights import initial_sha256
 from growtrain.learners.saved import begins_frozen, read_saved
-<<<<<<< HEAD
 from growtrain.records import record_files
 from growtrain.runfiles import PARTIAL, cut_back, read_plain, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, open_at, set_aside_newer
-from growtrain.runs.provenance import describe_machine, differences
-=======
-from growtrain.runfiles import cut_back, read_plain, sweep
-from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences, was_on_cpu
->>>>>>> main
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import copy_of_last, schedule_of
 from growtrain.settings.text import ConfigError, flag, format_count
