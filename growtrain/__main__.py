@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 bad input (one line that names the remedy); 75 stopped by a signal with a checkpoint written; 1 anything else.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -12,8 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
-from growtrain.commands.running import COMMANDS
+from growtrain.commands.running import COMMANDS, complain
 from growtrain.environments.games import Unplayable
+from growtrain.failures import RunFailed
 from growtrain.settings.machine import process_limits
 from growtrain.settings.text import ConfigError
 
@@ -39,30 +41,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Callable[[Sequence[str]], int] = import_module(f"growtrain.commands.{name}").main
         return command(words)
     except (ConfigError, Unplayable) as error:
-        print(f"growtrain: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(" ".join(str(error).split()))
         return 2
+    except RunFailed as error:
+        complain(f"{' '.join(str(error).split())}; the checkpoints made before are whole")
+        return 1
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MemoryError, ImportError, RuntimeError, SystemError) as error:
         if not (reason := _out_of_memory(error)):
             raise
-        print(f"growtrain: {reason}", file=sys.stderr)
+        complain(reason)
         return 2 if process_limits() else 1
     except OSError as error:
         if error.errno == errno.ENOMEM:
-            print(f"growtrain: {_out_of_memory(MemoryError())}", file=sys.stderr)
+            complain(_out_of_memory(MemoryError()))
             return 2 if process_limits() else 1
         if error.errno in _PATH_ERRORS and error.filename:
-            print(f"growtrain: {error.filename}: {error.strerror}: name another path", file=sys.stderr)
+            complain(f"{error.filename}: {error.strerror}: name another path")
             return 2
         if error.errno not in _DISK_ERRORS:
             raise
-        print(f"growtrain: {error}: free some space, or choose another directory with --run-dir", file=sys.stderr)
+        complain(f"{error}: free some space, or choose another directory with --run-dir")
         return 1
     except KeyboardInterrupt:
-        print("growtrain: stopped at once; the checkpoints made before are whole", file=sys.stderr)
+        complain("stopped at once; the checkpoints made before are whole")
         return 1
+    finally:
+        _let_go_of_stderr()
+
+
+def _let_go_of_stderr() -> None:
+    """Drops what it does not take: Python flushes it once more at exit and would then end with code 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stderr.fileno())
 
 
 def _out_of_memory(error: Exception) -> str:
@@ -100,7 +117,7 @@ def _warnings_once() -> Callable[..., None]:
         text = f"{'' if ours else f'{filename}:{lineno}: {category.__name__}: '}{message}"
         if text not in said:
             said.add(text)
-            print(f"growtrain: warning: {text}", file=sys.stderr)
+            complain(f"warning: {text}")
 
     return show
 

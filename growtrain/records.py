@@ -5,12 +5,18 @@ Units: frames are emulator frames; times are seconds on a monotonic clock.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 from growtrain.settings.config import Anchor
 from growtrain.settings.schedules import Intervention
 
 Stem = Literal["metrics", "evaluations", "growth_events", "diagnostics", "decisions"]  # of the files of lines
+
+
+def record_files(run_dir: Path) -> list[Path]:
+    """The files of records that a run has; whatever else lies there is not its own."""
+    return [path for stem in get_args(Stem) if (path := run_dir / f"{stem}.jsonl").is_file()]
 
 
 @dataclass(frozen=True, kw_only=True)

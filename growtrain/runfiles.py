@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -21,9 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from growtrain.records import record_files
 from growtrain.settings.text import ConfigError
 
 STOPPED: Final = 75  # exit code of what a signal stopped, with something written to go on from
+INITIAL_WEIGHTS: Final = "initial.safetensors"  # of a file, which a run begins with
 PARTIAL = ".partial"  # what is being written bears this prefix or suffix until it is whole
 _BLOCK = 1 << 22
 
@@ -62,7 +65,7 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
         OSError: the disk is full or read-only, or the directory may not be written in.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "run.lock").open("a+", encoding="utf-8") as file:
+    with (run_dir / "run.lock").open("a+", encoding="utf-8", errors="replace") as file:
         try:
             without = _lock(file, run_dir, fcntl.LOCK_EX)
         except OSError as error:
@@ -97,7 +100,7 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
 def require_unlocked(run_dir: Path) -> None:
     """Raises `RunLocked` if another process is known to hold the run directory; takes nothing and leaves no trace."""
     try:
-        file = (run_dir / "run.lock").open(encoding="utf-8")
+        file = (run_dir / "run.lock").open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
     with file, contextlib.suppress(OSError):  # whoever wants to write there will hear of an error
@@ -281,10 +284,30 @@ def cut_back(path: Path, frames: int) -> int:
     return cut
 
 
+def published(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run that bear a final name, their frames in twelve digits or more, newest first; nothing else there is one."""
+    paths = (run_dir / "checkpoints").glob("*")
+    return sorted((p for p in paths if re.fullmatch("[0-9]{12,}", p.name)), key=lambda path: -int(path.name))
+
+
+def require_new(run_dir: Path, given_by: str) -> None:
+    """Raises `ConfigError` if a run is in a directory, or what is left of one, which a new run would be mixed with."""
+    if (run_dir / "config.json").exists():
+        raise ConfigError(
+            f"{given_by} {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
+        )
+    others = (run_dir / "summary.json", run_dir / INITIAL_WEIGHTS)
+    left = [*record_files(run_dir), *(path for path in others if path.exists()), *published(run_dir)]
+    if left:
+        raise ConfigError(
+            f"{given_by} {run_dir} holds what is left of another run ({left[0].relative_to(run_dir)}): choose another directory or empty it"
+        )
+
+
 def sweep(run_dir: Path) -> list[str]:
     """Removes what a killed process left half-written; returns the names."""
     checkpoints = run_dir / "checkpoints"
-    litter = [*run_dir.glob(f"*{PARTIAL}")]
+    litter = [*run_dir.glob(f"*.json{PARTIAL}")]
     litter += [path for each in (run_dir, checkpoints, checkpoints / "replay") for path in each.glob(f"{PARTIAL}*")]
     for path in litter:
         remove(path)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: flags are frozen, every wrong one gets one line and exit code 2, and the main job runs."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 
 from growtrain.__main__ import main
 from growtrain.commands.running import default_run_dir
+from growtrain.records import Evaluation
+from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
@@ -51,6 +54,14 @@ TINY = [
         (["--life-loss-terminal", "maybe"], "yes or no"),
         (["--schedule", "reset", "--intervention", "redo"], "leave it out"),
         (["--schedule", "widen3x", "--normalization", "layer"], "--intervention widen"),
+        (["--replay-ratio", "1e-7"], "--replay-ratio is 1e-07: it must lie between 1e-6 and 10000"),
+        (["--replay-ratio", "1e300"], "--replay-ratio"),
+        (["--max-episode-frames", "1e13"], "--max-episode-frames is 10000000000000: it must be at most 2147483647"),
+        (["--total-frames", "1e300"], "it must be at most 1e+15"),
+        (["plan", "--eval-episodes", "1e300"], "--eval-episodes"),
+        (["--lr", "1e300"], "--lr is 1e+300: it must lie between 1.2e-38 and 3.4e38"),
+        (["--lr", "1e-300"], "--lr"),
+        (["plan", "--encoder-width", "1e30"], "--encoder-width is 1e+30: it must be positive, and at most 1000"),
     ],
 )
 def test_wrong_input_gets_one_helpful_line(
@@ -153,6 +164,130 @@ def test_a_signal_stops_with_a_checkpoint_and_75(tmp_path: Path) -> None:
     assert list((run_dir / "checkpoints").glob("0*"))
 
 
+STDERR = {"a closed pipe": "2>&1 >&3 | true", "a full disk": "2>/dev/full >&3", "closed": "2>&- >&3"}
+
+
+@pytest.mark.parametrize("what", STDERR)
+def test_a_message_that_cannot_be_shown_ends_nothing(what: str) -> None:
+    """Neither a warning nor the last line changes what is done, nor the exit code."""
+    script = (
+        "import sys, time, warnings, growtrain.commands.doctor as doctor\n"
+        "from growtrain.__main__ import main\n"
+        "from growtrain.commands.running import complain\n"
+        "def command(words):\n"
+        "    time.sleep(0.2)  # the reader goes away\n"
+        "    for text in 'ab':\n"
+        "        warnings.warn(text)\n"
+        "    complain('c')\n"
+        "    print('done')\n"
+        "    return 75\n"
+        "doctor.main = command\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    shell = f'exec 3>&1; "$0" -c "$1" {STDERR[what]}; exit ${{PIPESTATUS[0]}}'
+    ended = subprocess.run(["bash", "-c", shell, sys.executable, script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "done\n", "")
+
+
+def test_lines_of_a_command_that_nobody_reads_end_nothing() -> None:
+    """Such as a diagnosis of hours, whose answer is in files."""
+    script = (
+        "import sys, time, growtrain.commands.doctor as doctor\n"
+        "from growtrain.__main__ import main\n"
+        "from growtrain.commands.running import complain, say\n"
+        "def command(words):\n"
+        "    time.sleep(0.2)  # the reader goes away\n"
+        "    for text in 'ab':\n"
+        "        say(text)\n"
+        "    complain('c')\n"
+        "    return 75\n"
+        "doctor.main = command\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    shell = '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}'
+    ended = subprocess.run(["bash", "-c", shell, sys.executable, script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (75, "growtrain: c\n")
+
+
+FAILURES = {
+    "checkpoint.CheckpointFailed": "growtrain.runs",
+    "base.Diverged": "growtrain.learners",
+    "base.EnvironmentHung": "growtrain.environments",
+    "transaction.GrowthFailed": "growtrain.growth",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("command", ["train", "diagnose", "evaluate", "rescue", "video"])
+def test_what_ends_a_run_is_one_line_in_every_command(
+    command: str, failure: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = failure.split(".")
+    error = getattr(importlib.import_module(f"{FAILURES[failure]}.{module}"), name)
+
+    def fails(words: list[str]) -> int:
+        raise error("so\nit is")
+
+    monkeypatch.setattr(f"growtrain.commands.{command}.main", fails)
+    assert main([command]) == 1
+    assert capsys.readouterr().err == "growtrain: so it is; the checkpoints made before are whole\n"
+
+
+def test_a_directory_with_what_is_left_of_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its config.json it does not look like a run, and two runs' records would be mixed."""
+    for index, name in enumerate(("metrics.jsonl", "checkpoints/000000000400", "summary.json", "initial.safetensors")):
+        run_dir = tmp_path / str(index)
+        (run_dir / name).parent.mkdir(parents=True)
+        (run_dir / name).touch()
+        for words in (
+            ["train", "--run-dir"],
+            ["rescue", str(tmp_path), "--run-dir"],
+            ["resume", str(tmp_path), "--fork"],
+        ):
+            (tmp_path / "config.json").touch()  # of the run that is forked
+            assert main([*words, str(run_dir)]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{words[-1]} {run_dir} holds what is left of another run ({name})" in line
+        assert [path for path in run_dir.rglob("*") if path.is_file()] == [run_dir / name]
+
+
+def test_a_signal_in_the_last_evaluation_leaves_nothing_to_go_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code agrees with the summary: done if it was evaluated; if that was cut short, a resume makes up for it."""
+    evaluate, signals = Run.evaluate, [signal.SIGTERM]
+
+    def hears(self: Run) -> Evaluation:
+        for number in signals if self.frames >= self.config.total_frames else ():
+            signal.raise_signal(number)
+        return evaluate(self)
+
+    monkeypatch.setattr(Run, "evaluate", hears)
+    words = [
+        *TINY,
+        "--total-frames",
+        "800",
+        "--schedule",
+        "fixed",
+        "--eval-period",
+        "300",
+        "--max-episode-frames",
+        "80",
+    ]
+    assert main([*words, "--run-dir", str(tmp_path / "once")]) == 0
+    assert "stopped" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "once" / "summary.json").read_text())["status"] == "done"
+
+    signals[:] = [signal.SIGINT, signal.SIGINT]
+    twice = tmp_path / "twice"
+    assert main([*words, "--run-dir", str(twice)]) == 1
+    assert "stopped at once" in capsys.readouterr().err
+    signals.clear()
+    assert main(["resume", str(twice)]) == 0
+    assert [record["frames"] for record in read_jsonl(twice / "evaluations.jsonl")] == [304, 608, 800]
+    assert json.loads((twice / "summary.json").read_text())["status"] == "done"
+
+
 def test_closed_stdout_does_not_end_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -202,6 +337,12 @@ def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch:
     for _ in range(2):  # a command of its own each
         assert main(["doctor"]) == 0
         assert [line.split(": ")[-1] for line in capsys.readouterr().err.splitlines()] == ["one fork", "another"]
+
+
+@pytest.mark.parametrize(("ratio", "said"), [("1e-6", 1), ("1e-4", 0)])
+def test_a_run_that_would_learn_nothing_is_said(ratio: str, said: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--no-timing", "--total-frames", "200k", "--replay-ratio", ratio]) == 0
+    assert capsys.readouterr().out.count("it makes no update in the frames after --learning-starts 4k") == said
 
 
 def test_doctor_says_what_works_and_why_not(

@@ -1,11 +1,10 @@
 """Says whether a run has lost plasticity, and where."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import StopSignals, add_stop_signal
+from growtrain.commands.running import StopSignals, add_stop_signal, complain, say
 from growtrain.runfiles import STOPPED
 from growtrain.settings.text import ConfigError
 
@@ -59,16 +58,12 @@ def main(words: Sequence[str]) -> int:
         test=LearningTest(seeds=namespace.learning_seeds, updates=namespace.learning_updates),
     )
     output = namespace.output or run / f"diagnosis-{checkpoint.frames}"
-    print("\n".join(cost_lines(run, checkpoint, settings)), flush=True)
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
+    say("\n".join(cost_lines(run, checkpoint, settings)))
     for part in parts_of(checkpoint):
         with stop:
             diagnosis = diagnose(run, checkpoint, settings, output, stop=lambda: stop.received, say=say, part=part)
         if diagnosis is None:
-            print("stopped: the same command again goes on with what is not done", file=sys.stderr)
+            complain("stopped: the same command again goes on with what is not done")
             return STOPPED
-        print(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}", flush=True)
+        say(f"\n{render(diagnosis)}\nwritten to {output}; next: {next_command(diagnosis)}")
     return 0

@@ -1,11 +1,10 @@
 """Measures which interventions give plasticity back, on supervised tasks made of the game's frames."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, reader
-from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game
+from growtrain.commands.running import StopSignals, add_stop_signal, complain, explicit_with_game, say
 from growtrain.runfiles import STOPPED
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
@@ -83,12 +82,9 @@ def main(words: Sequence[str]) -> int:
     processes = namespace.processes or usable_cores()
     with stop:
         for records in run(config, cells, names, directory, processes, lambda: bool(stop.received)):
-            print(one_line(records), flush=True)
+            say(one_line(records))
     if stop.received:
-        print(
-            f"growtrain: stopped by {stop.received}: the same command again goes on with what is not done",
-            file=sys.stderr,
-        )
+        complain(f"stopped by {stop.received}: the same command again goes on with what is not done")
         return STOPPED
     print(write_report(directory))
     return 0

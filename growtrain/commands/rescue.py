@@ -5,6 +5,7 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
+from growtrain.runfiles import require_new
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
@@ -32,8 +33,8 @@ def main(words: Sequence[str]) -> int:
     explicit, stop, agent = explicit_with_game(namespace), StopSignals(namespace.stop_signal), namespace.agent
     if "total_frames" in explicit:
         raise ConfigError("--total-frames: a rescue's budget is what it adds: give it as --frames")
-    if namespace.run_dir is not None and (namespace.run_dir / "config.json").exists():
-        raise ConfigError(f"--run-dir {namespace.run_dir} already holds a run: choose another directory")
+    if namespace.run_dir is not None:
+        require_new(namespace.run_dir, "--run-dir")
     if not agent.exists():
         raise ConfigError(f"{agent} does not exist: name the directory of a run, or a file of weights")
 

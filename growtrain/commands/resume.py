@@ -5,6 +5,7 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, add_config_flags
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
+from growtrain.runfiles import require_new, require_unlocked
 from growtrain.settings.text import ConfigError
 
 
@@ -26,11 +27,10 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(
             f"{run} holds no run: name the directory that --run-dir was, or start one with growtrain train"
         )
-    if fork is not None and (fork / "config.json").exists():
-        raise ConfigError(f"--fork {fork} already holds a run: choose another directory")
+    if fork is not None:
+        require_new(fork, "--fork")
 
     from growtrain.environments.base import Spec
-    from growtrain.runfiles import require_unlocked
     from growtrain.runs.checkpoint import NeverSaved, open_newest
     from growtrain.runs.resuming import changed_config, done_injections, restart
     from growtrain.sweep.cells import progress
@@ -44,8 +44,9 @@ def main(words: Sequence[str]) -> int:
             raise
         from growtrain.environments.make import spec_of
 
-        config, note = restart(run), "it ended before its first checkpoint: from the start"
-        return run_training(config, run, spec_of(config), stop, [note])
+        config, start, notes = restart(run, explicit_with_game(namespace))
+        spec = spec_of(config) if start is None else Spec.from_dict(start.state["spec"])
+        return run_training(config, run, spec, stop, notes, start)
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
     if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         done = ",".join(map(str, done_injections(checkpoint)))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
 from growtrain.runfiles import STOPPED
+from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
 from growtrain.settings.schedules import schedule_of
@@ -55,6 +56,10 @@ def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, li
         notes.append(
             f"a chain of games: {parts}; its replay is {'kept' if config.keep_replay else 'emptied at a switch'}"
         )
+    if not updates_due(config, config.total_frames // config.frame_skip):
+        notes.append(
+            f"it makes no update in the frames after --learning-starts {format_count(config.learning_starts)}: raise --replay-ratio"
+        )
     if idle := [f"{flag(name)} {explicit[name]}" for name in explicit if not has_effect(name, config)]:
         notes.append(f"without effect in this run: {', '.join(idle)}")
     return config, notes, namespace.run_dir
@@ -82,6 +87,20 @@ def default_run_dir(config: Config) -> Path:
             run_dir.mkdir()  # that it is made here and now is what nobody else can have done
             return run_dir
     raise AssertionError("there is always a next number")
+
+
+def complain(text: str) -> None:
+    """Says something on standard error; what cannot be shown there is lost, and nothing else is."""
+    if sys.stderr is not None:  # as in a process without one: `print` would take standard output instead
+        with contextlib.suppress(OSError, ValueError):
+            print(f"growtrain: {text}", file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Prints a line of a command that goes on whether or not anybody reads it."""
+    from growtrain.telemetry.display import SafeStream
+
+    print(text, file=SafeStream(sys.stdout), flush=True)
 
 
 class StopSignals:
@@ -153,15 +172,12 @@ def run_training(
     Returns:
         The exit code.
     """
-    from growtrain.environments.base import EnvironmentHung
-    from growtrain.growth.transaction import GrowthFailed
-    from growtrain.learners.base import Diverged
     from growtrain.learners.foreign_weights import save_initial
     from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan
     from growtrain.planning.memory import check_memory
-    from growtrain.runs.checkpoint import CheckpointFailed
     from growtrain.runs.loop import train
+    from growtrain.sweep.cells import progress
     from growtrain.telemetry.display import open_display
     from growtrain.telemetry.trackers import check_trackers
 
@@ -172,6 +188,7 @@ def run_training(
     run_dir = default_run_dir(config) if run_dir is None else run_dir
     if weights is not None:
         save_initial(weights, run_dir)
+    home = run_dir.absolute()
     display = open_display(
         game=config.game,
         schedule=config.schedule,
@@ -181,21 +198,15 @@ def run_training(
         run_name=str(run_dir),
         plan=_what_happens(config),
     )
-    try:
-        with stop, display:
-            for note in notes:
-                display.note(note)
-            for record in train(config, run_dir, should_stop=lambda: stop.received, start=start):
-                display.show(record)
-    except (CheckpointFailed, Diverged, EnvironmentHung, GrowthFailed) as error:
-        print(f"growtrain: {' '.join(str(error).split())}; the checkpoints made before are whole", file=sys.stderr)
-        return 1
-    if stop.received:
-        print(
-            f"growtrain: stopped by {stop.received}; go on with: growtrain resume {shlex.quote(str(run_dir))}",
-            file=sys.stderr,
-        )
-    return STOPPED if stop.received else 0
+    with stop, display:
+        for note in notes:
+            display.note(note)
+        for record in train(config, run_dir, should_stop=lambda: stop.received, start=start):
+            display.show(record)
+    if not stop.received or progress(home).finished:  # during the last evaluation, say: nothing is left to go on with
+        return 0
+    complain(f"stopped by {stop.received}; go on with: growtrain resume {shlex.quote(str(run_dir))}")
+    return STOPPED
 
 
 def _what_happens(config: Config) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
-from growtrain.commands.running import StopSignals, add_stop_signal
+from growtrain.commands.running import StopSignals, add_stop_signal, complain
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 
@@ -78,13 +78,12 @@ def main(words: Sequence[str]) -> int:
             driver = Driver(ledger, ledger.submit(cells), executor, table, max_attempts=namespace.max_attempts)
             code = driver.run(lambda: bool(stop.received), retry_failed=namespace.retry_failed)
     except sqlite3.Error as error:
-        print(f"growtrain: {ledger.path}: {error}: the runs were stopped; the same command goes on", file=sys.stderr)
+        complain(f"{ledger.path}: {error}: the runs were stopped; the same command goes on")
         return 1
     if code == 1:
-        print(
-            f"growtrain: some runs failed, and why is in growtrain sweep --status {namespace.dir}; "
-            "the same command with --retry-failed tries them again",
-            file=sys.stderr,
+        complain(
+            f"some runs failed, and why is in growtrain sweep --status {namespace.dir}; "
+            "the same command with --retry-failed tries them again"
         )
     return code
 

@@ -11,7 +11,7 @@ from growtrain.commands.running import (
     read_configuration,
     run_training,
 )
-from growtrain.settings.text import ConfigError
+from growtrain.runfiles import require_new
 
 
 def main(words: Sequence[str]) -> int:
@@ -28,10 +28,8 @@ def main(words: Sequence[str]) -> int:
     add_stop_signal(parser)
     config, notes, run_dir = read_configuration(parser, words)
     stop = StopSignals(parser.parse_known_args(list(words))[0].stop_signal)
-    if run_dir is not None and (run_dir / "config.json").exists():
-        raise ConfigError(
-            f"--run-dir {run_dir} already holds a run: go on with it by growtrain resume {run_dir}, or choose another directory"
-        )
+    if run_dir is not None:
+        require_new(run_dir, "--run-dir")
 
     from growtrain.environments.make import spec_of
 

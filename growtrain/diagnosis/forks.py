@@ -273,7 +273,7 @@ def _learning_test_once(
         "test": dataclasses.asdict(settings.test),
         "anchor": checkpoint.config.anchor,
     }
-    if path.exists():
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # missing or damaged: it is done again
         done = json.loads(read_plain(path, 1 << 24))
         if done["asked"] == asked:
             errors: dict[Copy, list[list[float]]] = done["errors"]

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from growtrain.failures import RunFailed
+
 Bools = npt.NDArray[np.bool_]
 Frames = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 Actions = npt.NDArray[Any]  # (N,) integers, or (N, A) float32 of continuous ones
 
 
-class EnvironmentHung(RuntimeError):
+class EnvironmentHung(RunFailed):
     """The emulator did not answer in time; the environment is closed and cannot be used again."""
 
 

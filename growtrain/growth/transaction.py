@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from growtrain.failures import RunFailed
 from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
 from growtrain.growth.inject import NotPreserved, count_parameters
 from growtrain.growth.kinds import Kind, kind_of
@@ -26,7 +27,7 @@ from growtrain.settings.schedules import Intervention
 Inputs = Tensor | Mapping[str, Tensor]  # of the only network of a learner, or of each by its name
 
 
-class GrowthFailed(RuntimeError):
+class GrowthFailed(RunFailed):
     """An intervention failed and the learner is as it was before; the cause is chained."""
 
 

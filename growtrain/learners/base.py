@@ -16,11 +16,12 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.environments.base import Spec
+from growtrain.failures import RunFailed
 from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
 
 
-class Diverged(RuntimeError):
+class Diverged(RunFailed):
     """Training cannot go on: a weight is not finite, or update after update had a loss or gradient that was not.
 
     In the second case the weights are finite, and as they were before the first of those updates.

@@ -16,6 +16,7 @@ pickled weights if the file says so, and evaluates its symbolic sizes (torch 2.1
 Units: tensors are float32.
 """
 
+import hashlib
 import io
 import re
 import zipfile
@@ -33,13 +34,12 @@ from torch import Tensor
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.encoders import MINATAR, NATURE
-from growtrain.runfiles import Unreadable, read_plain, write_durably
+from growtrain.runfiles import INITIAL_WEIGHTS, Unreadable, read_plain, write_durably
 from growtrain.settings.text import ConfigError
 
 _NATURE_SHAPE: Final = (4, 84, 84)  # of an observation: frames, height, width
 _MINATAR_SIDE: Final = 10  # cells
 _MAX_BYTES = 1 << 30
-_INITIAL = "initial.safetensors"
 _ELSEWHERE = {"target", "targets", "optim", "optims", "optimizer", "optimizers", "optimiser"}  # words of a name
 _PROGRAMS = {"/constants.pkl": "TorchScript", "/archive_format": "torch.export"}  # by a file that no other archive has
 # What numpy's numbers are made of, which lie beside weights in many checkpoints; NumPy 1 and 2 name the function differently.
@@ -217,7 +217,15 @@ def _flatten(tree: Any, path: str = "") -> dict[str, Tensor]:
 def save_initial(weights: Weights, run_dir: Path) -> None:
     """Puts the weights into a run's directory, for the run to begin with, however often it has to begin."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_durably(run_dir / _INITIAL, save_safetensors(weights.tensors))
+    write_durably(run_dir / INITIAL_WEIGHTS, save_safetensors(weights.tensors))
+
+
+def initial_sha256(run_dir: Path) -> str | None:
+    """What tells the weights that `save_initial` left from others; None where there are none."""
+    try:
+        return hashlib.sha256(read_plain(run_dir / INITIAL_WEIGHTS, _MAX_BYTES)).hexdigest()
+    except Unreadable:
+        return None
 
 
 def load_initial(learner: AbstractLearner, run_dir: Path, generator: torch.Generator) -> None:
@@ -231,7 +239,7 @@ def load_initial(learner: AbstractLearner, run_dir: Path, generator: torch.Gener
     Raises:
         Unreadable: the file is missing where it is needed, damaged, or not of this configuration.
     """
-    path, config = run_dir / _INITIAL, learner.config
+    path, config = run_dir / INITIAL_WEIGHTS, learner.config
     if not isinstance(learner, DoubleDQN) or not (path.exists() or config.frozen_width):
         return
     try:

@@ -9,6 +9,7 @@ Units: frames are counted per lane since the start of the run, as `LaneRing.writ
 
 import hashlib
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,16 +61,20 @@ class Segment:
             segment = cls(str(sha256), int(num_bytes), tuple(Chunk(*map(int, chunk)) for chunk in chunks))
         except (TypeError, ValueError) as error:
             raise Unreadable(f"a replay segment is not described as one: {str(values)[:80]}") from error
-        in_hex = len(segment.sha256) == 64 and set(segment.sha256) <= set("0123456789abcdef")
         inside = all(
             min(c.lane, c.first, c.offset, c.num_bytes) >= 0
             and 0 < c.count <= _CHUNK_FRAMES
             and c.offset + c.num_bytes <= segment.num_bytes
             for c in segment.chunks
         )
-        if not (in_hex and inside):
+        if not (is_segment_name(segment.sha256) and inside):
             raise Unreadable(f"a replay segment names an impossible file or range: {str(values)[:80]}")
         return segment
+
+
+def is_segment_name(name: str) -> bool:
+    """Whether a file of that name can be a segment: it is a sha256 in lower-case hex."""
+    return re.fullmatch("[0-9a-f]{64}", name) is not None
 
 
 def oldest_frames(ring: LaneRing) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,23 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from growtrain.environments.base import Spec
+from growtrain.failures import RunFailed
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import check_saved
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.ring import LaneRing
-from growtrain.replay.segments import Segment
-from growtrain.runfiles import PARTIAL, Unreadable, read_plain, remove, sync_directory, verify_file, write_durably
+from growtrain.replay.segments import Segment, is_segment_name
+from growtrain.runfiles import (
+    PARTIAL,
+    Unreadable,
+    published,
+    read_plain,
+    remove,
+    sync_directory,
+    verify_file,
+    write_durably,
+)
 from growtrain.runs.frozen_values import check_saved_column
 from growtrain.runs.provenance import describe_machine
 from growtrain.settings.config import Config
@@ -62,7 +73,7 @@ class NeverSaved(NoCheckpoint):
     """The run ended before it made a checkpoint."""
 
 
-class CheckpointFailed(RuntimeError):
+class CheckpointFailed(RunFailed):
     """A checkpoint could not be written; nothing of it is left, and the ones before it are untouched."""
 
 
@@ -106,7 +117,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, run_dir: Path, keep: int, segments: tuple[Segment, ...] = ()) -> None:
-        self.directory = run_dir / "checkpoints"
+        self.run_dir, self.directory = run_dir, run_dir / "checkpoints"
         self._replay = self.directory / "replay"
         self._keep = keep
         self._segments = list(segments)
@@ -167,11 +178,16 @@ class CheckpointWriter:
                 self._drop_unreferenced()
             raise CheckpointFailed(f"checkpoint at {frames} frames was not written: {error}") from error
         self._segments = [*segments, *new]
-        for old in _published(self.directory)[self._keep + 1 :]:
-            going = self.directory / f"{PARTIAL}-{old.name}"  # half-removed, it no longer bears the name of a whole one
-            os.replace(old, going)
-            remove(going)
-        self._drop_unreferenced()
+        try:
+            for old in published(self.run_dir)[self._keep + 1 :]:
+                going = (
+                    self.directory / f"{PARTIAL}-{old.name}"
+                )  # half-removed, it no longer bears the name of a whole one
+                os.replace(old, going)
+                remove(going)
+            self._drop_unreferenced()
+        except OSError as error:  # the new one is whole, and the next save tries again
+            warnings.warn(f"older checkpoints could not be removed: {error}", stacklevel=1)
         return final
 
     def _require_space(self, num_bytes: int, segments: list[Segment], ring: LaneRing) -> None:
@@ -191,11 +207,11 @@ class CheckpointWriter:
     def _drop_unreferenced(self) -> None:
         """Removes the segments that no published checkpoint names; none if a manifest cannot be read."""
         try:
-            named = {entry[0] for path in _published(self.directory) for entry in _manifest(path)["segments"]}
+            named = {entry[0] for path in published(self.run_dir) for entry in _manifest(path)["segments"]}
         except Unreadable:
             return
-        for path in self._replay.glob("*") if self._replay.is_dir() else ():
-            if path.name not in named:
+        for path in self._replay.glob("*"):
+            if path.name not in named and is_segment_name(path.name):  # what else is there is not ours
                 path.unlink(missing_ok=True)
 
 
@@ -224,14 +240,14 @@ def open_at(run_dir: Path, frames: int) -> Checkpoint:
     """
     path = run_dir / "checkpoints" / f"{frames:012d}"
     if not path.is_dir():
-        there = ", ".join(str(int(each.name)) for each in _published(run_dir / "checkpoints")) or "none"
+        there = ", ".join(str(int(each.name)) for each in published(run_dir)) or "none"
         raise NoCheckpoint(f"{run_dir} has no checkpoint at {frames} frames: choose one it has ({there})")
     return _open(path)
 
 
 def examine(run_dir: Path) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:
     """Every checkpoint of a run, newest first, verified and read, or what is wrong with it."""
-    for path in _published(run_dir / "checkpoints"):
+    for path in published(run_dir):
         try:
             yield path, _open(path)
         except Unreadable as error:
@@ -241,7 +257,7 @@ def examine(run_dir: Path) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:
 def set_aside_newer(run_dir: Path, frames: int) -> list[str]:
     """Takes the name from checkpoints after `frames`, which are damaged, so that the run can write them again; returns their new names."""
     names = []
-    for path in _published(run_dir / "checkpoints"):
+    for path in published(run_dir):
         if int(path.name) > frames:
             aside = path.with_name(_DAMAGED + path.name)
             remove(aside)
@@ -283,11 +299,6 @@ def _is_older(path: Path, state: dict[str, Any]) -> bool:
         return True
     before, now = (int(each.get("learner", {}).get("updates", 0)) for each in (saved, state))
     return before < now
-
-
-def _published(directory: Path) -> list[Path]:
-    """The checkpoints that bear a final name, newest first."""
-    return sorted((path for path in directory.glob("*") if path.name.isdigit()), key=lambda path: -int(path.name))
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ Units: frames; sizes in bytes.
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 
 from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
+from growtrain.learners.foreign_weights import initial_sha256
 from growtrain.learners.saved import begins_frozen, read_saved
-from growtrain.runfiles import cut_back, read_plain, sweep
-from growtrain.runs.checkpoint import Checkpoint, examine, set_aside_newer
+from growtrain.records import record_files
+from growtrain.runfiles import PARTIAL, cut_back, read_plain, sweep
+from growtrain.runs.checkpoint import Checkpoint, examine, open_at, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences, was_on_cpu
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import copy_of_last, schedule_of
@@ -40,28 +43,43 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
         ConfigError: a setting cannot differ; the line names it and the remedy.
     """
     before = checkpoint.config
-    changes = {name: value for name, value in explicit.items() if getattr(before, name) != value}
-    decides = {item.name: item.metadata for item in dataclasses.fields(Config) if item.metadata["identity"]}
+    if not fork:
+        return _changed(before, explicit, "begin another run from here with --fork NEWDIR")
+    changes = _differing(before, explicit)
     for name, value in changes.items():
-        if name in decides and not fork:
-            raise ConfigError(
-                f"{flag(name)} {value}: this run has {getattr(before, name)}, and it decides what is learned: "
-                f"leave it out, or begin another run from here with --fork NEWDIR"
-            )
-        if name in decides and not decides[name]["forkable"]:
+        setting = Config.__dataclass_fields__[name].metadata
+        if setting["identity"] and not setting["forkable"]:
             raise ConfigError(
                 f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
                 "were made with: leave it out, or train a new run"
             )
     kept: dict[str, Any] = {}
-    if fork and "total_frames" in changes and "switch_at" not in changes:  # a chain's past has its own switches
+    if "total_frames" in changes and "switch_at" not in changes:  # a chain's past has its own switches
         kept = {"switch_at": before.switch_at or ",".join(map(str, before.switch_frames))}
-    config = dataclasses.replace(before, **changes, **kept)
-    if fork:
-        _check_future(checkpoint, config)
-        if not begins_frozen(checkpoint.state["learner"], config):  # it was given up, as by a reset
-            config = dataclasses.replace(config, frozen_width=0, frozen_encoder_width=1.0)
-    return config, [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
+    config, notes = _changed(before, explicit, kept=kept)
+    _check_future(checkpoint, config)
+    if not begins_frozen(checkpoint.state["learner"], config):  # it was given up, as by a reset
+        config = dataclasses.replace(config, frozen_width=0, frozen_encoder_width=1.0)
+    return config, notes
+
+
+def _differing(before: Config, explicit: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in explicit.items() if getattr(before, name) != value}
+
+
+def _changed(
+    before: Config, explicit: dict[str, Any], otherwise: str = "", kept: dict[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """What `changed_config` returns; with an `otherwise` to point to, nothing may differ that decides what is learned."""
+    changes = _differing(before, explicit)
+    for name, value in changes.items():
+        if otherwise and Config.__dataclass_fields__[name].metadata["identity"]:
+            raise ConfigError(
+                f"{flag(name)} {value}: this run has {getattr(before, name)}, and it decides what is learned: "
+                f"leave it out, or {otherwise}"
+            )
+    notes = [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
+    return dataclasses.replace(before, **changes, **(kept or {})), notes
 
 
 def done_injections(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -91,32 +109,65 @@ def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, config=own)
 
 
-def restart(run_dir: Path) -> Config:
-    """The configuration of a run that ended before its first checkpoint; its records are dropped, to be made again from the start.
+def restart(run_dir: Path, explicit: dict[str, Any]) -> tuple[Config, Checkpoint | None, list[str]]:
+    """How a run is begun again that ended before its first checkpoint; its records are dropped, to be made again.
+
+    Args:
+        run_dir: the run's.
+        explicit: settings given on the command line, by field name.
+
+    Returns:
+        Its configuration, the checkpoint that it was forked from, if it was, and lines of text that say so.
 
     Raises:
-        ConfigError: it has come further than that, and its checkpoints are missing: nothing is dropped; or its `config.json` is damaged.
+        ConfigError: it has come further than that, and its checkpoints are missing; what it began with is gone; its `config.json` is
+            damaged; or a setting cannot differ. Nothing is dropped then.
     """
     try:
-        config = Config.from_dict(json.loads(read_plain(run_dir / "config.json", 1 << 20))["config"])
+        about = json.loads(read_plain(run_dir / "config.json", 1 << 20))
+        before, resumes = Config.from_dict(about["config"]), list(about.get("resumes", ()))
+        parent = Path(resumes[-1]["forked_from"]) if resumes and "forked_from" in resumes[-1] else None
+        forked_at = int(resumes[-1]["frames"]) if parent is not None else 0
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{run_dir / 'config.json'} is damaged, or of another version ({error}): train a new run in another directory"
         ) from error
+    config, notes = _changed(before, explicit, "train a new run")
     summary, played = run_dir / "summary.json", -1
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         played = max(int(record["frames"]) for record in read_jsonl(run_dir / "metrics.jsonl"))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if json.loads(summary.read_text(encoding="utf-8"))["status"] == "done":
-            played = config.total_frames
-    if 0 < (config.checkpoint_period or config.total_frames) <= played:
+            played = before.total_frames
+    # A fork is saved before it plays, and what was resumed had been saved.
+    saved_at = before.checkpoint_period or before.total_frames if parent is None else forked_at + 1
+    if (resumes and parent is None) or 0 < saved_at <= played:
         raise ConfigError(
-            f"{run_dir} has played {played} frames and has no checkpoint any more: its records are left as they are; train a new run in "
-            "another directory"
+            f"{run_dir} has played {max(played, 0)} frames and has no checkpoint any more: its records are left as they are; train a new "
+            "run in another directory"
         )
-    for path in run_dir.glob("*.jsonl"):
+    if parent is not None:
+        start = _forked_from(parent, run_dir, config)
+        return config, start, [f"a fork that ended before it was saved: from {parent} again", *notes]
+    if "initial_weights" in about and about["initial_weights"] != initial_sha256(run_dir):
+        raise ConfigError(
+            f"{run_dir} does not hold the weights that it began with any more: begin it again in another directory by growtrain rescue FILE"
+        )
+    for path in record_files(run_dir):
         cut_back(path, -1)
-    return config
+    return config, None, ["it ended before its first checkpoint: from the start", *notes]
+
+
+def _forked_from(path: Path, run_dir: Path, config: Config) -> Checkpoint:
+    """The checkpoint that a fork of this configuration began at; raises `ConfigError` if it is gone."""
+    try:
+        start = open_at(path.parent.parent, int(path.name))
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(
+            f"{run_dir} ended before it was saved, and the checkpoint that it was forked from cannot be loaded ({error}): begin it again "
+            f"in another directory by growtrain resume {path.parent.parent} --fork NEWDIR, or rescue"
+        ) from error
+    return start if start.config.width == config.width else at_own_width(start)
 
 
 def _check_future(checkpoint: Checkpoint, config: Config) -> None:
@@ -220,9 +271,12 @@ def take_up(run_dir: Path, start: Checkpoint, *, forked: bool) -> None:
     sweep(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
     if forked:
-        for path in start.path.parent.parent.glob("*.jsonl"):
-            shutil.copyfile(path, run_dir / path.name)
-    for path in run_dir.glob("*.jsonl"):
+        for path in record_files(start.path.parent.parent):
+            partial = run_dir / f"{PARTIAL}-{path.name}"  # until none is of frames that the fork has not played
+            shutil.copyfile(path, partial)
+            cut_back(partial, start.frames)
+            os.replace(partial, run_dir / path.name)
+    for path in record_files(run_dir):
         cut_back(path, start.frames)
     aside = set_aside_newer(run_dir, start.frames)
     if aside:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from growtrain.environments.make import make_environment
 from growtrain.learners.base import AbstractLearner
-from growtrain.learners.foreign_weights import load_initial
+from growtrain.learners.foreign_weights import initial_sha256, load_initial
 from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.learners.make import make_learner, resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Diagnostics, Evaluation, Metrics, Record
 from growtrain.replay.make import make_ring
-from growtrain.runfiles import Unreadable, write_json
+from growtrain.runfiles import Unreadable, sweep, write_json
 from growtrain.runs.acting import Collector
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.evaluation import evaluate
@@ -219,9 +219,14 @@ class Run:
         """Opens the run's files and the GPU monitor; always leaves a `summary.json` that says how the run ended."""
         if stale_lock:
             warnings.warn(f"{stale_lock} ended without letting go of {self.run_dir}; taken over", stacklevel=1)
-        if self._start is not None:
+        # First what it began with: whatever comes between, it is begun again from that.
+        began = {"initial_weights": initial_sha256(self.run_dir)} if self._start is None else {}
+        about = describe(self.config, self.device) | began | {"resumes": self._resumes}
+        write_json(self.run_dir / "config.json", about)
+        if self._start is None:
+            sweep(self.run_dir)
+        else:
             take_up(self.run_dir, self._start, forked=self._forked)
-        write_json(self.run_dir / "config.json", describe(self.config, self.device) | {"resumes": self._resumes})
         frames = self.frames if self._start is not None else None
         self.sinks = RunSinks(self.run_dir, frames, open_trackers(self.config, self.run_dir))
         self._monitor = open_monitor(self.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growtrain.learners.base import AbstractLearner
+from growtrain.records import record_files
 from growtrain.replay.ring import LaneRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import sync_file
@@ -83,7 +84,7 @@ class Saver:
         """Waits until the disk has all records: those before a checkpoint outlive a power cut if it does."""
         try:
             sinks.flush()
-            for path in self._run_dir.glob("*.jsonl"):
+            for path in record_files(self._run_dir):
                 sync_file(path)
         except OSError as error:
             raise CheckpointFailed(

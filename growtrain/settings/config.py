@@ -54,7 +54,11 @@ class Bounds:
 
 
 _POSITIVE = Bounds(lambda value: value > 0, "must be positive")
-_FINITE = Bounds(lambda value: 0 < value < math.inf, "must be positive and finite")
+_FLOAT32 = Bounds(
+    lambda value: 1.2e-38 <= value <= 3.4e38, "must lie between 1.2e-38 and 3.4e38: networks have 32 bits"
+)
+_CHANNELS = Bounds(lambda value: 0 < value <= 1_000, "must be positive, and at most 1000")
+_MOST = 10**15  # of a count: far more than can be run, and still exact in what is computed of it
 _NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
 _OFF_AT_0 = Bounds(lambda value: value >= 0, "must not be negative (0 turns it off)")
 _SHARE = Bounds(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
@@ -236,6 +240,7 @@ class Config:
         108_000,
         "Cap of an episode (30 minutes of play).",
         "frames",
+        bounds=Bounds(lambda value: value < 2**31, f"must be at most {2**31 - 1}, as far as the emulator counts"),
         needs=_played("max_episode_frames"),
         evaluation=True,
     )
@@ -255,7 +260,7 @@ class Config:
         common=True,
     )
     encoder_width: float = setting(
-        1.0, "Factor on the channels of the three convolutions.", bounds=_FINITE, needs=_is_discrete
+        1.0, "Factor on the channels of the three convolutions.", bounds=_CHANNELS, needs=_is_discrete
     )
     split: Split = setting(
         "fc1",
@@ -323,7 +328,7 @@ class Config:
     frozen_encoder_width: float = setting(
         1.0,
         "Factor on the channels of its convolutions.",
-        bounds=_FINITE,
+        bounds=_CHANNELS,
         needs=_begins_frozen,
         by_flag=False,
     )
@@ -399,8 +404,8 @@ class Config:
         "centered_rmsprop",
         "centered_rmsprop (epsilon inside the root), rmsprop (centred too, epsilon outside, as in PyTorch), or adam.",
     )
-    lr: float = setting(2.5e-4, "Learning rate.", bounds=_FINITE, forkable=True)
-    optimizer_eps: float = setting(0.01 / 32**2, "Epsilon of the optimizer.", bounds=_FINITE, forkable=True)
+    lr: float = setting(2.5e-4, "Learning rate.", bounds=_FLOAT32, forkable=True)
+    optimizer_eps: float = setting(0.01 / 32**2, "Epsilon of the optimizer.", bounds=_FLOAT32, forkable=True)
     optimizer_decay: float = setting(
         0.95,
         "Decay of centred RMSProp's moments.",
@@ -409,7 +414,11 @@ class Config:
         needs=lambda config: config.optimizer != "adam",
     )
     batch_size: int = setting(32, "Transitions in one update.", "transitions", bounds=_POSITIVE, forkable=True)
-    replay_ratio: float = setting(0.25, "Updates per agent step.", bounds=_FINITE)
+    replay_ratio: float = setting(
+        0.25,
+        "Updates per agent step.",
+        bounds=Bounds(lambda value: 1e-6 <= value <= 10_000, "must lie between 1e-6 and 10000"),
+    )
     priming_updates: int = setting(
         0,
         "Updates on what was played until learning starts, before anything more is: heavy priming, which makes an agent lose plasticity.",
@@ -563,6 +572,8 @@ class Config:
                 raise ConfigError(f"{flag(item.name)} is not a number: give a finite value")
             if bounds:
                 self._require(bounds.holds(value), item.name, bounds.remedy)
+                if hints[item.name] is int:
+                    self._require(value <= _MOST, item.name, f"must be at most {_MOST:.0e}")
         try:
             object.__setattr__(self, "game", canonical_game(self.game))
         except ValueError as error:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from growtrain.environments.games import ATARI, canonical_game
-from growtrain.runfiles import read_plain
+from growtrain.runfiles import published, read_plain
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.text import ConfigError, flag, parse_count
 
 Status = Literal["pending", "running", "done", "failed"]
 
+_MOST_SEEDS: Final = 10_000  # that are only counted: each is a run
 _TAIL_BYTES: Final = 1 << 16  # of metrics.jsonl: more than a record takes
 
 
@@ -106,7 +107,7 @@ def setting_words(settings: dict[str, Any]) -> list[str]:
 def growtrain_words(cell: Cell, sweep_dir: Path) -> list[str]:
     """The words of the command that brings a cell to its end: `resume` where its run has begun, `train` where not."""
     run_dir = sweep_dir / cell.run_dir
-    begun = (run_dir / "config.json").exists() or any((run_dir / "checkpoints").glob("[0-9]*"))
+    begun = (run_dir / "config.json").exists() or published(run_dir)
     return [*(["resume", str(run_dir)] if begun else ["train", "--run-dir", str(run_dir)]), *cell.words]
 
 
@@ -188,8 +189,8 @@ def _seeds(text: str) -> list[int]:
     if "," in text:
         return [parse_count(entry) for entry in _listed(",", text, "--seeds")]
     count = parse_count(text)
-    if count <= 0:
-        raise ConfigError(f"--seeds is {text}: give how many, as 3, or a list, as 0,1,2")
+    if not 0 < count <= _MOST_SEEDS:
+        raise ConfigError(f"--seeds is {text}: give how many, as 3, at most {_MOST_SEEDS}, or a list, as 0,1,2")
     return list(range(count))
 
 

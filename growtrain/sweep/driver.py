@@ -117,8 +117,11 @@ class Driver:
         """Starts as many cells as there is room for."""
         while self._executor.has_room() and (cell := self._ledger.claim(self._ids, self._is_unlocked)):
             self._running[cell.id] = cell
-            self._table.started(cell)
             directory = self._ledger.directory
+            if has_other_settings(cell, directory):  # before anything is computed
+                self._end(Exit(id=cell.id, code=0, tail=""))
+                continue
+            self._table.started(cell)
             try:
                 self._executor.start(cell.id, growtrain_words(cell, directory), directory / cell.run_dir)
             except OSError as error:

@@ -48,9 +48,12 @@ class Accounts:
         return time.perf_counter() - self._start
 
     def skip(self) -> None:
-        """Lets the time since the last `charge` be nobody's."""
+        """Lets the time since the last `charge`, or since the state was loaded, be nobody's: no clock has seen it."""
         self.phases.take()
-        self._charged_at = time.perf_counter()
+        skipped = time.perf_counter() - self._charged_at
+        self._charged_at += skipped
+        self._reported_at += skipped
+        self._start += skipped
 
     def charge(self, stage: int, frames: int, updates: int) -> None:
         """Charges a stage with what the counters and the clock have moved since the last call, less the pauses."""
@@ -96,5 +99,5 @@ class Accounts:
         self.frames_reported, self._updates_reported = int(state["frames_reported"]), int(state["updates_reported"])
         self._frames, self._updates = frames, updates
         self._seconds = {str(name): float(seconds) for name, seconds in state["seconds"].items()}
-        now = time.perf_counter()
+        now = self._charged_at = time.perf_counter()
         self._reported_at, self._start = now - float(state["since_report"]), now - float(state["wall_seconds"])

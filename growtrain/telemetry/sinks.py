@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from growtrain.records import Stem
+from growtrain.runfiles import Unreadable
 from growtrain.telemetry.trackers import TrackerSink
 
 _log = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line other than a torn last one is not a JSON object; the message names file and line.
+        Unreadable: a line other than a torn last one is not a JSON object; the message names file and line.
     """
     *lines, tail = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         record = _parse(line)
         if record is None:
-            raise ValueError(f"{path}, line {number}: not a JSON object: the file is damaged")
+            raise Unreadable(f"{path}, line {number}: not a JSON object: the file is damaged")
         records.append(record)
     last = _parse(tail)
     return records if last is None else [*records, last]

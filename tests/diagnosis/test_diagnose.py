@@ -513,6 +513,33 @@ def test_a_learning_test_stops_before_the_next_copy_and_begins_anew(run_dir: Pat
     assert diagnose(run_dir, checkpoint, settings, tmp_path) is not None
 
 
+def test_a_damaged_test_is_done_again_and_damaged_records_are_named(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "diagnose",
+        str(run_dir),
+        "--learning-seeds",
+        "1",
+        "--learning-updates",
+        "20",
+        "--output",
+        str(tmp_path / "d"),
+    ]
+    path = tmp_path / "d" / "learning_test.json"
+    assert main([*words, "--learning-test-only"]) == 0
+    done = path.read_bytes()
+    path.write_bytes(done[:-9])
+    assert main([*words, "--learning-test-only"]) == 0
+    assert path.read_bytes() == done
+    metrics = run_dir / "metrics.jsonl"
+    metrics.write_bytes(b"nonsense\n" + metrics.read_bytes())
+    capsys.readouterr()
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{metrics}, line 1: not a JSON object" in line
+
+
 def test_a_network_that_is_all_head_is_diagnosed_and_reset(tmp_path: Path) -> None:
     """There is no encoder to ask about: no arm for it by default, and all of the network can be made fresh."""
     whole = tmp_path / "whole"

@@ -1,6 +1,7 @@
 """Rescue of a file's network, frozen as it is, by a network of other widths beside it; on MinAtar, whose networks are small."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,27 @@ def test_what_does_not_go_together_gets_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rescue_that_begins_again_begins_with_the_same_weights(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = rescue(file, tmp_path / "run", "--width=24", "--encoder-width=0.5")
+    expected = open_newest(run_dir).state["learner"]["online"]
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "summary.json").unlink()
+    for path in run_dir.glob("*.jsonl"):
+        path.unlink()
+    initial = run_dir / "initial.safetensors"
+    for harm in (lambda: initial.rename(run_dir / "aside"), lambda: initial.write_bytes(b"other")):
+        harm()
+        assert main(["resume", str(run_dir)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "growtrain rescue FILE" in line
+    (run_dir / "aside").rename(initial)
+    assert main(["resume", str(run_dir)]) == 0
+    again = open_newest(run_dir).state["learner"]["online"]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in expected.items())
 
 
 def test_a_run_without_the_file_that_it_freezes_is_refused(file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from growtrain.learners.optimizers import can_compile
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment
-from growtrain.runfiles import Unreadable, sweep, verify_file
+from growtrain.runfiles import Unreadable, published, sweep, verify_file
 from growtrain.runs.checkpoint import Checkpoint, CheckpointWriter, load_learner, open_newest
 from growtrain.runs.loop import train
 from growtrain.settings.config import Config
@@ -269,6 +270,47 @@ def test_what_is_kept_and_what_is_dropped(tmp_path: Path) -> None:
         assert {path.name for path in (directory / "replay").iterdir()} == named
     # A ring of 104 rows a lane takes 30 a checkpoint: never more than 5 segments for one checkpoint, 6 for two.
     assert len(named) <= 6
+
+
+def test_what_is_not_of_a_checkpoint_is_left_alone_and_taken_for_none(tmp_path: Path) -> None:
+    """Such as what NFS keeps of a file that is open somewhere, which cannot be removed."""
+    generator, ring = np.random.default_rng(2), make_ring(capacity=200)
+    writer, directory = CheckpointWriter(tmp_path, keep=0), tmp_path / "checkpoints"
+    foreign = [directory / name for name in ("notes", "99999999", "\u0663" * 12, "replay/.nfs0001", "replay/foo")]
+    for path in foreign:
+        path.mkdir(parents=True)
+    for frames in (100, 200, 300):
+        play(ring, 60, generator)
+        save(writer, ring, frames)
+        assert published(tmp_path) == [directory / f"{frames:012d}"]
+    assert all(path.is_dir() for path in foreign)
+    named = {entry[0] for entry in json.loads((directory / "000000000300" / "manifest.json").read_text())["segments"]}
+    assert {path.name for path in (directory / "replay").iterdir()} == named | {".nfs0001", "foo"}
+
+
+def test_what_cannot_be_removed_costs_a_warning_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, ring = np.random.default_rng(2), make_ring(capacity=200)
+    writer = CheckpointWriter(tmp_path, keep=0)
+    unlink = Path.unlink
+
+    def busy(self: Path, missing_ok: bool = False) -> None:
+        if self.parent.name == "replay":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        play(ring, 150, generator)
+        save(writer, ring, 100)
+        play(ring, 250, generator)
+        with pytest.warns(UserWarning, match="older checkpoints could not be removed: .*busy"):
+            assert save(writer, ring, 200).is_dir()
+    play(ring, 250, generator)
+    save(writer, ring, 300)  # tries again
+    named = json.loads((tmp_path / "checkpoints" / "000000000300" / "manifest.json").read_text())["segments"]
+    assert len(list((tmp_path / "checkpoints" / "replay").iterdir())) == len(named)
 
 
 @pytest.mark.parametrize("call", range(24))

@@ -143,8 +143,113 @@ def test_killed_before_the_first_checkpoint_it_starts_again(whole: Path, tmp_pat
     shutil.copy(whole / "config.json", run_dir)
     shutil.copy(whole / "metrics.jsonl", run_dir)
     cut_back(run_dir / "metrics.jsonl", 800)
+    litter = [run_dir / "config.json.partial", run_dir / ".partial-try-1"]
+    litter[0].touch()
+    litter[1].mkdir()
     assert main(["resume", str(run_dir)]) == 0
     assert_same_end(whole, run_dir)
+    assert not any(path.exists() for path in litter)
+
+
+def killed_when(condition: str, words: list[str]) -> None:
+    """Runs a command that is killed by itself at the first replacement of a file of which the condition holds."""
+    script = (
+        "import os, signal, sys\n"
+        "from growtrain.__main__ import main\n"
+        "replace = os.replace\n"
+        "def dying(source, target):\n"
+        f"    if {condition}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(source, target)\n"
+        "os.replace = dying\n"
+        "main(sys.argv[1:])\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, timeout=120)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+MOMENTS = {
+    "among the records": "str(target).endswith('/evaluations.jsonl')",
+    "at its first checkpoint": "str(target).endswith('/000000000960')",
+}
+
+
+@pytest.mark.filterwarnings("always")  # of the lock of the killed process: said on stderr, not raised
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_fork_that_is_killed_before_it_is_saved_goes_on_from_its_parent(
+    moment: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not from fresh weights; every setting that has no part in what is learned may be given anew."""
+    shutil.rmtree(newest(run))
+    fork = run.parent / "fork"
+    killed_when(MOMENTS[moment], ["resume", str(run), "--fork", str(fork)])
+    assert not list((fork / "checkpoints").glob("0*"))
+    assert main(["resume", str(fork), "--keep", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "from" in said
+    assert str(newest(run)) in said
+    assert "--keep 1 -> 2" in said
+    assert_same_end(whole, fork)
+    assert open_newest(fork).config.keep == 2
+    (resume,) = json.loads((fork / "summary.json").read_text())["resumes"]
+    assert resume["forked_from"] == str(newest(run))
+    assert not list(fork.rglob(".partial*"))
+
+
+@pytest.mark.filterwarnings("always")  # of the lock of the killed process: said on stderr, not raised
+def test_a_rescue_of_a_wider_run_that_is_killed_before_it_is_saved_goes_on_from_its_parent(tmp_path: Path) -> None:
+    """Whose network counts as one that started at its width."""
+    run, rescue, again = (tmp_path / name for name in ("run", "rescue", "again"))
+    list(train(config_of(schedule="full1x", total_frames=800), run))
+    words = ["rescue", str(run), "--frames", "400", "--seed", "7", "--run-dir"]
+    killed_when("str(target).endswith('/000000000800')", [*words, str(rescue)])
+    assert main(["resume", str(rescue)]) == 0
+    assert main([*words, str(again)]) == 0
+    assert_same_end(again, rescue)
+
+
+@pytest.mark.filterwarnings("always")  # of the lock of the killed process: said on stderr, not raised
+def test_a_fork_whose_parent_is_gone_before_it_was_saved_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(newest(run))
+    fork = run.parent / "fork"
+    killed_when(MOMENTS["at its first checkpoint"], ["resume", str(run), "--fork", str(fork)])
+    (run / "checkpoints" / "000000000960").rename(run / "elsewhere")
+    before = {path.name: path.read_bytes() for path in fork.glob("*.jsonl")}
+    assert main(["resume", str(fork)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"growtrain resume {run} --fork NEWDIR" in line
+    assert {path.name: path.read_bytes() for path in fork.glob("*.jsonl")} == before
+    (run / "elsewhere").rename(run / "checkpoints" / "000000000960")
+    assert main(["resume", str(fork)]) == 0
+    shutil.rmtree(fork / "checkpoints")  # what it has played itself is not dropped
+    assert main(["resume", str(fork)]) == 2
+    assert "has no checkpoint any more" in capsys.readouterr().err
+
+
+def test_flags_of_a_run_that_begins_again_are_taken_or_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(whole / "config.json", tmp_path)
+    assert main(["resume", str(tmp_path), "--lr", "0.1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--lr 0.1: this run has 0.00025, and it decides what is learned: leave it out, or train a new run" in line
+    assert main(["resume", str(tmp_path), "--log-period", "400", "--game", "ALE/Breakout-v5"]) == 0
+    assert "--log-period 200 -> 400" in capsys.readouterr().out
+    assert [record["frames"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [400, 800, 1_200, 1_600]
+
+
+def test_records_of_others_in_a_run_directory_are_left_alone(run: Path) -> None:
+    """They are neither cut back nor copied into forks."""
+    shutil.rmtree(newest(run))
+    (run / "notes.jsonl").write_text("mine\n")
+    (run / "more.jsonl").mkdir()
+    (run / "paper.partial").write_text("mine, too")
+    assert main(["resume", str(run), "--fork", str(run.parent / "fork")]) == 0
+    assert main(["resume", str(run)]) == 0
+    assert (run / "notes.jsonl").read_text() == "mine\n"
+    assert (run / "paper.partial").exists()
+    assert not (run.parent / "fork" / "notes.jsonl").exists()
 
 
 def test_killed_between_the_last_checkpoint_and_the_summary_only_the_summary_is_made_up_for(
@@ -749,6 +854,13 @@ with run_lock(Path(sys.argv[1])):
         assert stale == f"process {holder.pid} on {socket.gethostname()}"
     with run_lock(run) as stale:
         assert stale is None  # let go of in order
+
+
+def test_a_lock_that_is_damaged_is_a_lock(run: Path) -> None:
+    (run / "run.lock").write_bytes(b"\xff\xfe\x00")
+    require_unlocked(run)
+    with run_lock(run) as stale:
+        assert stale == "another process"
 
 
 # 10: not finite

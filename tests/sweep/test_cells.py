@@ -44,6 +44,8 @@ def test_seeds_are_a_count_or_a_list() -> None:
         ("pong", "fixed,at:300M", "1", {}, "--total-frames"),
         ("pong", "fixed", "0", {}, "--seeds"),
         ("pong", "fixed", "two", {}, "count"),
+        ("pong", "fixed", "2.5", {}, "not a whole number"),
+        ("pong", "fixed", "1e300", {}, "--seeds is 1e300: give how many"),
         ("pong", "fixed", "1", {"seed": 3}, "--seeds"),
         ("pong", "fixed", "1", {"schedule": "fixed"}, "--schedules"),
         ("pong", "fixed", "1", {"num_envs": 0}, "--num-envs"),

@@ -104,6 +104,20 @@ def test_a_run_of_other_settings_is_not_the_cell_s(ledger: Ledger) -> None:
     assert verbs(ledger, 1) == ["train"]
 
 
+def test_a_run_of_other_settings_is_seen_before_it_is_gone_on_with(ledger: Ledger) -> None:
+    for seed, finished in enumerate((True, False)):
+        run_dir = ledger.directory / f"runs/{seed}"
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text('{"fingerprint": "g"}')
+        if finished:
+            (run_dir / "summary.json").write_text('{"status": "done", "frames": 1000}')
+    code, said = drive(ledger, "quick", "quick", "quick")
+    assert code == 1
+    assert statuses(ledger) == ["failed", "failed", "done"]
+    assert sum("its run has other settings" in line for line in said) == 2
+    assert [verbs(ledger, seed) for seed in range(3)] == [[], [], ["train"]]
+
+
 def test_a_child_that_is_killed_goes_on_by_resume(ledger: Ledger) -> None:
     killed: list[int] = []
 
