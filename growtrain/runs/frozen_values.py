@@ -109,11 +109,14 @@ class FrozenValues:
         """F of the lanes' newest rows (num_lanes, A), None where nothing is frozen whole."""
         if not self.kept:
             return None
-        # Episodes began on all lanes, as where a chain of games switches.
-        if (self._written != self.ring.written).any():
+        self.complete()
+        return self.ring.read(COLUMN, self.ring.newest_rows())
+
+    def complete(self) -> None:
+        """Computes those of the newest rows where episodes began on all lanes, as where a chain of games switches, and nobody has asked."""
+        if self.kept and (self._written != self.ring.written).any():
             self._write(self.ring.newest_rows())
             self._all_written()
-        return self.ring.read(COLUMN, self.ring.newest_rows())
 
     def loaded(self) -> None:
         """Takes over the column of a ring that was loaded; what the saved ring had not reached is missing, as in a ring that was not."""

@@ -275,6 +275,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, between two steps; tensors are views, and the replay's frames are left out."""
         self.growing.charge()
+        self.frozen_values.complete()
         ring = self.ring.state_dict()
         del ring["frames"]
         return {

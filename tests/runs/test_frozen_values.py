@@ -342,6 +342,25 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.parametrize("capacity", [400, 80])
+def test_a_fork_with_another_seed_that_ends_before_it_plays_goes_on_to_the_bit(capacity: int, tmp_path: Path) -> None:
+    """It is saved when its episodes have begun and nothing has been done there: in a ring that is full their rows held other values."""
+    config = config_of(schedule="at:480", total_frames=640, learning_starts=160, replay_capacity=capacity)
+    list(train(config, tmp_path / "run"))
+    forked, _ = changed_config(open_newest(tmp_path / "run"), {"seed": 1, "total_frames": 960}, fork=True)
+    list(train(forked, tmp_path / "whole", start=open_newest(tmp_path / "run")))
+    parted = tmp_path / "parted"
+    list(train(forked, parted, should_stop=lambda: True, start=open_newest(tmp_path / "run")))
+    resumed = Run(forked, parted, open_newest(parted))
+    assert resumed.frames == 640
+    assert_right(resumed)
+    resumed.collector.environment.close(raise_if_closed=False)
+    list(train(forked, parted, start=open_newest(parted)))
+    (whole, kept), (other, kept_other) = final(tmp_path / "whole"), final(parted)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in whole.items())
+    assert torch.equal(kept, kept_other)
+
+
 def test_a_ring_that_is_loaded_lacks_what_the_saved_one_had_not_reached(grown: Path) -> None:
     start = open_newest(grown)
     run = Run(start.config, grown, start)
