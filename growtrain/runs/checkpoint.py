@@ -180,9 +180,8 @@ class CheckpointWriter:
         self._segments = [*segments, *new]
         try:
             for old in published(self.run_dir)[self._keep + 1 :]:
-                going = (
-                    self.directory / f"{PARTIAL}-{old.name}"
-                )  # half-removed, it no longer bears the name of a whole one
+                # Half-removed, it no longer bears the name of a whole one.
+                going = self.directory / f"{PARTIAL}-{old.name}"
                 os.replace(old, going)
                 remove(going)
             self._drop_unreferenced()

@@ -141,7 +141,11 @@ def restart(run_dir: Path, explicit: dict[str, Any]) -> tuple[Config, Checkpoint
             played = before.total_frames
     # A fork is saved before it plays, and what was resumed had been saved.
     saved_at = before.checkpoint_period or before.total_frames if parent is None else forked_at + 1
-    if (resumes and parent is None) or 0 < saved_at <= played:
+    step = before.frame_skip * before.num_envs
+    first = -(-saved_at // step) * step
+    # The records before a checkpoint are there while it is being written.
+    being_saved = parent is None and played == first and (run_dir / "checkpoints" / f"{PARTIAL}-{first:012d}").is_dir()
+    if (resumes and parent is None) or (saved_at <= played and not being_saved):
         raise ConfigError(
             f"{run_dir} has played {max(played, 0)} frames and has no checkpoint any more: its records are left as they are; train a new "
             "run in another directory"

@@ -161,7 +161,11 @@ def test_it_is_resumed_to_the_bit_grows_further_and_is_inspected_diagnosed_and_r
     widths = [(each["width"], each["encoder_width"]) for each in start.state["learner"]["snapshot"]]
     assert widths == [(24, 0.5), (32, 1.0), (32, 1.0)]
 
-    for frozen, frames in ((1, 0), (1, 40), (2, 340)):  # before it plays, before its first update, and between its injections
+    for frozen, frames in (
+        (1, 0),
+        (1, 40),
+        (2, 340),
+    ):  # before it plays, before its first update, and between its injections
         parted = tmp_path / f"parted-{frames}"
         begun(whole, parted).collector.environment.close()
         stop_after(frames, start.config, parted)

@@ -167,6 +167,26 @@ def killed_when(condition: str, words: list[str]) -> None:
     assert process.returncode == -signal.SIGKILL, process.stderr
 
 
+@pytest.mark.filterwarnings("always")  # of the lock of the killed process: said on stderr, not raised
+@pytest.mark.parametrize(("checkpoint_period", "frames"), [(400, 400), (0, 1_600)])
+def test_killed_in_the_middle_of_its_first_checkpoint_it_starts_again(
+    checkpoint_period: int, frames: int, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though its records have come as far as that: they are as those of a run whose checkpoints are gone."""
+    run_dir, name = tmp_path / "run", f"{frames:012d}"
+    words = command("train", run_dir=run_dir, **FLAGS | {"checkpoint_period": checkpoint_period})[3:]
+    killed_when(f"str(target).endswith('/{name}')", words)
+    assert max(record["frames"] for record in read_jsonl(run_dir / "metrics.jsonl")) == frames
+    partial = run_dir / "checkpoints" / f".partial-{name}"
+    partial.rename(tmp_path / "gone")
+    assert main(["resume", str(run_dir)]) == 2
+    assert f"has played {frames} frames and has no checkpoint any more" in capsys.readouterr().err
+    (tmp_path / "gone").rename(partial)
+    assert main(["resume", str(run_dir)]) == 0
+    assert "from the start" in capsys.readouterr().out
+    assert_same_end(whole, run_dir)
+
+
 MOMENTS = {
     "among the records": "str(target).endswith('/evaluations.jsonl')",
     "at its first checkpoint": "str(target).endswith('/000000000960')",
