@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
-from growtrain.runfiles import STOPPED
+from growtrain.runfiles import STOPPED, require_unlocked
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
@@ -187,6 +187,7 @@ def run_training(
     check_trackers(config)
     run_dir = default_run_dir(config) if run_dir is None else run_dir
     if weights is not None:
+        require_unlocked(run_dir)  # they are what a run that is being set up there would begin with
         save_initial(weights, run_dir)
     home = run_dir.absolute()
     display = open_display(

@@ -17,7 +17,7 @@ from growtrain.growth.inject import count_parameters
 from growtrain.learners.foreign_weights import read_weights, recognise
 from growtrain.networks.build import make_network
 from growtrain.planning.costs import make_plan
-from growtrain.runfiles import Unreadable
+from growtrain.runfiles import Unreadable, run_lock
 from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.frozen_values import COLUMN
 from growtrain.runs.loop import train
@@ -85,6 +85,16 @@ def is_the_files(frozen: dict[str, Tensor], file: Path) -> bool:
     return len(names) == len(given) and all(
         torch.equal(frozen[f"snapshot.networks.0.{name}"], tensor) for name, tensor in given.items()
     )
+
+
+def test_weights_are_not_put_where_another_run_is_being_set_up(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has nothing there yet but its lock, and would begin with them."""
+    with run_lock(tmp_path / "run"):
+        assert main(["rescue", str(file), "--run-dir", str(tmp_path / "run"), *WORDS]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
 
 
 def test_a_minatar_network_is_recognised(theirs: Theirs, file: Path, tmp_path: Path) -> None:
