@@ -2,8 +2,8 @@
 
 What an intervention makes of the networks, and what it must keep, is its row in `kinds`. Here it is put in place, by parameter name, with
 the proofs on real observations that the learner is then what it should be, and the way back. A learner with several networks that grow has
-them all grown, or none. What is made are new modules, and the old
-ones stay as they were, so going back is putting the old objects in place again.
+them all grown, or none. What is made are new modules, and the old ones stay as they were, so going back is putting the old objects in place
+again.
 """
 
 import contextlib
@@ -204,7 +204,7 @@ def intervene(
 
 @contextlib.contextmanager
 def _rolled_back_on_failure(learner: AbstractLearner) -> Iterator[None]:
-    """Puts modules, optimizer membership, slots, trainability, targets' memory back if the body raises; then raises `GrowthFailed`."""
+    """Puts modules, membership, slots, trainability, gradients, targets' memory back if the body raises; then raises `GrowthFailed`."""
     pairs = learner.plastic_parts.values()
     modules = [
         (network, part, network.get_submodule(part))
