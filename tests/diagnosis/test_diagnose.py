@@ -349,7 +349,7 @@ def test_a_page_shows_the_interval_of_every_kind_of_evidence_and_how_likely_chan
     ) in page
     assert "| evaluations, epsilon 0.01 | nothing | 110 (25 episodes each) | | | |" in page
     assert "| returns, epsilon 0.2 to 0.1 | inject | 110 (3 to 4 episodes each) | +0.0% [+0.0%, +0.0%] |" in page
-    assert "p is at most 5%, adjusted by Holm's step-down over all 11 gains of this page" in page
+    assert "p is at most 5%, adjusted by Holm's step-down over all gains of this page" in page
     assert (
         "| head | cannot tell | the forks' evaluations show a gain and the learning test and the forks' returns show none"
         in page
