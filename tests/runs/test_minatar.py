@@ -22,6 +22,7 @@ from growtrain.networks.build import make_parts
 from growtrain.planning.costs import make_plan
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runs.checkpoint import open_at, open_newest
+from growtrain.runs.frozen_values import FrozenValues
 from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config
 from growtrain.runs.run import Run
@@ -140,6 +141,28 @@ def test_a_chain_that_forgets_learns_from_the_new_game_alone(tmp_path: Path) -> 
     assert states["forgets"]["learner"]["updates"] == updates_due(config, 600) == (600 - 2 * 40) // 4
     assert states["keeps"]["learner"]["updates"] == (600 - 40) // 4
     assert sum(stage.updates for stage in make_plan(config, spec).stages) == (600 - 2 * 40) // 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "keep_replay", "rows"),
+    [("at:400", True, 400), ("at:400", False, 100), ("at-switch", False, 300)],  # which empties it after the injection
+)
+def test_a_plan_sweeps_the_rows_that_a_chain_has_kept(
+    schedule: str, keep_replay: bool, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, sweep = [], FrozenValues.sweep
+
+    def counted(values: FrozenValues) -> None:
+        swept.append(len(values.ring.rows_read()))
+        sweep(values)
+
+    monkeypatch.setattr(FrozenValues, "sweep", counted)
+    config = tiny(
+        game=CHAIN, schedule=schedule, keep_replay=keep_replay, freeze="network", target_period=50, replay_capacity=600
+    )
+    run(config, tmp_path)
+    assert [stage.rows_swept for stage in make_plan(config, spec_of(config)).stages] == [0, rows]
+    assert swept == [pytest.approx(rows, rel=0.05)]  # and the last rows of its episodes
 
 
 def test_a_chain_that_forgets_learns_again_when_every_lane_has_played_from_the_switch_on(tmp_path: Path) -> None:
