@@ -157,15 +157,19 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
             name: dataclasses.replace(gain, sign="unclear", p=None) for name, gain in gains["learning"].items()
         }
     gains, beyond = _stepped_down(gains, {basis: _beyond_slots(each, threshold) for basis, each in gains.items()})
+    deciding = {
+        basis: each | {name: gain for name, gain in beyond[basis].items() if each[name].sign == "gain"}
+        for basis, each in gains.items()
+    }
     blocked = {place for place in PLACES if learned >= MIN_LEARNED > _learned_when_fresh(fresh[place], evidence.errors)}
     signs = {
         place: {
             basis: [
                 (gain, _sign(gain, place in blocked or (basis in FORKED and not kinds[name].keeps[0])))
-                for name, gain in (gains[basis] | beyond[basis]).items()
+                for name, gain in each.items()
                 if name in fresh[place]
             ]
-            for basis in gains
+            for basis, each in deciding.items()
         }
         for place in PLACES
     }

@@ -229,6 +229,18 @@ def test_fresh_slots_that_help_by_themselves_explain_a_head_though_they_are_one_
     assert outcomes(found) == HEALTHY | {"head": "cannot tell", "optimizer": "cannot tell"}
 
 
+def test_what_is_clear_beyond_fresh_slots_must_be_clear_as_a_gain_too() -> None:
+    """A head that gains steadily 8 points more than slots, which gain now much, now little: among many the sum of both is not clear."""
+    learning, noise = errors(seeds=5), (0.1, 0.3, 0.1, 0.02, 0.3)
+    for copy, more in (("fresh-optimizer", 0.0), ("inject", 0.08)):
+        learning[copy] = [each - gain - more for each, gain in zip(learning["current"], noise, strict=True)]
+    assert decide(learning).places == ("head",)
+    noisy = returns() | {arm: [20.0, 190.0, 40.0, 210.0] for arm in ARMS[1:]}
+    among_many = decide(learning, noisy, noisy)
+    assert among_many.gains["learning"]["inject"].sign == "unclear"
+    assert outcomes(among_many)["head"] == "cannot tell"
+
+
 def test_a_gain_that_is_one_of_many_is_unclear_and_says_why() -> None:
     learning = errors(seeds=5)
     learning["reset-encoder"] = [
