@@ -4,7 +4,7 @@ The diagnosis is the intervention itself (Nikishin et al. 2023, section 4: whoev
 lost plasticity in that part). Three kinds of evidence, judged apart and then put together, place by place:
 
     learning     errors of the learning test (`learning_test`); gains as a share of what the copy that learned most has learned
-    returns      mean training returns of forked runs, in points; gains as a share of what the untouched fork earns above random play
+    returns      mean training returns of forked runs, in points; gains as a share of how far the untouched fork is from random play
     evaluations  scores of the forks' evaluations, likewise: they explore less than training does, which can hide a difference
 
 Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0, its mean is at least the threshold, and chance does not

@@ -202,6 +202,8 @@ def test_a_switch_comes_at_equal_shares_and_is_evaluated_on_the_game_before() ->
     assert [config.game_after(frames) for frames in (0, 1, 200, 201, 400, 401, 600)] == [0, 0, 0, 1, 1, 2, 2]
     with pytest.raises(ConfigError, match="no game switches within the budget"):
         tiny(schedule="at-switch")
+    with pytest.raises(ConfigError, match="or lower --switch-at"):
+        tiny(game=CHAIN, schedule="at-switch", switch_at="600")
     with pytest.raises(ConfigError, match="comes before learning starts"):
         tiny(game=CHAIN, schedule="at-switch", learning_starts=350)
 
