@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=reader(int), default=3, help="forks of each arm (default: 3)")
     parser.add_argument("--arms", help="of untouched,inject,reset-encoder,fresh-optimizer (default: all that fit)")
     parser.add_argument("--threshold", type=float, default=0.1, help="least gain that counts (default: 0.1)")
-    parser.add_argument("--learning-seeds", type=reader(int), default=5, help="of the learning test (default: 5)")
+    parser.add_argument("--learning-seeds", type=reader(int), default=10, help="of the learning test (default: 10)")
     parser.add_argument("--learning-updates", type=reader(int), default=400, help="of the learning test (default: 400)")
     parser.add_argument("--learning-test-only", action="store_true", help="no forks: minutes, instead of hours")
     parser.add_argument("--output", type=Path, help="where the answer goes (default: RUN/diagnosis-<frames>)")

@@ -179,7 +179,8 @@ def render(diagnosis: Diagnosis) -> str:
         (
             "A gain is over the network as it is, paired by seed, with its 95 % interval (Student's t). It is clear if the interval "
             f"excludes 0, the mean is at least {settings.threshold:.0%}, and p is at most {LEVEL:.0%}, adjusted by Holm's step-down over "
-            f"all {_num_tested(found)} gains of this page: that any is called clear where none is there is no likelier than that. "
+            "all gains of this page, those beyond fresh slots among them where these gain, too: that any is called clear where none is "
+            "there is no likelier than that. "
             f"It is clearly absent if the interval lies below {settings.threshold:.0%}. "
             f"In the learning test ({test.transitions} transitions, {test.updates} updates, {test.n_steps}-step returns; an error is "
             "what is left over of the change asked for, in the mean on the way) it is a share of what the best copy learned."
@@ -234,10 +235,6 @@ def explored(diagnosis: Diagnosis, *, evaluated: bool = False) -> str:
         return f"epsilon {diagnosis.eval_epsilon:g}"
     first, last = (f"{epsilon:.3g}" for epsilon in diagnosis.epsilons)
     return f"epsilon {last}" if first == last else f"epsilon {first} to {last}"
-
-
-def _num_tested(found: Verdict) -> int:
-    return sum(gain.p is not None for gains in found.gains.values() for gain in gains.values())
 
 
 def _gain_cells(gain: Gain | None, threshold: float) -> str:

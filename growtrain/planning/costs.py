@@ -449,8 +449,11 @@ def _policy_steps(config: Config, first: int, last: int) -> int:
 
 
 def _rows_filled(config: Config, agent_steps: int) -> int:
-    """Rows that the replay holds after so many agent steps."""
-    return min(agent_steps, config.replay_capacity)
+    """Rows that the replay holds after so many agent steps, or since a chain's switch emptied it, which a later step of all lanes does."""
+    lanes, switches = config.num_envs, () if config.keep_replay else config.switch_frames
+    emptied = [-(-frames // (config.frame_skip * lanes)) * lanes for frames in switches]
+    since = max((steps for steps in emptied if steps < agent_steps), default=0)
+    return min(agent_steps - since, config.replay_capacity)
 
 
 def full_width(config: Config) -> Config:

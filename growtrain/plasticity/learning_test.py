@@ -77,7 +77,7 @@ class LearningTest:
         marks: errors measured on the way, evenly spaced, the last one at the end.
     """
 
-    seeds: int = 5
+    seeds: int = 10
     transitions: int = 128
     updates: int = 400
     n_steps: int = 10

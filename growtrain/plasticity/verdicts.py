@@ -4,13 +4,13 @@ The diagnosis is the intervention itself (Nikishin et al. 2023, section 4: whoev
 lost plasticity in that part). Three kinds of evidence, judged apart and then put together, place by place:
 
     learning     errors of the learning test (`learning_test`); gains as a share of what the copy that learned most has learned
-    returns      mean training returns of forked runs, in points; gains as a share of what the untouched fork earns above random play
+    returns      mean training returns of forked runs, in points; gains as a share of how far the untouched fork is from random play
     evaluations  scores of the forks' evaluations, likewise: they explore less than training does, which can hide a difference
 
 Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0, its mean is at least the threshold, and chance does not
-explain it among so many: by Holm's step-down (Holm 1979) over all gains of a verdict the probability that any is clear where none is there
-is at most 5 %. It is clearly *absent* if the whole interval is below the threshold; otherwise the evidence is *unclear*, as it
-always is with fewer than three seeds.
+explain it among so many: by Holm's step-down (Holm 1979) over all gains of a verdict, those beyond what fresh slots gain among them, the
+probability that any is clear where none is there is at most 5 %. It is clearly *absent* if the whole interval is below the threshold;
+otherwise the evidence is *unclear*, as it always is with fewer than three seeds.
 A learning test in which no copy learned anything to speak of is unclear, too. So is the absence of a gain at a place that learns nothing
 even when made fresh, while other copies learn: another place stands in its way. A clear gain in one kind against a clear absence in
 another is a contradiction: both are named, and nothing is claimed from them. Where one kind is clear and another is not, the clear one
@@ -156,17 +156,20 @@ def verdict(evidence: Evidence, *, threshold: float = 0.1) -> Verdict:
         gains["learning"] = {
             name: dataclasses.replace(gain, sign="unclear", p=None) for name, gain in gains["learning"].items()
         }
-    gains = _stepped_down(gains)
-    beyond = _stepped_down({basis: _beyond_slots(each, threshold) for basis, each in gains.items()})
+    gains, beyond = _stepped_down(gains, {basis: _beyond_slots(each, threshold) for basis, each in gains.items()})
+    deciding = {
+        basis: each | {name: gain for name, gain in beyond[basis].items() if each[name].sign == "gain"}
+        for basis, each in gains.items()
+    }
     blocked = {place for place in PLACES if learned >= MIN_LEARNED > _learned_when_fresh(fresh[place], evidence.errors)}
     signs = {
         place: {
             basis: [
                 (gain, _sign(gain, place in blocked or (basis in FORKED and not kinds[name].keeps[0])))
-                for name, gain in (gains[basis] | beyond[basis]).items()
+                for name, gain in each.items()
                 if name in fresh[place]
             ]
-            for basis in gains
+            for basis, each in deciding.items()
         }
         for place in PLACES
     }
@@ -306,17 +309,21 @@ def explained_by_chance(gain: Gain, threshold: float) -> bool:
     return gain.sign == "unclear" and judge(gain.name, gain.values, threshold).sign == "gain"
 
 
-def _stepped_down(gains: Mapping[Basis, Mapping[str, Gain]]) -> dict[Basis, dict[str, Gain]]:
+def _stepped_down(*families: dict[Basis, dict[str, Gain]]) -> list[dict[Basis, dict[str, Gain]]]:
     """The same gains judged together: those that chance can explain, among so many, are unclear."""
-    tested = [
-        (basis, name, gain.p) for basis, each in gains.items() for name, gain in each.items() if gain.p is not None
+    p_values = [gain.p for gains in families for each in gains.values() for gain in each.values()]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+
+    def judged(gain: Gain) -> Gain:
+        if gain.p is None:
+            return gain
+        p = next(adjusted)
+        return dataclasses.replace(gain, sign="unclear" if gain.sign == "gain" and p > LEVEL else gain.sign, p=p)
+
+    return [
+        {basis: {name: judged(gain) for name, gain in each.items()} for basis, each in gains.items()}
+        for gains in families
     ]
-    judged = {basis: dict(each) for basis, each in gains.items()}
-    for (basis, name, _), p in zip(tested, holm([p for _, _, p in tested]), strict=True):
-        gain = judged[basis][name]
-        sign: Sign = "unclear" if gain.sign == "gain" and p > LEVEL else gain.sign
-        judged[basis][name] = dataclasses.replace(gain, sign=sign, p=p)
-    return judged
 
 
 def _gains(
@@ -338,7 +345,8 @@ def _gains(
 def _beyond_slots(gains: Mapping[str, Gain], threshold: float) -> dict[str, Gain]:
     """What each gain is beyond that of fresh slots alone, where they gain, too; nothing where they do not.
 
-    A fresh part has fresh optimizer slots: where these alone help, it counts only if it helps clearly more than they do.
+    A fresh part has fresh optimizer slots: where these alone help, it counts only if it helps clearly more than they do. Whether they help
+    is asked of their gain by itself: that it is one of many makes it no likelier that the part has helped.
     """
     slots = next((gain for gain in gains.values() if gain.place == "optimizer"), None)
     if slots is None or slots.sign != "gain":

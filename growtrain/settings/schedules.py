@@ -276,7 +276,8 @@ def _times(
     if name == "at-switch":
         if not switches:
             raise ConfigError(
-                "--schedule at-switch: no game switches within the budget: name a chain, as --game minatar/space_invaders+asterix"
+                "--schedule at-switch: no game switches within the budget: name a chain, as --game minatar/space_invaders+asterix, "
+                "or lower --switch-at"
             )
         return switches, 1
     if name.startswith("at:"):

@@ -49,6 +49,7 @@ from growtrain.telemetry.sinks import read_jsonl
 # A run, and damage in it
 
 CPU = torch.device("cpu")
+RESULTS = Path(__file__).parents[2] / "results"
 TINY = {
     "game": "breakout", "schedule": "fixed", "num_envs": 2, "width": 32, "encoder_width": 0.25, "batch_size": 8,
     "learning_starts": 200, "epsilon_decay_frames": 500, "target_period": 400, "replay_capacity": 300, "eval_period": 0,
@@ -349,7 +350,7 @@ def test_a_page_shows_the_interval_of_every_kind_of_evidence_and_how_likely_chan
     ) in page
     assert "| evaluations, epsilon 0.01 | nothing | 110 (25 episodes each) | | | |" in page
     assert "| returns, epsilon 0.2 to 0.1 | inject | 110 (3 to 4 episodes each) | +0.0% [+0.0%, +0.0%] |" in page
-    assert "p is at most 5%, adjusted by Holm's step-down over all 11 gains of this page" in page
+    assert "p is at most 5%, adjusted by Holm's step-down over all gains of this page" in page
     assert (
         "| head | cannot tell | the forks' evaluations show a gain and the learning test and the forks' returns show none"
         in page
@@ -511,6 +512,25 @@ def test_a_learning_test_stops_before_the_next_copy_and_begins_anew(run_dir: Pat
     assert next(asked) == 3  # two copies were fitted, and no more
     assert not (tmp_path / "diagnosis.json").exists()
     assert diagnose(run_dir, checkpoint, settings, tmp_path) is not None
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("diagnosis.json")), ids=lambda path: path.parents[1].name)
+def test_a_page_under_results_says_what_its_numbers_say(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    options = stored["settings"]
+    settings = Settings(**(options | {"arms": tuple(options["arms"]), "test": LearningTest(**options["test"])}))
+    evidence = Evidence(
+        errors=mean_errors(stored["errors"]),
+        returns=stored["returns"],
+        return_scale=stored["return_scale"],
+        evaluations=stored["evaluations"] if stored["evaluation_episodes"] else {},
+        evaluation_scale=stored["evaluation_scale"],
+    )
+    own = stored | {"settings": settings, "verdict": verdict(evidence, threshold=settings.threshold)}
+    del own["next_command"]
+    found = Diagnosis(**own)
+    assert json.loads(json.dumps(found.to_dict())) == stored
+    assert render(found) == path.with_suffix(".md").read_text()
 
 
 def test_a_damaged_test_is_done_again_and_damaged_records_are_named(

@@ -9,6 +9,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from growtrain.plasticity.learning_test import kinds_of
 from growtrain.plasticity.verdicts import (
+    FORKED,
     Evidence,
     Verdict,
     holm,
@@ -202,6 +203,42 @@ def test_of_many_measured_gains_chance_makes_few_clear_and_a_real_one_stands_out
             found[what] += decide(learning, forks, evaluated).outcome == "lost"
     assert found["null"] / num_draws < 0.07
     assert found["head"] / num_draws > 0.95
+
+
+def test_what_is_asked_beyond_fresh_slots_is_among_the_many() -> None:
+    """Every fresh part helps as much as its fresh slots do, and the forks gain nothing: nothing but the slots may be called clear."""
+    rng, num_draws, wrong = np.random.default_rng(1), 1_500, 0
+    levels = {copy: 1.0 - 0.6 * (copy != "current") for copy in COPIES}
+    for _ in range(num_draws):
+        learning = {copy: list(rng.normal(level, 0.15, 8)) for copy, level in levels.items()}
+        forks, evaluated = ({arm: list(rng.normal(100, 100, 5)) for arm in ARMS} for _ in range(2))
+        found = decide(learning, forks, evaluated)
+        by_forks = any(gain.sign == "gain" for basis in FORKED for gain in found.gains[basis].values())
+        wrong += by_forks or any(each.outcome == "lost" and each.place != "optimizer" for each in found.findings)
+    assert wrong / num_draws < 0.065
+
+
+def test_fresh_slots_that_help_by_themselves_explain_a_head_though_they_are_one_of_many() -> None:
+    learning = errors(seeds=5, inject=0.15)
+    learning["fresh-optimizer"] = [
+        each - gain for each, gain in zip(learning["current"], (0.1, 0.3, 0.1, 0.02, 0.3), strict=True)
+    ]
+    found = decide(learning)
+    signs = {name: found.gains["learning"][name].sign for name in ("inject", "fresh-optimizer")}
+    assert signs == {"inject": "gain", "fresh-optimizer": "unclear"}
+    assert outcomes(found) == HEALTHY | {"head": "cannot tell", "optimizer": "cannot tell"}
+
+
+def test_what_is_clear_beyond_fresh_slots_must_be_clear_as_a_gain_too() -> None:
+    """A head that gains steadily 8 points more than slots, which gain now much, now little: among many the sum of both is not clear."""
+    learning, noise = errors(seeds=5), (0.1, 0.3, 0.1, 0.02, 0.3)
+    for copy, more in (("fresh-optimizer", 0.0), ("inject", 0.08)):
+        learning[copy] = [each - gain - more for each, gain in zip(learning["current"], noise, strict=True)]
+    assert decide(learning).places == ("head",)
+    noisy = returns() | {arm: [20.0, 190.0, 40.0, 210.0] for arm in ARMS[1:]}
+    among_many = decide(learning, noisy, noisy)
+    assert among_many.gains["learning"]["inject"].sign == "unclear"
+    assert outcomes(among_many)["head"] == "cannot tell"
 
 
 def test_a_gain_that_is_one_of_many_is_unclear_and_says_why() -> None:

@@ -22,6 +22,7 @@ from growtrain.networks.build import make_parts
 from growtrain.planning.costs import make_plan
 from growtrain.planning.speed import synthetic_batches
 from growtrain.runs.checkpoint import open_at, open_newest
+from growtrain.runs.frozen_values import FrozenValues
 from growtrain.runs.loop import train
 from growtrain.runs.resuming import changed_config
 from growtrain.runs.run import Run
@@ -142,6 +143,28 @@ def test_a_chain_that_forgets_learns_from_the_new_game_alone(tmp_path: Path) -> 
     assert sum(stage.updates for stage in make_plan(config, spec).stages) == (600 - 2 * 40) // 4
 
 
+@pytest.mark.parametrize(
+    ("schedule", "keep_replay", "rows"),
+    [("at:400", True, 400), ("at:400", False, 100), ("at-switch", False, 300)],  # which empties it after the injection
+)
+def test_a_plan_sweeps_the_rows_that_a_chain_has_kept(
+    schedule: str, keep_replay: bool, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, sweep = [], FrozenValues.sweep
+
+    def counted(values: FrozenValues) -> None:
+        swept.append(len(values.ring.rows_read()))
+        sweep(values)
+
+    monkeypatch.setattr(FrozenValues, "sweep", counted)
+    config = tiny(
+        game=CHAIN, schedule=schedule, keep_replay=keep_replay, freeze="network", target_period=50, replay_capacity=600
+    )
+    run(config, tmp_path)
+    assert [stage.rows_swept for stage in make_plan(config, spec_of(config)).stages] == [0, rows]
+    assert swept == [pytest.approx(rows, rel=0.05)]  # and the last rows of its episodes
+
+
 def test_a_chain_that_forgets_learns_again_when_every_lane_has_played_from_the_switch_on(tmp_path: Path) -> None:
     """The switch at 300 frames falls into a step of 8 lanes, which ends at 304; learning starts with the first step of all."""
     config = tiny(game=CHAIN, keep_replay=False, num_envs=8, learning_starts=8, checkpoint_period=0, schedule="fixed")
@@ -179,6 +202,8 @@ def test_a_switch_comes_at_equal_shares_and_is_evaluated_on_the_game_before() ->
     assert [config.game_after(frames) for frames in (0, 1, 200, 201, 400, 401, 600)] == [0, 0, 0, 1, 1, 2, 2]
     with pytest.raises(ConfigError, match="no game switches within the budget"):
         tiny(schedule="at-switch")
+    with pytest.raises(ConfigError, match="or lower --switch-at"):
+        tiny(game=CHAIN, schedule="at-switch", switch_at="600")
     with pytest.raises(ConfigError, match="comes before learning starts"):
         tiny(game=CHAIN, schedule="at-switch", learning_starts=350)
 
