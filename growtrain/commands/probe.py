@@ -86,5 +86,5 @@ def main(words: Sequence[str]) -> int:
     if stop.received:
         complain(f"stopped by {stop.received}: the same command again goes on with what is not done")
         return STOPPED
-    print(write_report(directory))
+    say(write_report(directory))
     return 0

@@ -190,8 +190,12 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         )
     old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:
+        wide = checkpoint.config.schedule
         raise ConfigError(
-            f"--schedule {config.schedule}: the network has the width of {checkpoint.config.schedule}: keep it"
+            f"--schedule {config.schedule}: the network has the width of {wide}: keep it"
+            if not config.continuous
+            else f"--schedule {config.schedule}: no other schedule goes on from {wide}, of which the last layer alone is wider: diagnose or "
+            "rescue a run of --schedule fixed with a larger --width"
         )
     if new.width_multiplier > 1 and config.continuous and config.grow != checkpoint.config.grow:
         raise ConfigError(
