@@ -194,7 +194,7 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         raise ConfigError(
             f"--schedule {config.schedule}: the network has the width of {wide}: keep it"
             if not config.continuous
-            else f"--schedule {config.schedule}: no other schedule goes on from {wide}, of which the last layer alone is wider: diagnose or "
+            else f"--schedule {config.schedule}: no other schedule goes on from {wide}, whose last layer alone is wider: diagnose or "
             "rescue a run of --schedule fixed with a larger --width"
         )
     if new.width_multiplier > 1 and config.continuous and config.grow != checkpoint.config.grow:

@@ -187,7 +187,7 @@ def test_a_run_of_a_gpu_is_looked_at_and_goes_on_on_a_cpu(
     with pytest.raises(ConfigError, match="--grow actor: full3x has widened the networks of --grow critic: keep it"):
         changed_config(open_newest(path), {"grow": "actor", "total_frames": 480}, fork=True)
     assert main(["rescue", str(path)]) == 2
-    assert "no other schedule goes on from full3x, of which the last layer alone is wider" in capsys.readouterr().err
+    assert "no other schedule goes on from full3x, whose last layer alone is wider" in capsys.readouterr().err
     assert isinstance(learner, SAC)
     drawn = []
     for seed in (0, 0, 1):
