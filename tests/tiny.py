@@ -1,8 +1,9 @@
-"""The one small configuration of a run: Atari for real, a network and a budget that two cores take in seconds."""
+"""The small configurations of a run, of Atari and of MuJoCo for real: networks and budgets that two cores take in seconds."""
 
 from typing import Any
 
 from growtrain.settings.config import Config
+from growtrain.settings.presets import sac
 
 TINY: dict[str, Any] = {
     "game": "pong",
@@ -21,9 +22,31 @@ TINY: dict[str, Any] = {
     "checkpoint_period": 0,
 }
 
+SAC: dict[str, Any] = {
+    "game": "mujoco/Hopper-v5",
+    "schedule": "fixed",
+    "total_frames": 400,
+    "num_envs": 2,
+    "width": 16,
+    "learning_starts": 100,
+    "replay_capacity": 500,
+    "batch_size": 16,
+    "replay_ratio": 0.25,
+    "eval_period": 0,
+    "eval_episodes": 1,
+    "diagnostics_period": 0,
+    "log_period": 100,
+    "checkpoint_period": 0,
+    "device": "cpu",
+}
+
 
 def tiny(**changes: Any) -> Config:
     return Config(**(TINY | changes))
+
+
+def tiny_sac(**changes: Any) -> Config:
+    return sac(**SAC | changes)
 
 
 def words(**changes: Any) -> list[str]:

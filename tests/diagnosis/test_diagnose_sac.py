@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_sac
 
 pytest.importorskip("mujoco")
 
@@ -23,35 +24,15 @@ from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
 from growtrain.runs.resuming import resumption
-from growtrain.settings.presets import sac
 
 CPU = torch.device("cpu")
-TINY: dict[str, Any] = {
-    "game": "mujoco/Hopper-v5",
-    "schedule": "at:150",
-    "freeze": "network",
-    "grow": "actor",
-    "total_frames": 320,
-    "num_envs": 2,
-    "width": 16,
-    "learning_starts": 100,
-    "replay_capacity": 500,
-    "batch_size": 16,
-    "replay_ratio": 0.25,
-    "eval_period": 0,
-    "eval_episodes": 1,
-    "diagnostics_period": 0,
-    "log_period": 100,
-    "checkpoint_period": 0,
-    "device": "cpu",
-}
 
 
 def test_an_actor_that_was_frozen_whole_hinders_no_diagnosis_of_the_critics_nor_their_injection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "out"
-    for _ in train(sac(**TINY), run):
+    for _ in train(tiny_sac(schedule="at:150", freeze="network", grow="actor", total_frames=320), run):
         pass
     words = ["--seeds", "1", "--frames", "80", "--learning-seeds", "2", "--learning-updates", "10"]
     assert main(["diagnose", str(run), *words, "--output", str(output)]) == 0

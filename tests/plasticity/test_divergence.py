@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_sac
 
 pytest.importorskip("mujoco")
 
@@ -18,33 +18,15 @@ from growtrain.plasticity.divergence import Divergence, largest_return, measure_
 from growtrain.plasticity.learning_test import LearningTest, compare_copies, copies_of, make_task
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
-from growtrain.settings.presets import sac
 
 CPU = torch.device("cpu")
 TEST = LearningTest(seeds=3, updates=30, warm_up=5, transitions=64, lr=1e-3)
-TINY: dict[str, Any] = {
-    "game": "mujoco/Hopper-v5",
-    "schedule": "fixed",
-    "total_frames": 400,
-    "num_envs": 2,
-    "width": 16,
-    "learning_starts": 100,
-    "replay_capacity": 500,
-    "batch_size": 16,
-    "replay_ratio": 0.25,
-    "eval_period": 0,
-    "eval_episodes": 1,
-    "diagnostics_period": 0,
-    "log_period": 100,
-    "checkpoint_period": 0,
-    "device": "cpu",
-}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("runs") / "run"
-    for _ in train(sac(**TINY), path):
+    for _ in train(tiny_sac(), path):
         pass
     return path
 
