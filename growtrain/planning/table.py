@@ -3,6 +3,7 @@
 Units: frames; FLOPs; bytes (GB = 10^9); hours.
 """
 
+import dataclasses
 import io
 
 from rich.console import Console
@@ -47,7 +48,7 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     lines += ["", *_evaluation_lines(plan)]
     lines += f"""\
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
-memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
+{_beside_not_growing(plan)}memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
 on a GPU
          replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer \
 {format_bytes(memory.networks + memory.injection)}, batches {format_bytes(memory.batch)}
@@ -65,6 +66,15 @@ time     {total:.2f} h of training, {total / at_full:.0%} of full width ({at_ful
          spread of the timings {spread:.0%}{": the machine is busy, time it again" if spread > BUSY_SPREAD else ""}
          environments {step}; not included: sampling, logs, checkpoints""".split("\n")
     return "\n".join(lines)
+
+
+def _beside_not_growing(plan: Plan) -> str:
+    """What growing adds to the compute of the network that the run begins with; nothing of a run that never grows."""
+    config = plan.config
+    if full_width(config) is config:
+        return ""
+    alone = make_plan(dataclasses.replace(config, schedule="fixed", intervention="inject", freeze="heads"), plan.spec)
+    return f"         {plan.flops / alone.flops:.0%} of the network that it begins with, left alone\n"
 
 
 def _evaluation_lines(plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -534,3 +535,16 @@ def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):
     assert min(*speed.run.update_seconds, *speed.run.act_seconds, speed.environment_seconds) > 0
     assert speed.run.timed >= 4 * 5
     assert sum(speed.projected_hours(make_plan(config, make_spec(6)), speed.run)) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "least", "most"),
+    [({}, 160, 170), ({"freeze": "network"}, 101, 106), ({"schedule": "full3x"}, 0, 0), ({"schedule": "fixed"}, 0, 0)],
+)
+def test_a_plan_says_what_growing_adds_to_the_network_it_begins_with(
+    changes: dict[str, Any], least: int, most: int
+) -> None:
+    said = re.search(
+        r"(\d+)% of the network that it begins with, left alone", render(make_plan(paper(**changes), make_spec(6)))
+    )
+    assert least <= (int(said[1]) if said else 0) <= most
