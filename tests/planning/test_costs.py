@@ -544,7 +544,6 @@ def test_speed_is_measured_on_a_learner_grown_to_the_last_stage(monkeypatch):
 def test_a_plan_says_what_growing_adds_to_the_network_it_begins_with(
     changes: dict[str, Any], least: int, most: int
 ) -> None:
-    said = re.search(
-        r"(\d+)% of the network that it begins with, left alone", render(make_plan(paper(**changes), make_spec(6)))
-    )
+    text = render(make_plan(paper(**changes), make_spec(6)))
+    said = re.search(r"(\d+)% of the network that it begins with, left alone", text)
     assert least <= (int(said[1]) if said else 0) <= most
