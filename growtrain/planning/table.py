@@ -47,8 +47,8 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     lines += [] if plain else ["", f"does     {schedule.describe()}"]
     lines += ["", *_evaluation_lines(plan)]
     lines += f"""\
-compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation
-{_beside_not_growing(plan)}memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
+compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation{_beside_not_growing(plan)}
+memory   {format_bytes(memory.needed("cpu")["host"])} on a CPU; {format_bytes(gpu["host"])} host and {format_bytes(gpu["GPU"])} device \
 on a GPU
          replay {format_bytes(memory.replay + memory.frozen_values)}, networks and optimizer \
 {format_bytes(memory.networks + memory.injection)}, batches {format_bytes(memory.batch)}
@@ -74,7 +74,7 @@ def _beside_not_growing(plan: Plan) -> str:
     if full_width(config) is config:
         return ""
     alone = make_plan(dataclasses.replace(config, schedule="fixed", intervention="inject", freeze="heads"), plan.spec)
-    return f"         {plan.flops / alone.flops:.0%} of the network that it begins with, left alone\n"
+    return f"\n         {plan.flops / alone.flops:.0%} of the network that it begins with, left alone"
 
 
 def _evaluation_lines(plan: Plan) -> list[str]:
