@@ -397,20 +397,20 @@ def test_the_learning_test_alone_makes_no_forks_and_has_the_threads_of_the_run(
         ({"reset-encoder": 0.4}, {"reset-encoder": 140.0}, "growtrain rescue RUN --at 10000 --intervention reset-encoder --frames 5k"),
         (
             {"reset-encoder": 0.4}, {"reset-encoder": 70.0},
-            ("growtrain diagnose RUN --at 10000 --arms untouched,reset-encoder --frames 4k --seeds 3 --learning-seeds 5 "
-            "--learning-updates 400 --output RUN/diagnosis-10000-3x4k-5x400"),
+            ("growtrain diagnose RUN --at 10000 --arms untouched,reset-encoder --frames 4k --seeds 3 --learning-seeds 10 "
+            "--learning-updates 400 --output RUN/diagnosis-10000-3x4k-10x400"),
         ),
         ({"fresh-network": 0.4}, {}, "growtrain rescue RUN --at 10000 --intervention reset-all --frames 5k"),
         ({}, {}, "leave it alone: growtrain resume RUN"),
         (
             {}, {"inject": 140.0},
-            ("growtrain diagnose RUN --at 10000 --frames 4k --seeds 6 --learning-seeds 10 --learning-updates 400 "
-            "--output RUN/diagnosis-10000-6x4k-10x400"),
+            ("growtrain diagnose RUN --at 10000 --frames 4k --seeds 6 --learning-seeds 20 --learning-updates 400 "
+            "--output RUN/diagnosis-10000-6x4k-20x400"),
         ),
         (
             {"current": 1.0, "inject": 1.0}, {},
-            ("growtrain diagnose RUN --at 10000 --learning-test-only --learning-seeds 10 --learning-updates 1600 "
-            "--output RUN/diagnosis-10000-10x1600"),
+            ("growtrain diagnose RUN --at 10000 --learning-test-only --learning-seeds 20 --learning-updates 1600 "
+            "--output RUN/diagnosis-10000-20x1600"),
         ),
     ],
 )  # fmt: skip
