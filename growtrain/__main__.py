@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from growtrain.commands.running import COMMANDS, complain
+from growtrain.environments.failures import RunFailed
 from growtrain.environments.games import Unplayable
-from growtrain.failures import RunFailed
 from growtrain.settings.machine import process_limits
 from growtrain.settings.text import ConfigError
 

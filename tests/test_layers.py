@@ -9,7 +9,6 @@ ROOT = Path(growtrain.__file__).parent
 
 # From the bottom up.
 LAYERS = [
-    "failures",
     "environments",
     "settings",
     "diagnostics",
@@ -92,7 +91,7 @@ def test_the_layers_are_what_exists() -> None:
 
 def test_only_what_belongs_to_no_package_lies_at_the_root() -> None:
     loose = {path.stem for path in ROOT.glob("*.py")}
-    assert loose == {"__init__", "__main__", "failures", "records", "runfiles", "diagnostics"}
+    assert loose == {"__init__", "__main__", "records", "runfiles", "diagnostics"}
 
 
 def test_packages_hold_no_code_and_nothing_is_called_utils() -> None:

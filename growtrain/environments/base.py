@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from growtrain.failures import RunFailed
+from growtrain.environments.failures import RunFailed
 
 Bools = npt.NDArray[np.bool_]
 Frames = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from growtrain.failures import RunFailed
+from growtrain.environments.failures import RunFailed
 from growtrain.growth.alternatives import Replacement, Slots, Subject, head_of
 from growtrain.growth.inject import NotPreserved, count_parameters
 from growtrain.growth.kinds import Kind, kind_of

@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from growtrain.environments.base import Spec
-from growtrain.failures import RunFailed
+from growtrain.environments.failures import RunFailed
 from growtrain.replay.ring import Batch
 from growtrain.settings.config import Config
 

@@ -32,7 +32,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from growtrain.environments.base import Spec
-from growtrain.failures import RunFailed
+from growtrain.environments.failures import RunFailed
 from growtrain.learners.base import AbstractLearner
 from growtrain.learners.make import make_learner
 from growtrain.learners.saved import check_saved
