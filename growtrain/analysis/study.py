@@ -3,14 +3,15 @@
 An arm is a schedule with the settings that decide what is learned; a cell is an arm on a game; its runs differ in their seed.
 """
 
-from collections import Counter
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from growtrain.analysis.runs import Curve, Run, evaluation_curve, training_curve
 from growtrain.environments.games import reference_scores
-from growtrain.settings.config import Config
-from growtrain.settings.text import flag
+from growtrain.settings.config import Config, has_effect
+from growtrain.settings.text import ConfigError, flag
 
 HEALTHY = ("done", "running")
 _ORDER = ("full3x", "full1x", "grow3x", "grow1x", "adaptive", "fixed")
@@ -92,19 +93,28 @@ def _rank(schedule: str) -> int:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Schedule, and the settings that decide what is learned where they are not what most of the runs have."""
-    defaults = Config().to_dict()
-    identity = [name for name, item in Config.__dataclass_fields__.items() if item.metadata["identity"]]
-    settings = [name for name in identity if name not in ("game", "schedule", "seed")]
-    values = {name: [str(run.settings.get(name, defaults[name])) for run in runs] for name in settings}
-    usual = {name: Counter(column).most_common(1)[0][0] for name, column in values.items()}
+    """Schedule, and the settings that decide what is learned where they are not what most runs have that they have an effect in."""
+    decided = [_decided(run) for run in runs]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for each in decided:
+        for name, value in each.items():
+            counts[name][value] += 1
+    usual = {name: values.most_common(1)[0][0] for name, values in counts.items()}
     return [
-        ", ".join(
-            [run.schedule]
-            + [f"{flag(name)} {values[name][row]}" for name in settings if values[name][row] != usual[name]]
-        )
-        for row, run in enumerate(runs)
+        ", ".join([run.schedule] + [f"{flag(name)} {value}" for name, value in each.items() if value != usual[name]])
+        for run, each in zip(runs, decided, strict=True)
     ]
+
+
+def _decided(run: Run) -> dict[str, str]:
+    """The settings that decide what a run learns, but for game, schedule and seed, as far as they have an effect in it."""
+    fields = Config.__dataclass_fields__
+    values = {name: run.settings.get(name, item.default) for name, item in fields.items()}
+    names = [name for name, item in fields.items() if item.metadata["identity"]]
+    with contextlib.suppress(ConfigError, TypeError):  # of another version: all that it says counts
+        config = Config(**values)
+        names = [name for name in names if has_effect(name, config)]
+    return {name: str(values[name]) for name in names if name not in ("game", "schedule", "seed")}
 
 
 def reference_of(study: Study, arm: str) -> str | None:

@@ -21,6 +21,14 @@ def test_arms_are_named_by_what_is_not_usual(write_run: WriteRun, tmp_path: Path
     assert len(study.cell("full3x", "pong")) == 2
 
 
+def test_a_setting_without_an_effect_is_not_named(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(f"a{seed}", schedule="grow3x", seed=seed, freeze="network", anchor="zero", target_period=100)
+    write_run("b", schedule="full3x", freeze="heads", target_period=100)
+    write_run("c", schedule="grow3x", freeze="heads", target_period=100)
+    assert study_of(tmp_path).arms == ["full3x", "grow3x", "grow3x, --freeze heads"]
+
+
 def test_the_reference_of_growing_is_its_full_width_and_of_an_alternative_growing(
     write_run: WriteRun, tmp_path: Path
 ) -> None:
