@@ -40,12 +40,14 @@ class Study:
         entries: every run.
         arms: labels, the wide networks first.
         schedules: schedule of each arm.
+        settings: of each arm, those that decide what is learned, as far as they have an effect in it.
         games: every game that any run plays, by name.
     """
 
     entries: list[Entry]
     arms: list[str]
     schedules: dict[str, str]
+    settings: dict[str, dict[str, str]]
     games: list[str]
 
     def cell(self, arm: str, game: str) -> list[Entry]:
@@ -64,7 +66,8 @@ class Study:
 
 def make_study(runs: Sequence[Run]) -> Study:
     """Sorts runs into arms and games."""
-    labels = _labels(runs)
+    decided = [_decided(run) for run in runs]
+    labels = _labels(runs, decided)
     # One that was stopped does not know what its last stages would have taken; of the others the one that got through most stages does.
     done = [(label, run) for label, run in zip(labels, runs, strict=True) if run.status == "done" and run.stage_costs]
     done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
@@ -85,23 +88,38 @@ def make_study(runs: Sequence[Run]) -> Study:
         entries.append(Entry(run, label, *both, "" if chosen is run else chosen.name))
     schedules = {entry.arm: entry.run.schedule for entry in entries}
     arms = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
-    return Study(entries, arms, schedules, sorted({run.game for run in runs}))
+    return Study(entries, arms, schedules, dict(zip(labels, decided, strict=True)), sorted({run.game for run in runs}))
 
 
 def _rank(schedule: str) -> int:
     return _ORDER.index(schedule) if schedule in _ORDER else len(_ORDER)
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Schedule, and the settings that decide what is learned where they are not what most runs have that they have an effect in."""
-    decided = [_decided(run) for run in runs]
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for each in decided:
+def _labels(runs: Sequence[Run], decided: Sequence[dict[str, str]]) -> list[str]:
+    """Schedule, and the settings that say which runs of it are meant: those in which they differ, and those that most runs have otherwise.
+
+    Args:
+        runs: all of a study's.
+        decided: what decides what each of them learns.
+    """
+    among_all: dict[str, Counter[str]] = defaultdict(Counter)
+    of_schedule: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run, each in zip(runs, decided, strict=True):
         for name, value in each.items():
-            counts[name][value] += 1
-    usual = {name: values.most_common(1)[0][0] for name, values in counts.items()}
+            among_all[name][value] += 1
+            of_schedule[run.schedule, name].add(value)
+    usual = {name: values.most_common(1)[0][0] for name, values in among_all.items()}
+
+    def is_named(schedule: str, name: str, value: str) -> bool:
+        return value != usual[name] or len(of_schedule[schedule, name]) > 1
+
     return [
-        ", ".join([run.schedule] + [f"{flag(name)} {value}" for name, value in each.items() if value != usual[name]])
+        ", ".join(
+            [
+                run.schedule,
+                *(f"{flag(name)} {value}" for name, value in each.items() if is_named(run.schedule, name, value)),
+            ]
+        )
         for run, each in zip(runs, decided, strict=True)
     ]
 
@@ -129,11 +147,20 @@ def reference_of(study: Study, arm: str) -> str | None:
         (schedule.replace("grow", "full"), "full3x", "full1x", "fixed") if growing else ("grow3x", "grow1x", "fixed")
     )
     for candidate in (name for name in wanted if name != schedule):
-        same = [a for a in study.arms if study.schedules[a] == candidate]
+        same = [each for each in study.arms if study.schedules[each] == candidate]
         if same:
-            settings = arm.removeprefix(schedule)
-            return next((a for a in same if a.removeprefix(candidate) == settings), same[0])
+            return nearest(study, arm, same)
     return study.arms[0]
+
+
+def nearest(study: Study, arm: str, among: Sequence[str]) -> str:
+    """Of some arms the first whose settings differ least from an arm's, where both have an effect."""
+    mine = study.settings[arm]
+
+    def distance(other: str) -> int:
+        return sum(mine.get(name, value) != value for name, value in study.settings[other].items())
+
+    return min(among, key=distance)
 
 
 def pairs_of(study: Study) -> list[tuple[str, str]]:
@@ -142,8 +169,7 @@ def pairs_of(study: Study) -> list[tuple[str, str]]:
     growing = [arm for arm in study.arms if study.schedules[arm].startswith(_GROWING)]
     small = [arm for arm in study.arms if study.schedules[arm] == "fixed"]
     for arm in growing:
-        settings = arm.removeprefix(study.schedules[arm])
-        same = next((each for each in small if each.removeprefix("fixed") == settings), small[0] if small else arm)
-        found += [(arm, other) for other in (same, growing[0]) if other != arm and (arm, other) not in found]
+        same = [nearest(study, arm, small)] if small else []
+        found += [(arm, other) for other in (*same, growing[0]) if other != arm and (arm, other) not in found]
     # What the project is about comes first: growing against its full width.
     return sorted(found, key=lambda pair: not study.schedules[pair[0]].startswith("grow"))

@@ -11,14 +11,21 @@ from growtrain.analysis.study import pairs_of, reference_of
 from .conftest import FLOPS, WriteRun, line, study_of, write_arms
 
 
-def test_arms_are_named_by_what_is_not_usual(write_run: WriteRun, tmp_path: Path) -> None:
+def test_every_arm_of_a_schedule_is_named_by_what_differs_within_it(write_run: WriteRun, tmp_path: Path) -> None:
     for seed in range(2):
         write_run(f"a{seed}", schedule="grow3x", seed=seed, device="cpu")
         write_run(f"b{seed}", schedule="grow3x", seed=seed, anchor="mirrored", lr=0.5)
         write_run(f"c{seed}", schedule="full3x", seed=seed, log_period=7)
     study = study_of(tmp_path)
-    assert study.arms == ["full3x", "grow3x", "grow3x, --anchor mirrored, --lr 0.5"]
+    assert study.arms == ["full3x", "grow3x, --anchor frozen, --lr 0.00025", "grow3x, --anchor mirrored, --lr 0.5"]
     assert len(study.cell("full3x", "pong")) == 2
+
+
+def test_an_arm_is_named_by_what_is_not_usual_in_other_schedules(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(f"a{seed}", schedule="grow3x", seed=seed)
+    write_run("b", schedule="full3x", lr=0.5)
+    assert study_of(tmp_path).arms == ["full3x, --lr 0.5", "grow3x"]
 
 
 def test_a_setting_without_an_effect_is_not_named(write_run: WriteRun, tmp_path: Path) -> None:
@@ -26,7 +33,19 @@ def test_a_setting_without_an_effect_is_not_named(write_run: WriteRun, tmp_path:
         write_run(f"a{seed}", schedule="grow3x", seed=seed, freeze="network", anchor="zero", target_period=100)
     write_run("b", schedule="full3x", freeze="heads", target_period=100)
     write_run("c", schedule="grow3x", freeze="heads", target_period=100)
-    assert study_of(tmp_path).arms == ["full3x", "grow3x", "grow3x, --freeze heads"]
+    assert study_of(tmp_path).arms == ["full3x", "grow3x, --freeze heads", "grow3x, --freeze network"]
+
+
+def test_the_reference_is_the_one_whose_settings_are_nearest(write_run: WriteRun, tmp_path: Path) -> None:
+    for width in (32, 64):
+        write_run(f"full{width}", schedule="full3x", width=width)
+        write_run(f"grow{width}", schedule="grow3x", width=width, freeze="network")
+        write_run(f"fixed{width}", schedule="fixed", width=width)
+    write_run("heads", schedule="grow3x", width=64, freeze="heads")
+    pairs = pairs_of(study_of(tmp_path))
+    for arm in ("grow3x, --width 64, --freeze network", "grow3x, --width 64, --freeze heads"):
+        assert {(arm, "full3x, --width 64"), (arm, "fixed, --width 64")} <= set(pairs)
+        assert not {(arm, "full3x, --width 32"), (arm, "fixed, --width 32")} & set(pairs)
 
 
 def test_the_reference_of_growing_is_its_full_width_and_of_an_alternative_growing(
@@ -66,15 +85,15 @@ def test_growing_is_also_compared_with_the_small_network_and_with_other_forms_of
         ("reset", {}),
     ):
         write_run(f"{schedule}{len(settings)}", schedule=schedule, **settings)
-    network = "grow3x, --freeze network"
+    heads, network = "grow3x, --freeze heads", "grow3x, --freeze network"
     assert pairs_of(study_of(tmp_path)) == [
-        ("grow3x", "full3x"),
+        (heads, "full3x"),
         (network, "full3x"),
-        ("grow3x", "fixed"),
+        (heads, "fixed"),
         (network, "fixed"),
-        (network, "grow3x"),
+        (network, heads),
         ("fixed", "full3x"),
-        ("reset", "grow3x"),
+        ("reset", heads),
     ]
 
 
