@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
 
         config, start, notes = restart(run, explicit_with_game(namespace))
         spec = spec_of(config) if start is None else Spec.from_dict(start.state["spec"])
-        return run_training(config, run, spec, stop, notes, start)
+        return run_training(config, run, spec, stop, notes, start, again=True)
     config, notes = changed_config(checkpoint, explicit_with_game(namespace), fork=fork is not None)
     if fork is None and checkpoint.frames >= config.total_frames and progress(run).finished:
         done = ",".join(map(str, done_injections(checkpoint)))

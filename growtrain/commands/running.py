@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
 from growtrain.environments.games import canonical_game
-from growtrain.runfiles import STOPPED, require_unlocked
+from growtrain.runfiles import STOPPED
 from growtrain.settings.budget import updates_due
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.presets import resolve
@@ -157,6 +157,8 @@ def run_training(
     notes: Sequence[str],
     start: "Checkpoint | None" = None,
     weights: "Weights | None" = None,
+    *,
+    again: bool = False,
 ) -> int:
     """Trains under the display.
 
@@ -168,15 +170,15 @@ def run_training(
         notes: lines of text to begin with.
         start: the checkpoint it goes on from.
         weights: those it begins with.
+        again: whether it is there, was never saved, and is begun again.
 
     Returns:
         The exit code.
     """
-    from growtrain.learners.foreign_weights import save_initial
     from growtrain.learners.make import resolve_device
     from growtrain.planning.costs import make_plan
     from growtrain.planning.memory import check_memory
-    from growtrain.runs.loop import train
+    from growtrain.runs.loop import train_in
     from growtrain.sweep.cells import progress
     from growtrain.telemetry.display import open_display
     from growtrain.telemetry.trackers import check_trackers
@@ -186,9 +188,6 @@ def run_training(
     check_memory(plan, device)
     check_trackers(config)
     run_dir = default_run_dir(config) if run_dir is None else run_dir
-    if weights is not None:
-        require_unlocked(run_dir)  # they are what a run that is being set up there would begin with
-        save_initial(weights, run_dir)
     home = run_dir.absolute()
     display = open_display(
         game=config.game,
@@ -202,7 +201,7 @@ def run_training(
     with stop, display:
         for note in notes:
             display.note(note)
-        for record in train(config, run_dir, should_stop=lambda: stop.received, start=start):
+        for record in train_in(home, config, lambda: stop.received, start, weights=weights, again=again):
             display.show(record)
     if not stop.received or progress(home).finished:  # during the last evaluation, say: nothing is left to go on with
         return 0

@@ -36,7 +36,7 @@ from growtrain.plasticity.learning_test import Copy, Interrupted, kinds_of, mean
 from growtrain.plasticity.verdicts import Evidence, verdict
 from growtrain.runfiles import read_plain, run_lock, write_json
 from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_at, open_newest
-from growtrain.runs.loop import train
+from growtrain.runs.loop import train_in
 from growtrain.runs.resuming import changed_config, done_injections, next_time
 from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
@@ -131,8 +131,8 @@ def run_fork(
         ConfigError: its directory holds another run.
     """
     config = fork_config(checkpoint, arm, seed, settings, part)
-    start = None
-    if (fork / "config.json").exists():
+    start, begun = None, (fork / "config.json").exists()
+    if begun:
         with contextlib.suppress(NeverSaved):  # it ended before the fork itself was saved
             start = open_newest(fork)
     if start is None:
@@ -142,7 +142,7 @@ def run_fork(
         raise ConfigError(f"{fork} is a fork with other settings: give the same again, or another --output")
     elif start.frames >= config.total_frames:
         return
-    for _ in train(config, fork, should_stop=stop, start=start):
+    for _ in train_in(fork, config, stop, start, again=begun):
         pass
 
 

@@ -101,6 +101,10 @@ class Checkpoint:
     damaged: tuple[str, ...] = ()
     num_bytes: int = 0
 
+    def is_of(self, run_dir: Path) -> bool:
+        """Whether it is a checkpoint of the run in this directory."""
+        return self.path.parent.parent.resolve() == run_dir.resolve()
+
     def load_frames(self, ring: LaneRing) -> None:
         """Reads the replay's frames into a ring whose other state has been restored; raises `Unreadable`."""
         directory = self.path.parent / "replay"
@@ -244,13 +248,14 @@ def open_at(run_dir: Path, frames: int) -> Checkpoint:
     return _open(path)
 
 
-def examine(run_dir: Path) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:
-    """Every checkpoint of a run, newest first, verified and read, or what is wrong with it."""
+def examine(run_dir: Path, *, after: int = -1) -> Iterator[tuple[Path, Checkpoint | Unreadable]]:
+    """Every checkpoint of a run after these frames, newest first, verified and read, or what is wrong with it."""
     for path in published(run_dir):
-        try:
-            yield path, _open(path)
-        except Unreadable as error:
-            yield path, error
+        if int(path.name) > after:
+            try:
+                yield path, _open(path)
+            except Unreadable as error:
+                yield path, error
 
 
 def set_aside_newer(run_dir: Path, frames: int) -> list[str]:

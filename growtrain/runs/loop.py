@@ -10,9 +10,11 @@ Units: frames.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from growtrain.learners.foreign_weights import Weights, save_initial
 from growtrain.records import Record
 from growtrain.runfiles import run_lock
 from growtrain.runs.checkpoint import Checkpoint
+from growtrain.runs.resuming import require_own
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 
@@ -28,7 +30,7 @@ def train(
 
     Args:
         config: everything that decides the run.
-        run_dir: where its files go, by the working directory of this call; made if missing.
+        run_dir: where its files go, by the working directory of this call; made if missing; it holds the run that `start` is of, or none.
         should_stop: asked once per environment step, and per piece of heavy priming; True, or the reason, ends the run early, with a
             checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
@@ -37,21 +39,33 @@ def train(
         `Metrics`, `Evaluation`, `Diagnostics`, `Decision` and `GrowthEvent`, after they have been written.
 
     Raises:
-        ConfigError: the configuration cannot be run, or another process runs in this directory.
+        ConfigError: the configuration cannot be run, another process runs in this directory or has gone on from `start`, or another run
+            is there, of which nothing is touched.
         GrowthFailed: a growth was rolled back and `config.on_growth_failure` is "stop".
         CheckpointFailed: the last checkpoint, or several in a row, could not be written.
         Diverged: the learner cannot go on.
     """
-    return _train(config, Path(run_dir).absolute(), should_stop, start)
+    return train_in(Path(run_dir).absolute(), config, should_stop, start)
 
 
-def _train(
-    config: Config, run_dir: Path, should_stop: Callable[[], bool | str], start: Checkpoint | None
+def train_in(
+    run_dir: Path,
+    config: Config,
+    should_stop: Callable[[], bool | str],
+    start: Checkpoint | None,
+    *,
+    weights: Weights | None = None,
+    again: bool = False,
 ) -> Iterator[Record]:
-    with run_lock(run_dir) as stale_lock, Run(config, run_dir, start).recording(stale_lock) as run:
-        for record in _play(run, should_stop):
-            run.write(record)
-            yield record
+    """What `train` does; with `weights`, left there for the run to begin with, or `again` what is there and has no checkpoint."""
+    with run_lock(run_dir) as stale_lock:
+        require_own(run_dir, start, again=again)
+        if weights is not None:
+            save_initial(weights, run_dir)
+        with Run(config, run_dir, start).recording(stale_lock) as run:
+            for record in _play(run, should_stop):
+                run.write(record)
+                yield record
 
 
 def _play(run: Run, should_stop: Callable[[], bool | str]) -> Iterator[Record]:

@@ -22,13 +22,12 @@ from growtrain.growth.kinds import kind_of
 from growtrain.learners.foreign_weights import initial_sha256
 from growtrain.learners.saved import begins_frozen, read_saved
 from growtrain.records import record_files
-from growtrain.runfiles import PARTIAL, cut_back, read_plain, sweep
+from growtrain.runfiles import PARTIAL, cut_back, read_plain, require_new, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, open_at, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences, was_on_cpu
 from growtrain.settings.config import Config
 from growtrain.settings.schedules import copy_of_last, schedule_of
 from growtrain.settings.text import ConfigError, flag, format_count
-from growtrain.telemetry.sinks import read_jsonl
 
 
 def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bool) -> tuple[Config, list[str]]:
@@ -110,7 +109,7 @@ def at_own_width(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def restart(run_dir: Path, explicit: dict[str, Any]) -> tuple[Config, Checkpoint | None, list[str]]:
-    """How a run is begun again that ended before its first checkpoint; its records are dropped, to be made again.
+    """How a run is begun again that ended before its first checkpoint.
 
     Args:
         run_dir: the run's.
@@ -120,35 +119,25 @@ def restart(run_dir: Path, explicit: dict[str, Any]) -> tuple[Config, Checkpoint
         Its configuration, the checkpoint that it was forked from, if it was, and lines of text that say so.
 
     Raises:
-        ConfigError: it has come further than that, and its checkpoints are missing; what it began with is gone; its `config.json` is
-            damaged; or a setting cannot differ. Nothing is dropped then.
+        ConfigError: it has been saved, or is done, and its checkpoints are missing; what it began with is gone; its `config.json` is
+            damaged; or a setting cannot differ.
     """
     try:
         about = json.loads(read_plain(run_dir / "config.json", 1 << 20))
         before, resumes = Config.from_dict(about["config"]), list(about.get("resumes", ()))
         parent = Path(resumes[-1]["forked_from"]) if resumes and "forked_from" in resumes[-1] else None
-        forked_at = int(resumes[-1]["frames"]) if parent is not None else 0
+        # Of a version that did not note it, records may be all that is left.
+        saved = about.get("saved", any(path.stat().st_size for path in record_files(run_dir)))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{run_dir / 'config.json'} is damaged, or of another version ({error}): train a new run in another directory"
         ) from error
     config, notes = _changed(before, explicit, "train a new run")
-    summary, played = run_dir / "summary.json", -1
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        played = max(int(record["frames"]) for record in read_jsonl(run_dir / "metrics.jsonl"))
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if json.loads(summary.read_text(encoding="utf-8"))["status"] == "done":
-            played = before.total_frames
-    # A fork is saved before it plays, and what was resumed had been saved.
-    saved_at = before.checkpoint_period or before.total_frames if parent is None else forked_at + 1
-    step = before.frame_skip * before.num_envs
-    first = -(-saved_at // step) * step
-    # The records before a checkpoint are there while it is being written.
-    being_saved = parent is None and played == first and (run_dir / "checkpoints" / f"{PARTIAL}-{first:012d}").is_dir()
-    if (resumes and parent is None) or (saved_at <= played and not being_saved):
+        saved |= json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["status"] == "done"
+    if saved:
         raise ConfigError(
-            f"{run_dir} has played {max(played, 0)} frames and has no checkpoint any more: its records are left as they are; train a new "
-            "run in another directory"
+            f"{run_dir} has no checkpoint any more: its records are left as they are; train a new run in another directory"
         )
     if parent is not None:
         start = _forked_from(parent, run_dir, config)
@@ -157,8 +146,6 @@ def restart(run_dir: Path, explicit: dict[str, Any]) -> tuple[Config, Checkpoint
         raise ConfigError(
             f"{run_dir} does not hold the weights that it began with any more: begin it again in another directory by growtrain rescue FILE"
         )
-    for path in record_files(run_dir):
-        cut_back(path, -1)
     return config, None, ["it ended before its first checkpoint: from the start", *notes]
 
 
@@ -274,20 +261,40 @@ def resumption(
     )
 
 
-def take_up(run_dir: Path, start: Checkpoint, *, forked: bool) -> None:
-    """Brings a run's files back to the checkpoint: no record after it, nothing half-written; a fork begins with its parent's records."""
+def require_own(run_dir: Path, start: Checkpoint | None, *, again: bool) -> None:
+    """Raises `ConfigError` if a directory, which is held from here on, holds another run, or more of this one than was read before.
+
+    Args:
+        run_dir: the directory.
+        start: the checkpoint to go on from.
+        again: the run that is there is begun again, because it had no checkpoint.
+    """
+    reached = start.frames if start is not None and start.is_of(run_dir) else -1
+    if reached < 0 and not again:
+        require_new(run_dir, "run_dir")
+    for _, found in examine(run_dir, after=reached):
+        if isinstance(found, Checkpoint):
+            raise ConfigError(
+                f"{run_dir} has a checkpoint at {found.frames} frames by now, of another process: go on by growtrain resume {run_dir}"
+            )
+
+
+def take_up(run_dir: Path, start: Checkpoint | None, *, forked: bool) -> None:
+    """Brings a run's files back to the checkpoint, or to none: no record after it, nothing half-written.
+
+    A fork begins with its parent's records.
+    """
     sweep(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
-    if forked:
+    if start is not None and forked:
         for path in record_files(start.path.parent.parent):
             partial = run_dir / f"{PARTIAL}-{path.name}"  # until none is of frames that the fork has not played
             shutil.copyfile(path, partial)
             cut_back(partial, start.frames)
             os.replace(partial, run_dir / path.name)
     for path in record_files(run_dir):
-        cut_back(path, start.frames)
-    aside = set_aside_newer(run_dir, start.frames)
-    if aside:
+        cut_back(path, start.frames if start is not None else -1)
+    if start is not None and (aside := set_aside_newer(run_dir, start.frames)):
         warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 
 

@@ -22,7 +22,7 @@ from growtrain.planning.allocator import keep_freed_memory
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Diagnostics, Evaluation, Metrics, Record
 from growtrain.replay.make import make_ring
-from growtrain.runfiles import Unreadable, sweep, write_json
+from growtrain.runfiles import Unreadable, write_json
 from growtrain.runs.acting import Collector
 from growtrain.runs.checkpoint import Checkpoint
 from growtrain.runs.evaluation import evaluate
@@ -94,7 +94,7 @@ class Run:
         self._resumes: list[dict[str, Any]] = []
         self._gpu_before: dict[str, Any] | None = None
         self._monitor: AbstractMonitor = AbsentMonitor("nothing was recorded")
-        resumed = start is not None and start.path.parent.parent.resolve() == run_dir.resolve()
+        resumed = start is not None and start.is_of(run_dir)
         self._forked = start is not None and not resumed
         self.saver = Saver(config, run_dir, self.ring, start.segments if start is not None and resumed else ())
         if start is not None:
@@ -194,7 +194,15 @@ class Run:
     def save(self, *, required: bool = False) -> None:
         """Writes a checkpoint, which changes nothing in the run, see `Saver.save`."""
         with self.phases("checkpoint"):
-            self.saver.save(self.learner, self.state_dict, self.sinks, frames=self.frames, required=required)
+            if self.saver.save(self.learner, self.state_dict, self.sinks, frames=self.frames, required=required):
+                self._note_saved()
+
+    def _note_saved(self) -> None:
+        """Notes the first checkpoint in `config.json`: where there is none any more, the run is not begun again over its records."""
+        if not self._about["saved"]:
+            with contextlib.suppress(OSError):  # a disk that is full now: the next checkpoint is noted
+                write_json(self.run_dir / "config.json", self._about | {"saved": True})
+                self._about["saved"] = True
 
     def finish(self, stopped: bool | str) -> Iterator[Record]:
         """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on.
@@ -221,14 +229,11 @@ class Run:
             warnings.warn(f"{stale_lock} ended without letting go of {self.run_dir}; taken over", stacklevel=1)
         # First what it began with: whatever comes between, it is begun again from that.
         began = {"initial_weights": initial_sha256(self.run_dir)} if self._start is None else {}
-        about = describe(self.config, self.device) | began | {"resumes": self._resumes}
-        write_json(self.run_dir / "config.json", about)
-        if self._start is None:
-            sweep(self.run_dir)
-        else:
-            take_up(self.run_dir, self._start, forked=self._forked)
-        frames = self.frames if self._start is not None else None
-        self.sinks = RunSinks(self.run_dir, frames, open_trackers(self.config, self.run_dir))
+        saved = {"saved": self._start is not None and not self._forked}
+        self._about = describe(self.config, self.device) | began | {"resumes": self._resumes} | saved
+        write_json(self.run_dir / "config.json", self._about)
+        take_up(self.run_dir, self._start, forked=self._forked)
+        self.sinks = RunSinks(self.run_dir, self.frames, open_trackers(self.config, self.run_dir))
         self._monitor = open_monitor(self.device)
         self._monitor.start()
         status = "failed"

@@ -52,8 +52,8 @@ class Saver:
         *,
         frames: int,
         required: bool,
-    ) -> None:
-        """Writes a checkpoint.
+    ) -> bool:
+        """Writes a checkpoint; whether it could be written.
 
         Args:
             learner: which must be worth going on from.
@@ -77,8 +77,9 @@ class Saver:
             wait = max(1, self.config.checkpoint_period // 8) * 2 ** (self._failed - 1)
             self._retry_at = frames + wait
             warnings.warn(f"{error}; the ones before are kept, the next attempt is in {wait} frames", stacklevel=1)
-        else:
-            self._failed, self._retry_at = 0, math.inf
+            return False
+        self._failed, self._retry_at = 0, math.inf
+        return True
 
     def _sync_records(self, sinks: RunSinks, frames: int) -> None:
         """Waits until the disk has all records: those before a checkpoint outlive a power cut if it does."""

@@ -1,12 +1,14 @@
 """Rescue of a file's network, frozen as it is, by a network of other widths beside it; on MinAtar, whose networks are small."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 pytest.importorskip("minatar")
@@ -17,7 +19,7 @@ from growtrain.growth.inject import count_parameters
 from growtrain.learners.foreign_weights import read_weights, recognise
 from growtrain.networks.build import make_network
 from growtrain.planning.costs import make_plan
-from growtrain.runfiles import Unreadable, run_lock
+from growtrain.runfiles import Unreadable, run_lock, write_durably
 from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.frozen_values import COLUMN
 from growtrain.runs.loop import train
@@ -95,6 +97,26 @@ def test_weights_are_not_put_where_another_run_is_being_set_up(
         assert main(["rescue", str(file), "--run-dir", str(tmp_path / "run"), *WORDS]) == 2
     assert "is in use by process" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+
+
+def test_of_two_rescues_at_a_time_in_one_directory_the_second_is_refused(
+    file: Path, theirs: Theirs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun when the first leaves its weights there: it would leave its own, for either to begin with."""
+    run_dir, other, codes = tmp_path / "run", tmp_path / "other.pth", list[int]()
+    torch.save({name: tensor + 1 for name, tensor in theirs.state_dict().items()}, other)
+
+    def meanwhile(path: Path, content: bytes) -> None:
+        monkeypatch.undo()
+        codes.append(main(["rescue", str(other), "--run-dir", str(run_dir), *WORDS]))
+        write_durably(path, content)
+
+    monkeypatch.setattr("growtrain.learners.foreign_weights.write_durably", meanwhile)
+    rescue(file, run_dir)
+    assert codes == [2]
+    assert "is in use by process" in capsys.readouterr().err
+    begun = load_safetensors((run_dir / "initial.safetensors").read_bytes())
+    assert all(torch.equal(begun[name], tensor) for name, tensor in read_weights(file).tensors.items())
 
 
 def test_a_minatar_network_is_recognised(theirs: Theirs, file: Path, tmp_path: Path) -> None:
@@ -256,8 +278,8 @@ def test_a_rescue_that_begins_again_begins_with_the_same_weights(
     expected = open_newest(run_dir).state["learner"]["online"]
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "summary.json").unlink()
-    for path in run_dir.glob("*.jsonl"):
-        path.unlink()
+    about = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(about | {"saved": False}))
     initial = run_dir / "initial.safetensors"
     for harm in (lambda: initial.rename(run_dir / "aside"), lambda: initial.write_bytes(b"other")):
         harm()

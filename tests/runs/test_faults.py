@@ -37,7 +37,7 @@ from growtrain.planning.speed import synthetic_batches
 from growtrain.runfiles import RunLocked, Unreadable, cut_back, require_unlocked, run_lock
 from growtrain.runs.checkpoint import NoCheckpoint, load_learner, open_at, open_newest
 from growtrain.runs.loop import train
-from growtrain.runs.resuming import changed_config
+from growtrain.runs.resuming import changed_config, restart
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -137,18 +137,102 @@ def test_killed_in_the_middle_of_a_checkpoint_and_resumed(whole: Path, tmp_path:
     assert main(["inspect", str(run_dir)]) == 0
 
 
-def test_killed_before_the_first_checkpoint_it_starts_again(whole: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "early"
-    run_dir.mkdir()
-    shutil.copy(whole / "config.json", run_dir)
-    shutil.copy(whole / "metrics.jsonl", run_dir)
+@pytest.fixture
+def unsaved(whole: Path, tmp_path: Path) -> Path:
+    """What a run leaves that failed before its first checkpoint."""
+    run_dir = Path(shutil.copytree(whole, tmp_path / "unsaved", ignore=shutil.ignore_patterns("checkpoints")))
+    about, summary = (json.loads((whole / name).read_text()) for name in ("config.json", "summary.json"))
+    (run_dir / "config.json").write_text(json.dumps(about | {"saved": False}))
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"status": "failed", "frames": 800}))
     cut_back(run_dir / "metrics.jsonl", 800)
-    litter = [run_dir / "config.json.partial", run_dir / ".partial-try-1"]
+    return run_dir
+
+
+def files_of(run_dir: Path) -> dict[Path, bytes]:
+    """All but the lock, which whoever asks for it opens."""
+    return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != "run.lock"}
+
+
+def test_killed_before_the_first_checkpoint_it_starts_again(whole: Path, unsaved: Path) -> None:
+    """And nothing is left of what it was, in its files as in TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    litter = [unsaved / "config.json.partial", unsaved / ".partial-try-1"]
     litter[0].touch()
     litter[1].mkdir()
-    assert main(["resume", str(run_dir)]) == 0
-    assert_same_end(whole, run_dir)
+    assert main(["resume", str(unsaved), "--log-period", "400"]) == 0
+    assert [record["frames"] for record in read_jsonl(unsaved / "metrics.jsonl")] == [400, 800, 1_200, 1_600]
+    shown = EventAccumulator(str(unsaved / "tensorboard")).Reload().Scalars("metrics/updates")
+    assert [event.step for event in shown] == [400, 800, 1_200, 1_600]
+    networks = [final_networks(run_dir) for run_dir in (whole, unsaved)]
+    assert all(torch.equal(tensor, networks[1][name]) for name, tensor in networks[0].items())
     assert not any(path.exists() for path in litter)
+
+
+def test_a_run_that_cannot_begin_again_keeps_what_it_has(
+    unsaved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(unsaved)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert main(["resume", str(unsaved), "--device", "cuda"]) == 2
+    assert files_of(unsaved) == before
+    monkeypatch.setattr("growtrain.commands.resume.require_unlocked", lambda run_dir: None)  # locked after that
+    with run_lock(unsaved):
+        assert main(["resume", str(unsaved)]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert files_of(unsaved) == before
+
+
+@pytest.mark.parametrize("there", ["whole", "unsaved", "checkpoints"])
+@pytest.mark.parametrize("forked", [False, True])
+def test_no_run_is_written_over_another(there: str, forked: bool, run: Path, unsaved: Path) -> None:
+    run_dir, start = unsaved if there == "unsaved" else run, None
+    if there == "checkpoints":
+        for path in run.glob("*.json*"):
+            path.unlink()
+    if forked:
+        parent = Path(shutil.copytree(run, run.parent / "parent"))
+        start = open_at(parent, 960)
+    before = files_of(run_dir)
+    with pytest.raises(ConfigError, match=r"(already holds a run|holds what is left of another run).*choose another"):
+        list(train(config_of(seed=1, total_frames=2_000), run_dir, start=start))
+    assert files_of(run_dir) == before
+
+
+def test_what_another_process_has_saved_meanwhile_is_not_taken_for_damaged(
+    run: Path, unsaved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, before = open_at(run, 960), files_of(run)
+    with pytest.raises(ConfigError, match=r"has a checkpoint at 1600 frames by now.*growtrain resume"):
+        list(train(config_of(), run, start=start))
+    assert files_of(run) == before
+
+    def and_then(*arguments: Any) -> Any:
+        shutil.copytree(run / "checkpoints", unsaved / "checkpoints")
+        return again(*arguments)
+
+    again = restart
+    monkeypatch.setattr("growtrain.runs.resuming.restart", and_then)
+    before = files_of(unsaved)
+    assert main(["resume", str(unsaved)]) == 2
+    assert "has a checkpoint at 1600 frames by now" in capsys.readouterr().err
+    assert {path: content for path, content in files_of(unsaved).items() if "checkpoints" not in path.parts} == before
+
+
+def test_records_of_a_version_that_noted_no_checkpoint_may_be_all_that_is_left(
+    unsaved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = json.loads((unsaved / "config.json").read_text())
+    del about["saved"]
+    (unsaved / "config.json").write_text(json.dumps(about))
+    before = files_of(unsaved)
+    assert main(["resume", str(unsaved)]) == 2
+    assert "has no checkpoint any more" in capsys.readouterr().err
+    assert files_of(unsaved) == before
+    for path in unsaved.glob("*.jsonl"):
+        path.unlink()
+    assert main(["resume", str(unsaved)]) == 0
 
 
 def killed_when(condition: str, words: list[str]) -> None:
@@ -168,23 +252,36 @@ def killed_when(condition: str, words: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("always")  # of the lock of the killed process: said on stderr, not raised
+@pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize(("checkpoint_period", "frames"), [(400, 400), (0, 1_600)])
-def test_killed_in_the_middle_of_its_first_checkpoint_it_starts_again(
-    checkpoint_period: int, frames: int, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_killed_in_the_middle_of_its_first_checkpoint_or_just_before_it_starts_again(
+    checkpoint_period: int, frames: int, within: bool, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Though its records have come as far as that: they are as those of a run whose checkpoints are gone."""
     run_dir, name = tmp_path / "run", f"{frames:012d}"
     words = command("train", run_dir=run_dir, **FLAGS | {"checkpoint_period": checkpoint_period})[3:]
     killed_when(f"str(target).endswith('/{name}')", words)
     assert max(record["frames"] for record in read_jsonl(run_dir / "metrics.jsonl")) == frames
-    partial = run_dir / "checkpoints" / f".partial-{name}"
-    partial.rename(tmp_path / "gone")
-    assert main(["resume", str(run_dir)]) == 2
-    assert f"has played {frames} frames and has no checkpoint any more" in capsys.readouterr().err
-    (tmp_path / "gone").rename(partial)
+    assert (run_dir / "checkpoints" / f".partial-{name}").is_dir()
+    if not within:
+        shutil.rmtree(run_dir / "checkpoints")
     assert main(["resume", str(run_dir)]) == 0
     assert "from the start" in capsys.readouterr().out
     assert_same_end(whole, run_dir)
+
+
+@pytest.mark.filterwarnings("always")  # said on stderr, not raised
+def test_a_run_whose_first_checkpoint_finds_no_room_starts_again(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command("train", run_dir=tmp_path / "run", **FLAGS | {"checkpoint_period": 400})[3:]
+    with monkeypatch.context() as patch:
+        patch.setattr("growtrain.runs.checkpoint._SPARE_BYTES", 1 << 60)
+        assert main(words) == 1
+    assert "are free" in capsys.readouterr().err
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert "from the start" in capsys.readouterr().out
+    assert_same_end(whole, tmp_path / "run")
 
 
 MOMENTS = {
@@ -247,15 +344,14 @@ def test_a_fork_whose_parent_is_gone_before_it_was_saved_is_refused(
 
 
 def test_flags_of_a_run_that_begins_again_are_taken_or_refused(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unsaved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(whole / "config.json", tmp_path)
-    assert main(["resume", str(tmp_path), "--lr", "0.1"]) == 2
+    assert main(["resume", str(unsaved), "--lr", "0.1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--lr 0.1: this run has 0.00025, and it decides what is learned: leave it out, or train a new run" in line
-    assert main(["resume", str(tmp_path), "--log-period", "400", "--game", "ALE/Breakout-v5"]) == 0
+    assert main(["resume", str(unsaved), "--log-period", "400", "--game", "ALE/Breakout-v5"]) == 0
     assert "--log-period 200 -> 400" in capsys.readouterr().out
-    assert [record["frames"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [400, 800, 1_200, 1_600]
+    assert [record["frames"] for record in read_jsonl(unsaved / "metrics.jsonl")] == [400, 800, 1_200, 1_600]
 
 
 def test_records_of_others_in_a_run_directory_are_left_alone(run: Path) -> None:
@@ -306,7 +402,7 @@ def test_a_run_that_has_lost_its_checkpoints_keeps_its_records(
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.lock"}
     assert main(["resume", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has played 1600 frames and has no checkpoint any more" in line
+    assert "has no checkpoint any more" in line
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
