@@ -22,7 +22,7 @@ from growtrain.planning.costs import make_plan
 from growtrain.runfiles import Unreadable, run_lock, write_durably
 from growtrain.runs.checkpoint import load_learner, open_newest
 from growtrain.runs.frozen_values import COLUMN
-from growtrain.runs.loop import train
+from growtrain.runs.loop import train, train_in
 from growtrain.runs.run import Run
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
@@ -76,9 +76,9 @@ def begun(run_dir: Path, directory: Path) -> Run:
     return Run(open_newest(run_dir).config, directory)
 
 
-def stop_after(frames: int, config: Config, run_dir: Path) -> None:
-    steps = iter(range(10**6))
-    list(train(config, run_dir, should_stop=lambda: next(steps) == frames // config.num_envs))
+def stop_after(frames: int, config: Config, run_dir: Path, file: Path) -> None:
+    steps, weights = iter(range(10**6)), read_weights(file)
+    list(train_in(run_dir, config, lambda: next(steps) == frames // config.num_envs, None, weights=weights))
 
 
 def is_the_files(frozen: dict[str, Tensor], file: Path) -> bool:
@@ -199,8 +199,7 @@ def test_it_is_resumed_to_the_bit_grows_further_and_is_inspected_diagnosed_and_r
         (2, 340),
     ):  # before it plays, before its first update, and between its injections
         parted = tmp_path / f"parted-{frames}"
-        begun(whole, parted).collector.environment.close()
-        stop_after(frames, start.config, parted)
+        stop_after(frames, start.config, parted, file)
         assert len(open_newest(parted).state["learner"]["snapshot"]) == frozen
         list(train(start.config, parted, start=open_newest(parted)))
         again = open_newest(parted).state
