@@ -12,12 +12,14 @@ from tiny import tiny
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
+from torchrl.modules import NoisyLinear
 
 from growtrain import InjectedNetwork, inject_network
 from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.saved import check_saved
+from growtrain.networks.activations import CReLU
 from growtrain.networks.build import make_network
 from growtrain.networks.heads import initialize
 from growtrain.planning.speed import synthetic_batches
@@ -309,19 +311,33 @@ def test_a_layer_that_draws_at_every_call_cannot_be_frozen() -> None:
     assert not network.num_injections
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Conv1d(1, 1, 3)),
-        nn.Sequential(nn.GRUCell(32, 32), nn.Linear(32, 3)),
-    ],
-)
-def test_a_head_whose_fresh_copy_cannot_begin_at_0_gets_a_remedy(head: nn.Module) -> None:
+class Dueling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.advantage, self.value = nn.Linear(32, 32), nn.Linear(32, 3), nn.Linear(32, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.hidden(features).relu()
+        advantage = self.advantage(hidden)
+        out: Tensor = self.value(hidden) + advantage - advantage.mean(1, keepdim=True)
+        return out
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "dueling": Dueling,
+    "noisy": lambda: nn.Sequential(NoisyLinear(32, 32), nn.ReLU(), NoisyLinear(32, 3)),
+    "noisy below": lambda: nn.Sequential(NoisyLinear(32, 32), nn.ReLU(), nn.Linear(32, 3)),
+    "not in a row": lambda: nn.Sequential(nn.Linear(32, 16), CReLU(), nn.Linear(32, 3)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_whose_fresh_copy_cannot_begin_at_0_gets_a_remedy(head: str) -> None:
     net = Net()
-    net.head = head if isinstance(head[1], nn.Linear) else nn.Sequential(nn.Unflatten(1, (1, 32)), *head, nn.Flatten())
+    net.head = HEADS[head]()
     network = InjectedNetwork(net)
-    with pytest.raises(ValueError, match=r"ends in two linear layers in a row, or use growtrain\.inject"):
-        inject_network(network, optimizer=[], probe=torch.randn(4, 32))
+    with pytest.raises(ValueError, match=r"ends in two plain linear layers in a row, or use growtrain\.inject with"):
+        inject_network(network, optimizer=[])
     assert not network.num_injections
 
 
