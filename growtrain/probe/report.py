@@ -144,7 +144,7 @@ def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, A
         if per_arm
         else "- no records yet",
         f"- Late error: mean over tasks {config.num_tasks // 2} to {config.num_tasks - 1}, then over seeds; 1 is nothing learned.",
-        "- Differences are paired by seed, with 95 % t intervals, each by itself; better or worse is said by Holm's step-down over the arms.",
+        "- Differences are paired by seed, with 95 % t intervals, each by itself; better or worse is said by Holm's step-down over arms.",
         "",
     ]
     for comparison in comparisons(config, records):
