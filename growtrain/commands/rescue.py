@@ -62,6 +62,7 @@ def main(words: Sequence[str]) -> int:
                 "--frames is missing: a file of weights does not say how long it was trained; give for example 10M"
             )
         weights = read_weights(agent)
-        spec, start = spec_of(Config(game=explicit.get("game", Config.game))), None
+        played = {name: explicit[name] for name in ("game", "minimal_actions") if name in explicit}
+        spec, start = spec_of(Config(**played)), None
         config, notes = rescue_weights(weights, explicit, namespace.frames, spec)
     return run_training(config, namespace.run_dir, spec, stop, notes, start, weights)

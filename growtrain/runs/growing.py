@@ -94,6 +94,8 @@ class Growing:
             # The first of those that would grow.
             copies, network = ("current", "inject"), next(iter(learner.plastic_parts))
             curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, network=network)
+            # Scores of another game tell nothing.
+            before = self.decision if self.decision and self._is_same_game(self.decision.frames) else None
             errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
             self.decision = decide(
                 rule,
@@ -103,12 +105,16 @@ class Growing:
                 errors=(errors["current"], errors["inject"]),
                 returns=list(self.collector.recent_returns),
                 episodes=self.collector.num_episodes,
-                before=self.decision,
+                before=before,
                 seconds=time.perf_counter() - start,
             )
         yield self.decision
         if self.decision.inject:
             self._decided = self.decision.reason
+
+    def _is_same_game(self, frames: int) -> bool:
+        """Whether the game that is played was played at so many frames, too."""
+        return self.config.game_after(frames) == self.config.game_after(self.collector.frames)
 
     def due(self) -> bool:
         """Whether the network is to grow now; one that is frozen whole waits for a copy of the target."""

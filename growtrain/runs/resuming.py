@@ -175,6 +175,11 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
             f"--switch-at {config.switch_at}: up to {checkpoint.frames} frames {config.game} has switched at "
             f"{', '.join(map(str, reached)) or 'none'}: keep that"
         )
+    if reached and config.keep_replay != checkpoint.config.keep_replay:
+        raise ConfigError(
+            f"--keep-replay {'yes' if config.keep_replay else 'no'}: how many updates were due follows from what a switch did to the "
+            "replay: keep it as it was"
+        )
     old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:
         wide = checkpoint.config.schedule

@@ -107,7 +107,7 @@ class Driver:
             self._ledger.fail(cell.id, f"its run has other settings: {remedy}", frames, max_attempts=0)
         elif exit.code == 0:
             self._ledger.done(cell.id)
-        elif stopping and exit.code in (STOPPED, -SIGTERM, None):
+        elif exit.code == STOPPED or (stopping and exit.code in (-SIGTERM, None)):
             self._ledger.release(cell.id, frames)
         else:
             self._ledger.fail(cell.id, str(exit), frames, self._max_attempts)

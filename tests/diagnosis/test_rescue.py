@@ -134,6 +134,13 @@ def test_a_minatar_network_is_recognised(theirs: Theirs, file: Path, tmp_path: P
         recognise({"conv.weight": torch.zeros(8, 4, 3, 3)}, tmp_path / "x")
 
 
+def test_a_network_of_the_minimal_actions_is_rescued(theirs: Theirs, tmp_path: Path) -> None:
+    theirs.output = nn.Linear(24, 3)
+    torch.save(theirs.state_dict(), tmp_path / "agent.pth")
+    state = open_newest(rescue(tmp_path / "agent.pth", tmp_path / "run", "--minimal-actions", "yes")).state
+    assert state["spec"]["num_actions"] == 3
+
+
 @pytest.mark.parametrize(
     ("width", "encoder_width", "live_encoder"),
     [(32, 0.5, "warm"), (32, 0.5, "cold"), (16, 2.0, None), (24, 0.25, "cold")],

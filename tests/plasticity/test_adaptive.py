@@ -186,6 +186,13 @@ def test_when_it_injects_does_not_depend_on_how_often_is_logged(quick: None, tmp
     assert decisions[0][-1]["episodes"] > decisions[0][0]["episodes"] > 0
 
 
+def test_scores_of_two_games_of_a_chain_are_not_compared(quick: None, tmp_path: Path) -> None:
+    pytest.importorskip("minatar")
+    list(train(config_of(game="minatar/breakout+asterix"), tmp_path / "run"))
+    before = {line["frames"]: line["score_before"] for line in read_jsonl(tmp_path / "run" / "decisions.jsonl")}
+    assert [frames for frames, score in before.items() if score is None] == [400, 1_000]  # the first of each game
+
+
 def test_measuring_changes_nothing_in_the_run(quick: None, tmp_path: Path) -> None:
     never = {"adaptive_patience": 99}
     list(train(config_of(**never), tmp_path / "adaptive"))

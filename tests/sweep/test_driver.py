@@ -198,6 +198,21 @@ def test_submitted_twice_at_the_same_time_each_cell_runs_once(ledger: Ledger) ->
     assert all("12 done" in text.splitlines()[-1] for text in said)  # each waits for the other
 
 
+def test_a_run_that_is_stopped_by_itself_goes_on_and_costs_no_attempt(ledger: Ledger) -> None:
+    """As on a node that is drained."""
+    told: list[int] = []
+
+    def stop_it() -> bool:
+        if not told and starts(ledger, 0):
+            told.append(starts(ledger, 0)[0]["pid"])
+            os.kill(told[0], signal.SIGTERM)
+        return False
+
+    assert drive(ledger, "slow", should_stop=stop_it)[0] == 0
+    assert verbs(ledger, 0) == ["train", "resume"]
+    assert [(cell.status, cell.attempts) for cell in ledger.cells()] == [("done", 1)]
+
+
 def test_a_stop_reaches_the_children_and_costs_no_attempt(ledger: Ledger) -> None:
     code, said = drive(
         ledger, "slow", "slow", "quick", should_stop=lambda: bool(starts(ledger, 0) and starts(ledger, 1))
