@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +280,15 @@ def resumption(
     )
 
 
-def take_up(run_dir: Path, start: Checkpoint, *, forked: bool) -> None:
-    """Brings a run's files back to the checkpoint: no record after it, nothing half-written; a fork begins with its parent's records."""
+def take_up(run_dir: Path, start: Checkpoint, *, forked: bool, last: Mapping[str, int]) -> None:
+    """Brings a run's files back to the checkpoint: no record after it, nothing half-written; a fork begins with its parent's records.
+
+    Args:
+        run_dir: the run's.
+        start: the checkpoint.
+        forked: whether another run begins from it.
+        last: frames of the last record that stays, of those files that had none at the checkpoint's own frames yet.
+    """
     sweep(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
     if forked:
@@ -290,7 +298,7 @@ def take_up(run_dir: Path, start: Checkpoint, *, forked: bool) -> None:
             cut_back(partial, start.frames)
             os.replace(partial, run_dir / path.name)
     for path in record_files(run_dir):
-        cut_back(path, start.frames)
+        cut_back(path, last.get(path.stem, start.frames))
     aside = set_aside_newer(run_dir, start.frames)
     if aside:
         warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
