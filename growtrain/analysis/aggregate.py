@@ -15,7 +15,7 @@ Shapes: `Scores` are one array (..., R_g) for each game g, its runs last; statis
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -126,7 +126,7 @@ class Estimate:
 
     Attributes:
         value: the statistic of the runs that have a score; NaN where a game has none.
-        low, high: ends of its percentile interval; None without one.
+        low, high: ends of its 95 % interval; None without one.
         reason: why there is no interval; empty with one.
         runs: runs that went in, over all games and samples.
         missing: runs that have no score and were left out.
@@ -159,40 +159,78 @@ def estimate(
     Raises:
         ValueError: a sample has no game.
     """
+    kept, found = _kept(statistic, samples)
+    if found.reason:
+        return found
+    resampled = bootstrap(statistic, *kept, rng=copy.deepcopy(rng), draws=draws)
+    if np.isnan(resampled).any():
+        return replace(found, reason="undefined in some resamples")
+    # An observed value, not one between two: infinities (censored times) cannot be interpolated.
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
+    return replace(found, low=low, high=high)
+
+
+def score_estimate(
+    statistic: Callable[..., FloatArray], *samples: Scores, rng: np.random.Generator, draws: int = 2000
+) -> Estimate:
+    """A statistic of scores, or the difference of one, with a 95 % interval that holds for few runs, too: by Student's t.
+
+    Of three to five runs in a cell the percentile bootstrap's interval excludes the truth in 6 to 15 of 100 cases instead of 5, because
+    resamples of n runs spread less than runs do, by a factor of (n - 1) / n, and because it knows no degrees of freedom. Here the
+    bootstrap gives the standard error, corrected by that factor, and Welch (1947) the degrees of freedom, as of a difference of means.
+
+    Args:
+        statistic: as of `estimate`, giving one number.
+        samples: as of `estimate`.
+        rng: as of `estimate`.
+        draws: resamples.
+    """
+    kept, found = _kept(statistic, samples)
+    if found.reason:
+        return found
+    cells = [game for sample in kept for game in sample]
+    resampled = bootstrap(statistic, *kept, rng=copy.deepcopy(rng), draws=draws)
+    spread = sum(np.var(cell) / len(cell) for cell in cells)
+    correction = np.sqrt(sum(_squared_errors(cells)) / spread) if spread > 0 else 1.0
+    reach = student_t(_degrees(cells)) * correction * np.std(resampled, ddof=1)
+    return replace(found, low=found.value - reach, high=found.value + reach)
+
+
+def paired_estimate(differences: Scores) -> Estimate:
+    """The mean over games of the mean difference of a game's pairs, with its 95 % interval by Student's t, as of `score_estimate`."""
+    (games,), found = _kept(mean, (differences,))
+    if found.reason:
+        return found
+    reach = student_t(_degrees(games)) * np.sqrt(sum(_squared_errors(games))) / len(games)
+    return replace(found, low=found.value - reach, high=found.value + reach)
+
+
+def _kept(statistic: Callable[..., FloatArray], samples: Sequence[Scores]) -> tuple[list[list[FloatArray]], Estimate]:
+    """The runs that have a score, and the statistic of them without an interval; its reason is empty if there can be one."""
     if not all(len(sample) for sample in samples):
         raise ValueError("there is no game to aggregate over: give at least one array of scores")
     kept = [[game[..., _scored(game)] for game in sample] for sample in samples]
     sizes = [game.shape[-1] for sample in kept for game in sample]
-    runs, missing = sum(sizes), sum(game.shape[-1] for sample in samples for game in sample) - sum(sizes)
-    value = statistic(*kept) if min(sizes) else np.array(np.nan)
-    if reason := _too_few(sizes):
-        return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
-    resampled = bootstrap(statistic, *kept, rng=copy.deepcopy(rng), draws=draws)
-    if np.isnan(resampled).any():
-        reason = "undefined in some resamples"
-        return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
-    # An observed value, not one between two: infinities (censored times) cannot be interpolated.
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
-    return Estimate(value=value, low=low, high=high, reason="", runs=runs, missing=missing)
+    return kept, Estimate(
+        value=statistic(*kept) if min(sizes) else np.array(np.nan),
+        low=None,
+        high=None,
+        reason=_too_few(sizes),
+        runs=sum(sizes),
+        missing=sum(game.shape[-1] for sample in samples for game in sample) - sum(sizes),
+    )
 
 
-def paired_estimate(differences: Scores) -> Estimate:
-    """The mean over games of the mean difference of a game's pairs, with its 95 % interval by Student's t.
+def _squared_errors(cells: Scores) -> list[float]:
+    """Squared standard errors of the means of cells."""
+    return [float(np.var(cell, ddof=1)) / len(cell) for cell in cells]
 
-    The degrees of freedom are Welch's, rounded down. For so few pairs a bootstrap's interval is much too narrow: of the "95 %" intervals
-    of four pairs on each of two games 82 % hold the truth.
-    """
-    kept = [game[_scored(game)] for game in differences]
-    sizes = [len(game) for game in kept]
-    runs, missing = sum(sizes), sum(map(len, differences)) - sum(sizes)
-    value = mean(kept) if min(sizes) else np.array(np.nan)
-    if reason := _too_few(sizes):
-        return Estimate(value=value, low=None, high=None, reason=reason, runs=runs, missing=missing)
-    errors = np.array([np.var(game, ddof=1) / len(game) for game in kept])
-    below = np.sum(errors**2 / (np.array(sizes) - 1))
-    degrees = int(np.sum(errors) ** 2 / below) if below > 0 else min(sizes) - 1
-    reach = student_t(max(degrees, 1)) * np.sqrt(np.sum(errors)) / len(kept)
-    return Estimate(value=value, low=value - reach, high=value + reach, reason="", runs=runs, missing=missing)
+
+def _degrees(cells: Scores) -> int:
+    """Welch's degrees of freedom of a sum or difference of the means of cells, rounded down; those of the smallest where none spreads."""
+    errors = _squared_errors(cells)
+    below = sum(error**2 / (len(cell) - 1) for error, cell in zip(errors, cells, strict=True))
+    return max(int(sum(errors) ** 2 / below) if below > 0 else min(map(len, cells)) - 1, 1)
 
 
 def _too_few(sizes: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ Units: scores are normalised, 0 a random player, 1 the game's reference (a human
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from growtrain.analysis.aggregate import (
     MIN_RUNS,
     Estimate,
     FloatArray,
+    Scores,
     estimate,
     first_reach,
     iqm,
@@ -24,6 +25,7 @@ from growtrain.analysis.aggregate import (
     probability_of_improvement,
     ratio_of_means,
     ratio_of_medians,
+    score_estimate,
     value_at,
 )
 from growtrain.analysis.runs import Run, at_frames
@@ -201,12 +203,20 @@ def _point(
     differences = paired_differences(*by_seed)
     return Point(
         at={game: at[game] for game in games},
-        arm=estimate(iqm, x, rng=rng),
-        reference=estimate(iqm, y, rng=rng),
-        difference=estimate(lambda a, b: iqm(a) - iqm(b), x, y, rng=rng),
-        improvement=estimate(probability_of_improvement, x, y, rng=rng),
+        arm=score_estimate(iqm, x, rng=rng),
+        reference=score_estimate(iqm, y, rng=rng),
+        difference=score_estimate(lambda a, b: iqm(a) - iqm(b), x, y, rng=rng),
+        improvement=_improvement(x, y, rng),
         paired=paired_estimate(differences) if all(len(d) for d in differences) else None,
     )
+
+
+def _improvement(x: Scores, y: Scores, rng: np.random.Generator) -> Estimate:
+    """How often a run beats one of the reference; without an interval where all do or none does, since all resamples say the same."""
+    found = estimate(probability_of_improvement, x, y, rng=rng)
+    if found.low is not None and found.value in (0, 1):
+        return replace(found, low=None, high=None, reason="all resamples say the same")
+    return found
 
 
 def _taken(study: Study, arm: str, game: str, axis: Axis, frames: float) -> FloatArray:

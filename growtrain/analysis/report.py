@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from growtrain.analysis import figures, tables
-from growtrain.analysis.aggregate import MIN_RUNS, FloatArray, Scores, estimate, iqm, mean, median, optimality_gap
+from growtrain.analysis.aggregate import MIN_RUNS, FloatArray, Scores, iqm, mean, median, optimality_gap, score_estimate
 from growtrain.analysis.commands import command_of, shell_line
 from growtrain.analysis.comparison import (
     MARGIN,
@@ -145,7 +145,7 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
         if empty:
             rows.append([arm, *["-"] * (1 + len(_AGGREGATES)), f"no aggregate: no score on {', '.join(empty)}"])
             continue
-        estimates = [estimate(statistic, scores, rng=rng) for statistic in _AGGREGATES.values()]
+        estimates = [score_estimate(statistic, scores, rng=rng) for statistic in _AGGREGATES.values()]
         found[arm] = estimates
         runs = f"{estimates[0].runs}" + (f" ({estimates[0].missing} missing)" if estimates[0].missing else "")
         note = f"no interval: {estimates[0].reason}" if estimates[0].reason else ""
@@ -185,7 +185,7 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
         for arm in study.arms:
             cell = study.cell(arm, game) if game in at else []
             scores = np.array([score_at(entry, "frames", at[game]) for entry in cell])
-            found = estimate(mean, [scores], rng=rng)
+            found = score_estimate(mean, [scores], rng=rng)
             missing = f", {found.missing} missing" if found.missing else ""
             behind = [n for entry in cell if not np.isnan(n := episodes_at(entry, "frames", at[game]))]
             each = f" ({episodes_text(behind)} each)" if behind else ""
@@ -195,7 +195,7 @@ def _games(study: Study, at: dict[str, float], rng: np.random.Generator) -> list
     text = (
         "Mean score in game points over seeds, of the training episodes that ended in the last tenth of the budget. n is the "
         f"number of seeds, beside it are the episodes behind the score of each; below {MIN_RUNS} seeds there is no interval, because "
-        "so few runs resample to almost nothing else."
+        "so few runs hardly tell how much they spread."
     )
     drawn = [figures.game_figure(study, index, game, at, rng) for index, game in enumerate(study.games)]
     table = Table(["game", "at frames", *study.arms, f"{zeros_of(study.games)} / {references_of(study.games)}"], rows)
@@ -244,10 +244,15 @@ def _method(study: Study, at: dict[str, float]) -> list[Block]:
         "with a small span between the two, such as Video Pinball: prefer the interquartile mean (IQM)."
     )
     intervals = (
-        f"Intervals: 95 % percentile bootstrap, runs resampled within each game, seed {_BOOTSTRAP_SEED}; of paired differences "
-        "Student's t. They speak of other seeds on these games, not of other games; with few seeds the bootstrap's are too narrow rather "
-        "than too wide; they are not corrected for the number of comparisons. An interval that contains 0 does not show that two arms are "
-        f"equal: an arm is said to reach the other's score only where a loss of {MARGIN:.0%} of it is excluded."
+        "Intervals: 95 %; of scores, of their differences, and of paired ones by Student's t with Welch's degrees of freedom, the standard "
+        "error of an IQM being the bootstrap's with runs resampled within each game; of ratios, of P(improvement) and in the figures "
+        f"percentiles of that bootstrap (seed {_BOOTSTRAP_SEED}), which are too narrow with few seeds. They speak of other seeds on these "
+        "games, not of other games, and are not corrected for the number of comparisons. An interval that contains 0 does not show that "
+        f"two arms are equal: an arm is said to reach the other's score only where a loss of {MARGIN:.0%} of it is excluded."
+    )
+    axes = (
+        "At equal wall-clock or FLOPs the dearer arm has played fewer frames, and the tenth of the budget behind its score is a larger "
+        "share of them: where scores still rise, that is to its disadvantage."
     )
     source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
-    return [Heading("How to read this"), Items([score, where, normalized, intervals, source])]
+    return [Heading("How to read this"), Items([score, where, axes, normalized, intervals, source])]

@@ -164,12 +164,12 @@ def nearest(study: Study, arm: str, among: Sequence[str]) -> str:
 
 
 def pairs_of(study: Study) -> list[tuple[str, str]]:
-    """Every arm with its reference; a growing one also with the small network that does not grow, and with the first that grows."""
+    """Every arm with its reference; a growing one also with the small network that does not grow, the first that grows, and its nearest."""
     found = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
     growing = [arm for arm in study.arms if study.schedules[arm].startswith(_GROWING)]
     small = [arm for arm in study.arms if study.schedules[arm] == "fixed"]
-    for arm in growing:
-        same = [nearest(study, arm, small)] if small else []
-        found += [(arm, other) for other in (*same, growing[0]) if other != arm and (arm, other) not in found]
+    for place, arm in enumerate(growing):
+        others = [nearest(study, arm, among) for among in (small, growing[:1], growing[:place][::-1]) if among]
+        found += [(arm, other) for other in dict.fromkeys(others) if other != arm and (arm, other) not in found]
     # What the project is about comes first: growing against its full width.
     return sorted(found, key=lambda pair: not study.schedules[pair[0]].startswith("grow"))

@@ -214,10 +214,11 @@ def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware,
     else:
         # What Python launches one by one: two calls an update, the rows and the graph, while the emulators step; the rest between steps.
         at_once = max(emulators, 2 * launch * cost.updates / max(1.0, steps))
-        host = steps * (at_once + launch * len(work.store)) + decisions * launch * len(work.act)
-        learning = cost.updates * update + steps * store
-        seconds = max(host, learning) + decisions * act
-        bound = "learning" if learning >= host else "playing"
+        # Actions are waited for, while what is launched for them is carried out.
+        host = steps * (at_once + launch * len(work.store)) + decisions * max(launch * len(work.act), act)
+        device = cost.updates * update + steps * store + decisions * act
+        seconds = max(host, device)
+        bound = "learning" if device >= host else "playing"
         play = max(play, launch * len(work.play))
     seconds += cost.flops_of_sweep / min(hardware.product_flops.value, hardware.convolution_flops.value)
     play += _emulation(evaluated, config, hardware)

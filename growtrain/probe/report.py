@@ -9,6 +9,7 @@ Units: errors are mean squared errors divided by the target's variance.
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtrain.analysis.plots import PALETTE, to_svg
-from growtrain.plasticity.verdicts import MIN_SEEDS, interval
+from growtrain.plasticity.verdicts import LEVEL, MIN_SEEDS, holm, interval, upper_tail
 from growtrain.probe.arms import FRESH, WARM, arms
 from growtrain.probe.cells import Record, complete, read_config
 from growtrain.probe.settings import SETTINGS, Cell, ProbeConfig, setting_of
@@ -40,12 +41,14 @@ class Difference:
     Attributes:
         mean: over the seeds that both have.
         low, high: 95 % t interval; None below `MIN_SEEDS` seeds.
+        p: probability of such a mean, or one farther from 0, where there is no difference (Student's t, two-sided).
         num_seeds: how many seeds.
     """
 
     mean: float
     low: float | None
     high: float | None
+    p: float
     num_seeds: int
 
     @property
@@ -67,8 +70,11 @@ def paired(scores: Scores, reference: Scores) -> Difference | None:
         return None
     values = [scores[seed] - reference[seed] for seed in seeds]
     mean = statistics.fmean(values)
-    low, high = interval(values) or (None, None)
-    return Difference(mean, low, high, len(values))
+    if (ends := interval(values)) is None:
+        return Difference(mean, None, None, 1.0, len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    p = 2 * upper_tail(abs(mean) / error, len(values) - 1) if error else float(mean == 0)
+    return Difference(mean, *ends, p, len(values))
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def report(config: ProbeConfig, records: Sequence[Record], about: Mapping[str, A
         if per_arm
         else "- no records yet",
         f"- Late error: mean over tasks {config.num_tasks // 2} to {config.num_tasks - 1}, then over seeds; 1 is nothing learned.",
-        "- Differences are paired by seed, with 95 % t intervals.",
+        "- Differences are paired by seed, with 95 % t intervals, each by itself; better or worse is said by Holm's step-down over arms.",
         "",
     ]
     for comparison in comparisons(config, records):
@@ -238,12 +244,12 @@ def _loss(comparison: Comparison) -> str:
 
 
 def _sorted_arms(comparison: Comparison) -> str:
-    """Which arms are better or worse than the warm start."""
+    """Which arms are better or worse than the warm start, where chance does not explain it among so many (Holm's step-down)."""
+    found = {arm: comparison.versus(arm, WARM) for arm in comparison.records if arm != WARM}
+    known = {arm: difference for arm, difference in found.items() if difference is not None}
     by_sign: dict[int, list[str]] = {-1: [], 0: [], 1: []}
-    for arm in comparison.records:
-        difference = comparison.versus(arm, WARM)
-        if arm != WARM and difference is not None:
-            by_sign[difference.sign].append(f"{arm} {difference.mean:+.3f}")
+    for (arm, difference), p in zip(known.items(), holm([each.p for each in known.values()]), strict=True):
+        by_sign[difference.sign if p <= LEVEL else 0].append(f"{arm} {difference.mean:+.3f}")
     names = {-1: "Better than a warm start", 0: "Not told apart from it", 1: "Worse"}
     return " ".join(f"{names[sign]}: {', '.join(by_sign[sign]) or 'none'}." for sign in names)
 

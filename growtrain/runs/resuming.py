@@ -191,8 +191,8 @@ def _check_future(checkpoint: Checkpoint, config: Config) -> None:
         )
     if reached and config.keep_replay != checkpoint.config.keep_replay:
         raise ConfigError(
-            f"--keep-replay {'yes' if config.keep_replay else 'no'}: what a switch did to the replay decided how many updates were due since: "
-            "keep it as it was"
+            f"--keep-replay {'yes' if config.keep_replay else 'no'}: how many updates were due follows from what a switch did to the "
+            "replay: keep it as it was"
         )
     old, new = schedule_of(checkpoint.config), schedule_of(config)
     if old.width_multiplier != new.width_multiplier:

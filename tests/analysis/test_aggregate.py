@@ -23,6 +23,7 @@ from growtrain.analysis.aggregate import (
     probability_of_improvement,
     ratio_of_means,
     ratio_of_medians,
+    score_estimate,
     value_at,
 )
 from growtrain.environments.games import human_normalized_score
@@ -235,6 +236,35 @@ def test_paired_intervals_are_student_s_t_and_hold_the_truth_as_often_as_they_sa
         assert found.high is not None
         held += bool(found.low <= 0 <= found.high)
     assert 0.93 < held / 500 < 0.99
+
+
+def test_the_interval_of_a_difference_of_means_is_welchs() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=5), rng.normal(1, 3, size=4)
+    ours = score_estimate(lambda a, b: mean(a) - mean(b), [x], [y], rng=rng, draws=20_000)
+    low, high = scipy.stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    center, reach = (low + high) / 2, (high - low) / 2
+    assert ours.value == pytest.approx(center)
+    assert ours.low is not None
+    # Degrees of freedom are rounded down, and n runs resampled spread by (n - 1) / n less, in each cell by another factor.
+    assert 0.98 * reach < center - ours.low < 1.1 * reach
+
+
+@pytest.mark.parametrize(("runs", "games"), [(3, 1), (4, 2), (3, 3)])
+def test_equal_arms_are_told_apart_no_more_often_than_said(runs: int, games: int) -> None:
+    rng, told = np.random.default_rng(1), 0
+    for _ in range(400):
+        x, y = ([rng.normal(game, 1 + game, size=runs) for game in range(games)] for _ in range(2))
+        found = score_estimate(lambda a, b: iqm(a) - iqm(b), x, y, rng=rng, draws=300)
+        assert found.low is not None
+        assert found.high is not None
+        told += bool(found.low > 0 or found.high < 0)
+    assert told / 400 < 0.08  # percentiles of the bootstrap: 0.10 to 0.15
+
+
+def test_scores_without_spread_have_an_interval_of_one_point() -> None:
+    found = score_estimate(iqm, [np.full(3, 2.0), np.full(4, 2.0)], rng=np.random.default_rng(0))
+    assert (found.low, found.value, found.high) == (2, 2, 2)
 
 
 def test_pairing_takes_out_what_seeds_share() -> None:

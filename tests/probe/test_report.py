@@ -58,11 +58,12 @@ def test_paired_interval_is_scipys(seeds: int) -> None:
     assert found is not None
     assert found.mean == pytest.approx(np.mean(list(x.values())) - np.mean(list(y.values())))
     assert (found.low, found.high) == pytest.approx(tuple(expected), rel=0.05 if seeds > 31 else 1e-3)
+    assert found.p == pytest.approx(scipy.stats.ttest_rel(list(x.values()), list(y.values())).pvalue)
 
 
 def test_no_interval_below_three_seeds() -> None:
     found = paired({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})
-    assert found == Difference(2.0, None, None, 2)
+    assert found == Difference(2.0, None, None, 1.0, 2)
     assert found.sign == 0
     assert str(found) == "+2.000 [no interval: n = 2]"
     assert paired({0: 1.0}, {1: 1.0}) is None
@@ -97,6 +98,18 @@ def test_late_errors_and_incomplete_arms() -> None:
 def test_sentences_follow_the_numbers(levels: dict[str, float], says: str) -> None:
     (found,) = comparisons(CONFIG, records(levels))
     assert any(says in sentence for sentence in conclusions(found)), conclusions(found)
+
+
+def test_what_chance_explains_among_so_many_arms_is_not_claimed() -> None:
+    one = {WARM: 0.9, "reset-head": 0.8972}
+    many = one | dict.fromkeys(("inject-frozen", "inject-zero", "inject-mirrored", "shrink-perturb"), 0.9)
+    for levels, better in ((one, "reset-head -0.002."), (many, "none.")):
+        (found,) = comparisons(CONFIG, records(levels))
+        difference = found.versus("reset-head", WARM)
+        assert difference is not None
+        assert 0.02 < difference.p < 0.05
+        assert difference.sign == -1
+        assert any(text.startswith(f"Better than a warm start: {better}") for text in conclusions(found))
 
 
 def test_nothing_is_claimed_below_three_seeds() -> None:

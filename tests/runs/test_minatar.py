@@ -116,7 +116,7 @@ def test_a_fork_of_a_chain_keeps_its_switches(tmp_path: Path, capsys: pytest.Cap
     assert main([*fork, "--switch-at", "350"]) == 2
     assert "--switch-at 350: up to 600 frames minatar/" in capsys.readouterr().err
     assert main([*fork, "--keep-replay", "no"]) == 2
-    assert "--keep-replay no: what a switch did to the replay decided" in capsys.readouterr().err
+    assert "--keep-replay no: how many updates were due follows from what a switch did" in capsys.readouterr().err
     assert main(fork) == 0
     assert json.loads((tmp_path / "fork" / "config.json").read_text())["config"]["switch_at"] == "300"
     arguments = ["diagnose", str(tmp_path / "run"), "--at", "200", "--frames", "80", "--seeds", "1"]
