@@ -20,10 +20,12 @@ from growtrain.growth.inject import (
     same_function,
     undone_on_failure,
 )
+from growtrain.networks.attachments import first_hooked, hooks_aside
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize
 from growtrain.networks.injectable import check_deterministic, kept_buffers
 from growtrain.networks.injected import Initializer, InjectedHead, fresh_copy
+from growtrain.networks.location import find_head
 from growtrain.networks.snapshot import InjectedNetwork
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import LiveEncoder
@@ -87,21 +89,24 @@ def inject_network(
         generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
         live_encoder: `warm` or `cold`.
         probe: as for `growtrain.inject`.
-        observations: as for `growtrain.inject`; where they are given, all of both networks is compared on them, too.
+        observations: a batch as the networks take it, on which all of each is compared. Needed unless the head's output is the network's by
+            construction: the end of an `nn.Sequential`, on which there are no hooks.
         initializer: draws fresh weights, in place.
 
     Returns:
         What happened; `anchor` is None.
 
     Raises:
-        ValueError: as for `growtrain.inject`; or a weight is not finite, or a layer computes something else at every call (dropout,
-            BatchNorm in training mode).
+        ValueError: as for `growtrain.inject`; or observations are needed, a weight is not finite, a layer computes something else at every
+            call (dropout, BatchNorm in training mode), or a hook changes what the network computes, which is frozen without it.
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
     networks = [network] if target is None else [network, target]
     for each in networks:
         check_deterministic(each.live)
+        if observations is None:
+            _check_alone(each.live, head)
     frozen = [each.snapshot.grown(each.live) for each in networks]
     before = count_parameters(network, trainable=True)
     planned = plan_injection(
@@ -125,10 +130,14 @@ def inject_network(
         for name in fresh
     ]
     outputs = _outputs(networks, observations)
+    if observations is not None:
+        for each, snapshot in zip(networks, frozen, strict=True):
+            _check_copy(each.live, snapshot.networks[-1], observations)
     with undone_on_failure(networks, optimizers, overwritten):
         planned.carry_out()
         for each, snapshot, prepared in zip(networks, frozen, planned.prepared, strict=True):
             prepared.new.frozen, each.snapshot = None, snapshot
+            each.heads = [*each.heads, head if isinstance(head, str) else list(head)]
         _begin_anew(networks, optimizers, fresh)
         changes = [_changed(*values) for values in zip(outputs, _outputs(networks, observations), strict=True)]
     changes = changes or list(planned.changes)
@@ -143,6 +152,39 @@ def inject_network(
     )
 
 
+def _check_alone(network: nn.Module, head: str | Sequence[str]) -> None:
+    """Raises `ValueError` unless the head's output is the network's by construction; then 0 for the one is 0 for the other."""
+    hooked = first_hooked(network)
+    if hooked is None and find_head(network, head).is_last:
+        return
+    raise ValueError(
+        (
+            f"the network may give something else than head {head!r} does (a skip connection, a dueling stream, a softmax)"
+            if hooked is None
+            else f"the hook on {hooked!r} may change what the network computes"
+        )
+        + ": pass observations=, a batch as the network takes it, on which all of it is compared"
+    )
+
+
+def _check_copy(network: nn.Module, frozen: nn.Module, observations: Tensor) -> None:
+    """Raises if a network's copy does not give what the network gives."""
+    before, copied = _outputs([network, frozen], observations)
+    if same_function(before, copied):
+        return
+    with hooks_aside(network, network.modules()):
+        (without,) = _outputs([network], observations)
+    if same_function(without, copied):
+        raise ValueError(
+            f"the hook on {first_hooked(network)!r} changes what the network computes, and its frozen copy has no hooks: "
+            "put that into the module's forward, or remove the hook"
+        )
+    raise NotPreserved(
+        f"an output would have changed by {float((copied - before).abs().max()):g}: a layer computes something else in evaluation mode, "
+        "in which frozen networks are; use .eval(), or another layer; nothing was changed"
+    )
+
+
 def _fresh_rest(
     network: nn.Module, planned: PlannedInjection, generator: torch.Generator | None, initializer: Initializer
 ) -> dict[str, Tensor]:
@@ -152,7 +194,9 @@ def _fresh_rest(
         NotPreserved: one is not finite, and no output would be.
     """
     inside = {id(p) for p in planned.prepared[0].head.module.parameters()}
-    fresh = fresh_copy(network, generator or torch.Generator().manual_seed(int(torch.randint(2**62, ()))), initializer)
+    generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    with hooks_aside(network, network.modules()):
+        fresh = fresh_copy(network, generator, initializer)
     values = {name: fresh.get_parameter(name).detach() for name, p in network.named_parameters() if id(p) not in inside}
     for name, value in values.items():
         if not bool(value.isfinite().all()):
@@ -171,7 +215,7 @@ def _begin_anew(networks: Sequence[InjectedNetwork], optimizers: Sequence[Any], 
 
 
 @torch.no_grad()
-def _outputs(networks: Sequence[InjectedNetwork], observations: Tensor | None) -> list[Tensor]:
+def _outputs(networks: Sequence[nn.Module], observations: Tensor | None) -> list[Tensor]:
     """The output (B, A) of each network; none without observations."""
     outputs: list[Tensor] = []
     for network in networks if observations is not None else ():
@@ -185,7 +229,8 @@ def _changed(before: Tensor, after: Tensor) -> float:
     change = float((after - before).abs().max())
     if not same_function(before, after):
         raise NotPreserved(
-            f"an output would have changed by {change:g}: the network adds to what its head gives; name all that does in head=; "
+            f"an output would have changed by {change:g}: the network adds to what its head gives, or changes it; "
+            "name all that does in head=, or a head that gives what the network gives; "
             "nothing was changed"
         )
     return change

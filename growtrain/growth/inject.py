@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Subject, head_of
-from growtrain.growth.location import Head, find_head
 from growtrain.growth.membership import Membership
 from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize
 from growtrain.networks.injectable import check_injectable, probe_features
 from growtrain.networks.injected import Initializer, InjectedHead
+from growtrain.networks.location import Head, find_head
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads

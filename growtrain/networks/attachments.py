@@ -6,6 +6,7 @@ Hooks on nodes of the autograd graph (`AccumulateGrad`) cannot be seen from Pyth
 """
 
 import contextlib
+import copy
 import functools
 import inspect
 import types
@@ -140,12 +141,8 @@ class Attachments:
         old = {id(each) for each in (*root.modules(), *root.parameters())} - ({id(root)} - {id(live)})
         for thing, kind, hook in self._all_hooks():
             name = f"{names.get(id(thing), type(thing).__name__)!r}"
-            if type(hook).__module__.startswith("torch.nn.utils."):
-                raise ValueError(
-                    f"{name} is computed by {type(hook).__name__}, a hook of torch.nn.utils: "
-                    "use torch.nn.utils.parametrizations, or remove it before the injection"
-                )
-            if not self._is_own(hook) and holds(hook, old, mended):
+            _refuse_computing(hook, name)
+            if not _is_own(hook, root) and holds(hook, old, mended):
                 raise ValueError(
                     f"the {kind} hook {getattr(hook, '__qualname__', type(hook).__name__)} on {name} holds on to parts "
                     "of the old head, which leave: remove it, inject, and register it again; "
@@ -153,7 +150,7 @@ class Attachments:
                 )
         known = {id(each) for each in (root, *self.inner)}
         for module in root.modules():
-            if id(module) not in known and self._has_foreign(module):
+            if id(module) not in known and _foreign(module, root):
                 raise ValueError(
                     f"a hook is registered on {names.get(id(module))!r}, which is frozen and is built anew: remove it"
                 )
@@ -176,16 +173,12 @@ class Attachments:
                 for hook in getattr(module, kind).values():
                     yield module, kind.strip("_").removesuffix("_hooks").replace("_", " "), hook
 
-    def _is_own(self, hook: Any) -> bool:
-        """Whether a hook is a method of one of the head's own modules, which the fresh head has, too."""
-        return isinstance(hook, types.MethodType) and any(hook.__self__ is each for each in self.root.modules())
-
     def check_observing(self, features: Tensor | None) -> None:
         """Raises `ValueError` if hooks on modules inside the head take part in what it computes, forward or backward.
 
         They run once more, on the features (B, F).
         """
-        hooked = [module for module in self.inner if self._has_foreign(module)]
+        hooked = [module for module in self.inner if _foreign(module, self.root)]
         if not hooked or features is None:
             return
         results = []
@@ -200,23 +193,9 @@ class Attachments:
                 "not: put that into the module's forward, or use torch.nn.utils.parametrize"
             )
 
-    def _has_foreign(self, module: nn.Module) -> bool:
-        return any(not self._is_own(hook) for kind in _FUNCTIONS for hook in getattr(module, kind).values())
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Meanwhile no hook on a module of the head runs or is copied, but for those that are its modules' own methods."""
-        kept = []
-        for module in (self.root, *self.inner):
-            if self._has_foreign(module):
-                for kind in _HOOKS:
-                    kept.append((module, kind, getattr(module, kind)))
-                    setattr(module, kind, OrderedDict())
-        try:
-            yield
-        finally:
-            for module, kind, hooks in kept:
-                setattr(module, kind, hooks)
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """`hooks_aside`, of the head."""
+        return hooks_aside(self.root, (self.root, *self.inner))
 
     def hand_over(self, grown: nn.Module) -> None:
         """Gives a fresh head what the old one has; handles go on removing hooks, unless the old head trains on."""
@@ -234,23 +213,78 @@ class Attachments:
             if module is not self.root:
                 self._move_hooks(module, own[id(module)], own, share=not stays)
         self._move_hooks(self.root, grown, own, share=True)
-        if stays and self.root is self.live and self._has_foreign(self.root):
+        if stays and self.root is self.live and _foreign(self.root, self.root):
             for kind in _HOOKS:  # it is one part of the head now, and they see the whole
                 setattr(self.root, kind, OrderedDict())
 
     def _move_hooks(self, old: nn.Module, new: nn.Module, own: dict[int, nn.Module], *, share: bool) -> None:
-        if self._has_foreign(old):
+        if _foreign(old, self.root):
             for kind in _HOOKS:
                 setattr(new, kind, self._for(getattr(old, kind), own, share=share))
             new._is_full_backward_hook = old._is_full_backward_hook
 
     def _for(self, hooks: Mapping[int, Any], own: dict[int, nn.Module], *, share: bool) -> Mapping[int, Any]:
         """The hooks as the fresh head is to have them: the same dictionary, which handles know, or a copy."""
-        if share and not any(map(self._is_own, hooks.values())):
+        if share and not any(_is_own(hook, self.root) for hook in hooks.values()):
             return hooks
         return OrderedDict(
-            (key, types.MethodType(hook.__func__, own[id(hook.__self__)]) if self._is_own(hook) else hook)
+            (key, types.MethodType(hook.__func__, own[id(hook.__self__)]) if _is_own(hook, self.root) else hook)
             for key, hook in hooks.items()
+        )
+
+
+@contextlib.contextmanager
+def hooks_aside(root: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Meanwhile no hook on these modules runs or is copied, but for those that are methods of the root's own modules."""
+    kept = []
+    for module in modules:
+        if foreign := _foreign(module, root):
+            for kind in _HOOKS:
+                hooks = getattr(module, kind)
+                kept.append((module, kind, hooks))
+                setattr(module, kind, OrderedDict((key, each) for key, each in hooks.items() if key not in foreign))
+    try:
+        yield
+    finally:
+        for module, kind, hooks in kept:
+            setattr(module, kind, hooks)
+
+
+def copy_without_hooks(network: nn.Module) -> nn.Module:
+    """A copy of a network without the hooks that others registered on its modules, and so without what these hold on to.
+
+    Raises:
+        ValueError: a hook computes a weight.
+    """
+    for name, module in network.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            _refuse_computing(hook, repr(name or type(module).__name__))
+    with hooks_aside(network, network.modules()):
+        return copy.deepcopy(network)
+
+
+def first_hooked(network: nn.Module) -> str | None:
+    """The name of the first module with a hook that a forward pass runs."""
+    hooked = (each for each in network.named_modules() if each[1]._forward_pre_hooks or each[1]._forward_hooks)
+    return next((name or type(module).__name__ for name, module in hooked), None)
+
+
+def _foreign(module: nn.Module, root: nn.Module) -> set[int]:
+    """The keys of a module's hooks that are no methods of the root's modules."""
+    return {key for kind in _FUNCTIONS for key, hook in getattr(module, kind).items() if not _is_own(hook, root)}
+
+
+def _is_own(hook: Any, root: nn.Module) -> bool:
+    """Whether a hook is a method of one of the root's own modules, which its copy has, too."""
+    return isinstance(hook, types.MethodType) and any(hook.__self__ is each for each in root.modules())
+
+
+def _refuse_computing(hook: Any, name: str) -> None:
+    """Raises `ValueError` if a hook computes a weight of what has this name."""
+    if type(hook).__module__.startswith("torch.nn.utils."):
+        raise ValueError(
+            f"{name} is computed by {type(hook).__name__}, a hook of torch.nn.utils: "
+            "use torch.nn.utils.parametrizations, or remove it before the injection"
         )
 
 

@@ -227,12 +227,16 @@ def make_vector_head(
     return nn.Sequential(BatchLinear(num_inputs, units), *norm, make_activation(activation), hidden, *list(head)[1:])
 
 
+_PLAIN_RESETS = (nn.Linear.reset_parameters, nn.Conv2d.reset_parameters)
+
+
 def initialize(module: nn.Module, generator: torch.Generator) -> None:
     """Fresh weights in place, drawn from `generator` on the CPU, the same on every device.
 
     Linear and convolutional layers: weights and biases U(+-1/sqrt(fan_in)), which is DQN Zoo's initialisation and PyTorch's default;
     where `torch.nn.utils.parametrize` computes one from others, those that give it (an orthogonal one: the nearest that can be).
-    Other layers with parameters: their own `reset_parameters`, with the global generator seeded from `generator` and put back.
+    Other layers with parameters, and subclasses of those that have a `reset_parameters` of their own: by that, with the global generator
+    (and the GPU's, where they are on one) seeded from `generator` and put back.
 
     Raises:
         ValueError: a layer holds parameters and cannot be initialised (no `reset_parameters`, a parametrization without
@@ -249,7 +253,7 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
         if not own or layer in parametrizations:
             continue
         with torch.no_grad():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, nn.Linear | nn.Conv2d) and type(layer).reset_parameters in _PLAIN_RESETS:
                 bound = layer.weight[0].numel() ** -0.5
                 for tensor in own:
                     drawn = torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(-bound, bound, generator=generator)
@@ -260,8 +264,11 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
                         vector.copy_(F.normalize(drawn, dim=0))
                     layer.power_iterate(15)
             elif callable(reset := getattr(layer, "reset_parameters", None)):
-                with torch.random.fork_rng(devices=[]):
-                    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                gpus = sorted({p.device.index for p in own if p.is_cuda})
+                with torch.random.fork_rng(devices=gpus):
+                    seed = int(torch.randint(2**62, (), generator=generator))
+                    for each in (torch.default_generator, *(torch.cuda.default_generators[index] for index in gpus)):
+                        each.manual_seed(seed)
                     reset()
             else:
                 raise ValueError(

@@ -384,9 +384,11 @@ def silent_copy(head: nn.Module, generator: torch.Generator, initializer: Initia
 def _silence(head: nn.Module, anchor: Anchor) -> None:
     """Makes a fresh head's output exactly zero, in place, by its last linear layer (`zero`) or its last two (`mirrored`)."""
     linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
-    needed = 2 if anchor == "mirrored" else 1
-    if len(linears) < needed or linears[-1][0] == "":
-        raise ValueError(f"anchor={anchor!r} needs a head that ends in linear layers: use anchor='frozen'")
+    needed, ends = (2, "two plain linear layers in a row") if anchor == "mirrored" else (1, "a plain linear layer")
+    remedy = f"a fresh one cannot begin at exactly 0; name a head that ends in {ends}, or use growtrain.inject with anchor='frozen'"
+    computed = any("weight" not in layer._parameters for _, layer in linears[-needed:])  # parametrized, or with noise
+    if len(linears) < needed or linears[-1][0] == "" or computed:
+        raise ValueError(f"this head does not end in {ends}: {remedy}")
     output_name, output = linears[-1]
     with torch.no_grad():
         if anchor == "zero":
@@ -396,9 +398,7 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
         else:
             hidden_name, hidden = linears[-2]
             if hidden.out_features != output.in_features:
-                raise ValueError(
-                    "anchor='mirrored' needs the two last linear layers to follow each other: use anchor='frozen'"
-                )
+                raise ValueError(f"this head does not end in {ends}: {remedy}")
             half = hidden.out_features // 2
             for tensor in (hidden.weight, hidden.bias):
                 if tensor is not None:
@@ -411,7 +411,7 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
             if not _is_silent(head) and type(hidden) in (nn.Linear, HiddenLinear, BatchLinear):
                 head.set_submodule(hidden_name, PairedLinear(hidden))
         if not _is_silent(head):
-            raise ValueError(f"anchor={anchor!r} does not silence this head's output: use anchor='frozen'")
+            raise ValueError(f"it cannot be seen that this head gives 0 where its last linear layers do: {remedy}")
 
 
 @torch.no_grad()

@@ -12,12 +12,15 @@ Prior art: SEER (Chen et al. 2021) caches the latents of a frozen encoder; boost
 functions that are fitted one after another.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from growtrain.networks.attachments import Attachments, copy_without_hooks
+from growtrain.networks.injected import InjectedHead, trains
+from growtrain.networks.location import find_head
 
 ROWS_AT_ONCE = 256  # observations of a forward pass where a replay is swept, which decides how much memory that takes
 
@@ -37,13 +40,15 @@ class Snapshot(nn.Module):
     def grown(self, network: nn.Module) -> "Snapshot":
         """F + network, with a copy of the network as it is; `self` stays as it was, and what is frozen already is shared with it.
 
+        Hooks that others registered on the network's modules stay on these alone: what is frozen has none.
+
         Raises:
-            ValueError: a weight is not finite, which F would be for ever.
+            ValueError: a weight is not finite, which F would be for ever, or a hook computes it.
         """
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise ValueError(f"{name} is not finite: a network frozen with it would stay so")
-        return Snapshot([*self.networks, copy.deepcopy(network)])
+        return Snapshot([*self.networks, copy_without_hooks(network)])
 
     @torch.no_grad()
     def forward(self, *observation: Any, before: Tensor | None = None) -> Tensor:
@@ -79,14 +84,22 @@ class InjectedNetwork(nn.Module):
     Before the first injection it computes `live` and nothing else; afterwards F(s) + live(s). F is computed in every forward pass, without
     a graph: a target or a replay that keeps F(s) beside s saves that (see the module's text; `frozen_value` takes it from there).
 
+    To restore one, keep `spec()` beside its state dict: `InjectedNetwork(live).grow_to(spec)`, with `live` built as it was before the first
+    injection, takes the state dict. An optimizer that is made afterwards of the parameters that require a gradient, in the order of
+    `parameters()`, takes the state dict of the one that went on through the injections.
+
     Args:
         live: the network that trains, from observations to (B, A).
+
+    Attributes:
+        heads: where the head was at each injection, as `growtrain.inject_network` was told.
     """
 
     def __init__(self, live: nn.Module) -> None:
         super().__init__()
         self.live = live
         self.snapshot = Snapshot()
+        self.heads: list[str | list[str]] = []
 
     def forward(self, *observation: Any, frozen_value: Tensor | None = None) -> Tensor:
         """Values (B, A).
@@ -104,3 +117,37 @@ class InjectedNetwork(nn.Module):
     def num_injections(self) -> int:
         """How often the network has been frozen."""
         return len(self.snapshot)
+
+    def spec(self) -> dict[str, Any]:
+        """What `grow_to` needs to rebuild this architecture; JSON-serialisable."""
+        injected = [*self.snapshot.networks, self.live][1:]
+        modules = [find_head(network, where).module for where, network in zip(self.heads, injected, strict=True)]
+        specs = [module.spec() for module in modules if isinstance(module, InjectedHead)]
+        return {"injections": [{"where": where, "head": spec} for where, spec in zip(self.heads, specs, strict=True)]}
+
+    def grow_to(self, spec: dict[str, Any]) -> Self:
+        """Grows a fresh `InjectedNetwork` to the architecture of `spec`, ready for `load_state_dict`; the weights are arbitrary.
+
+        Raises:
+            ValueError: the spec is malformed, asks for fewer injections than this network has, or is of another network.
+        """
+        injections, done = spec.get("injections"), self.spec()["injections"]
+        if (
+            not isinstance(injections, list)
+            or injections[: len(done)] != done
+            or not all(isinstance(each, dict) and each.keys() == {"where", "head"} for each in injections)
+        ):
+            raise ValueError(f"spec {spec!r} does not continue a network with injections {done}")
+        for each in injections[len(done) :]:
+            head = find_head(self.live, each["where"])
+            attached = Attachments(head.module, head.live, head.names)
+            with attached.aside():
+                old = head.module if isinstance(head.module, InjectedHead) else InjectedHead(head.module)
+                new = old.silent(torch.Generator().manual_seed(0)).grow_to(each["head"])
+            self.snapshot = self.snapshot.grown(self.live)
+            attached.hand_over(new)
+            if not trains(self.live):  # a target's
+                new.requires_grad_(False)
+            head.put(new)
+            self.heads = [*self.heads, each["where"]]
+        return self

@@ -14,27 +14,23 @@ from growtrain import InjectedNetwork, inject, inject_network
 from growtrain.environments.atari import make_spec
 from growtrain.growth import freezing
 from growtrain.growth.inject import NotPreserved
-from growtrain.growth.location import Head
 from growtrain.growth.membership import Membership
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize
+from growtrain.networks.location import Head
 from growtrain.planning.speed import synthetic_batches
 from growtrain.settings.schedules import Intervention
 
 
-class Net(nn.Module):
+class Net(nn.Sequential):
     """A network with buffers that a forward pass in training mode changes, below its head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU())
         self.head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.encoder(x))
-        return out
 
 
 def no_memory(*_: object, **__: object) -> None:
@@ -92,7 +88,7 @@ def not_finite(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def only_heads_are_finite(module: nn.Module, generator: torch.Generator) -> None:
-    (initialize if isinstance(module, nn.Sequential) else not_finite)(module, generator)
+    (not_finite if isinstance(module, Net) else initialize)(module, generator)
 
 
 ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception] | tuple[type[Exception], ...]]] = {
@@ -235,17 +231,82 @@ class Skipping(Net):
         self.skip = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = super().forward(x) + self.skip(x)
+        out: Tensor = self.head(self.encoder(x)) + self.skip(x)
         return out
 
 
-def test_a_network_that_adds_to_its_head_is_refused_on_observations() -> None:
-    network, x = InjectedNetwork(Skipping()).eval(), torch.randn(4, 8)
+class Dueling(Net):
+    """A network with a value stream beside its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.encoder(x)
+        advantage: Tensor = self.head(features)
+        out: Tensor = self.value(features) + advantage - advantage.mean(1, keepdim=True)
+        return out
+
+
+class Squashing(Net):
+    """A network that has the last word on what its head gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x)).softmax(1)
+
+
+class Same(Net):
+    """A network whose output is its head's, which only its forward says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Skipping, Dueling, Squashing, Same])
+def test_a_network_that_may_give_something_else_than_its_head_needs_observations(kind: type[Net]) -> None:
+    network, x = InjectedNetwork(kind()).eval(), torch.randn(4, 8)
     optimizer = torch.optim.Adam(network.parameters())
-    before = state_of(optimizer, network)
-    with pytest.raises(NotPreserved, match="adds to what its head gives"):
+    before, values = state_of(optimizer, network), network(x)
+    with pytest.raises(ValueError, match=r"something else than head 'head' does .*: pass observations="):
+        inject_network(network, optimizer=optimizer)
+    assert state_of(optimizer, network) == before
+    if kind is Same:
+        inject_network(network, optimizer=optimizer, observations=x)
+        assert torch.equal(network(x), values)
+        return
+    with pytest.raises(NotPreserved, match="adds to what its head gives, or changes it"):
         inject_network(network, optimizer=optimizer, observations=x)
     assert state_of(optimizer, network) == before
+
+
+@pytest.mark.parametrize(
+    ("head", "alone"), [("2", True), ("2.0:", True), ("2.0", True), ("2.0.0:", True), ("1", False), ("1.0:", False)]
+)
+def test_the_end_of_nested_sequentials_needs_none_and_what_something_follows_does(head: str, alone: bool) -> None:
+    def layers() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    network, x = InjectedNetwork(nn.Sequential(layers(), layers(), nn.Sequential(layers()))), torch.randn(4, 8)
+    optimizer, before = torch.optim.Adam(network.parameters()), network(x)
+    if alone:
+        inject_network(network, head=head, optimizer=optimizer)
+        assert torch.equal(network(x), before)
+    else:
+        with pytest.raises(ValueError, match="pass observations="):
+            inject_network(network, head=head, optimizer=optimizer)
+        assert not network.num_injections
+
+
+def test_a_layer_that_computes_something_else_in_evaluation_mode_is_named_as_the_cause() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.training
+
+    network = InjectedNetwork(nn.Sequential(Noisy(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+    with pytest.raises(NotPreserved, match="something else in evaluation mode"):
+        inject_network(network, head="1:", optimizer=[], observations=torch.randn(4, 8))
 
 
 def test_observations_do_not_move_what_a_forward_pass_counts() -> None:

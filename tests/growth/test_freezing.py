@@ -2,19 +2,24 @@
 
 import copy
 import dataclasses
+import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from tensordict import TensorDict
 from tiny import tiny
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
+from torchrl.modules import NoisyLinear
 
 from growtrain import InjectedNetwork, inject_network
 from growtrain.environments.atari import make_spec
 from growtrain.growth.transaction import GrowthFailed, apply
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.saved import check_saved
+from growtrain.networks.activations import CReLU
 from growtrain.networks.build import make_network
 from growtrain.networks.heads import initialize
 from growtrain.planning.speed import synthetic_batches
@@ -251,15 +256,11 @@ def test_a_reset_gives_up_what_was_frozen_and_heads_are_not_frozen_alone_any_mor
 # In anybody's loop
 
 
-class Net(nn.Module):
+class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
         self.head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.encoder(x))
-        return out
 
 
 def train(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -308,3 +309,151 @@ def test_a_layer_that_draws_at_every_call_cannot_be_frozen() -> None:
     with pytest.raises(ValueError, match="dropout in training mode"):
         inject_network(network, optimizer=torch.optim.Adam(network.parameters()))
     assert not network.num_injections
+
+
+class Dueling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.advantage, self.value = nn.Linear(32, 32), nn.Linear(32, 3), nn.Linear(32, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.hidden(features).relu()
+        advantage = self.advantage(hidden)
+        out: Tensor = self.value(hidden) + advantage - advantage.mean(1, keepdim=True)
+        return out
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "dueling": Dueling,
+    "noisy": lambda: nn.Sequential(NoisyLinear(32, 32), nn.ReLU(), NoisyLinear(32, 3)),
+    "noisy below": lambda: nn.Sequential(NoisyLinear(32, 32), nn.ReLU(), nn.Linear(32, 3)),
+    "not in a row": lambda: nn.Sequential(nn.Linear(32, 16), CReLU(), nn.Linear(32, 3)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_whose_fresh_copy_cannot_begin_at_0_gets_a_remedy(head: str) -> None:
+    net = Net()
+    net.head = HEADS[head]()
+    network = InjectedNetwork(net)
+    with pytest.raises(ValueError, match=r"ends in two plain linear layers in a row, or use growtrain\.inject with"):
+        inject_network(network, optimizer=[])
+    assert not network.num_injections
+
+
+class Agent:
+    """Keeps what a layer gives, as a graph, beside things that are not to be copied."""
+
+    def __init__(self, network: InjectedNetwork) -> None:
+        self.network, self.features, self.calls = network, torch.zeros(()), 0
+        network.live.encoder[1].register_forward_hook(self.keep)
+        network.live.encoder[1].register_full_backward_hook(lambda *_: None)
+
+    def __deepcopy__(self, memo: object) -> "Agent":
+        raise AssertionError("the agent was copied")
+
+    def keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.features, self.calls = output, self.calls + 1
+
+
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+def test_hooks_stay_on_the_live_network_alone_and_what_they_hold_is_not_copied(live_encoder: str) -> None:
+    torch.manual_seed(0)
+    network, x = InjectedNetwork(Net()), torch.randn(16, 8)
+    optimizer, agent = torch.optim.Adam(network.parameters()), Agent(network)
+    for _ in range(2):
+        train(network, optimizer, x)
+        before = network(x)
+        with pytest.raises(ValueError, match=r"hook on 'encoder\.1' may change .*: pass observations="):
+            inject_network(network, optimizer=optimizer, live_encoder=live_encoder)
+        inject_network(network, optimizer=optimizer, live_encoder=live_encoder, observations=x)
+        agent.calls = 0
+        assert torch.equal(network(x), before)
+        assert agent.calls == 1
+        assert torch.equal(agent.features, network.live.encoder(x))
+        assert agent.features.requires_grad
+
+
+def test_a_hook_that_changes_what_is_frozen_is_refused_and_one_on_the_whole_is_not() -> None:
+    network, x = InjectedNetwork(Net()), torch.randn(16, 8)
+    handle = network.live.encoder[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match=r"the hook on 'encoder\.1' changes what the network computes"):
+        inject_network(network, optimizer=[], observations=x)
+    assert not network.num_injections
+    handle.remove()
+    network.register_forward_hook(lambda module, inputs, output: 2 * output)
+    before = network(x)
+    inject_network(network, optimizer=[], observations=x)
+    assert torch.equal(network(x), before)
+
+
+def test_a_weight_that_an_old_hook_of_pytorch_computes_is_refused() -> None:
+    net = Net()
+    prune.random_unstructured(net.encoder[0], "weight", amount=0.5)
+    with pytest.raises(ValueError, match=r"'encoder\.0' is computed by RandomUnstructured.*parametrizations"):
+        inject_network(InjectedNetwork(net), optimizer=[], observations=torch.randn(4, 8))
+
+
+def convolutional() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()), nn.Linear(4 * 36, 48), nn.ReLU(), nn.Linear(48, 3)
+    )
+
+
+@pytest.mark.parametrize("live_encoder", ["warm", "cold"])
+@pytest.mark.parametrize(
+    ("make", "head", "shape"),
+    [(Net, "head", (8,)), (convolutional, "1:", (1, 8, 8)), (convolutional, ("1", "2", "3"), (1, 8, 8))],
+)
+def test_network_target_and_optimizer_are_restored_from_spec_and_states_and_go_on_to_the_bit(
+    make: Callable[[], nn.Module], head: str | tuple[str, ...], shape: tuple[int, ...], live_encoder: str
+) -> None:
+    torch.manual_seed(0)
+    network, x = InjectedNetwork(make()), torch.randn(16, *shape)
+    target = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+
+    def inject_and_train(
+        network: InjectedNetwork, target: InjectedNetwork, optimizer: torch.optim.Optimizer, seed: int
+    ) -> None:
+        given = {"generator": torch.Generator().manual_seed(seed), "live_encoder": live_encoder, "observations": x}
+        inject_network(network, head=head, optimizer=optimizer, target=target, **given)
+        for _ in range(3):
+            train(network, optimizer, x)
+
+    for seed in range(2):
+        train(network, optimizer, x)
+        inject_and_train(network, target, optimizer, seed)
+    spec = json.loads(json.dumps(network.spec()))
+    assert len(spec["injections"]) == 2
+    again = InjectedNetwork(make()).grow_to(spec)
+    target_again = InjectedNetwork(make()).requires_grad_(False).grow_to(target.spec())
+    again.load_state_dict(network.state_dict())
+    target_again.load_state_dict(target.state_dict())
+    optimizer_again = torch.optim.Adam((p for p in again.parameters() if p.requires_grad), lr=1e-2)
+    optimizer_again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert again.spec() == network.spec()
+    assert [(n, p.requires_grad) for n, p in again.named_parameters()] == [
+        (n, p.requires_grad) for n, p in network.named_parameters()
+    ]
+    assert not any(p.requires_grad for p in target_again.parameters())
+    assert torch.equal(target_again(x), target(x))
+    for each in ((network, target, optimizer), (again, target_again, optimizer_again)):
+        train(each[0], each[2], x)
+        inject_and_train(*each, seed=9)
+    assert torch.equal(again(x), network(x))
+    assert torch.equal(again.snapshot(x), network.snapshot(x))
+
+
+def test_a_network_grows_to_a_spec_in_steps_and_refuses_what_it_does_not_continue() -> None:
+    network, fresh = InjectedNetwork(Net()), InjectedNetwork(Net())
+    for _ in range(2):
+        inject_network(network, optimizer=[])
+        fresh.grow_to(network.spec())
+    fresh.load_state_dict(network.state_dict())
+    assert torch.equal(fresh(torch.ones(2, 8)), network(torch.ones(2, 8)))
+    for wrong in ({}, {"injections": 2}, {"injections": network.spec()["injections"][:1]}, {"injections": [{}] * 3}):
+        with pytest.raises(ValueError, match="does not continue"):
+            fresh.grow_to(wrong)
+    with pytest.raises(ValueError, match="no module 'head'"):
+        InjectedNetwork(nn.Sequential(nn.Linear(8, 3))).grow_to(network.spec())

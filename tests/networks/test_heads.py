@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchrl.modules import NoisyLinear
 
-from growtrain.networks.heads import HiddenLinear, hidden_linear, matrix_product
+from growtrain.networks.heads import HiddenLinear, hidden_linear, initialize, matrix_product
 
 SHAPES = [(1, 96, 33), (8, 3136, 512), (32, 3136, 512), (32, 77, 130), (5, 1568, 1)]
 
@@ -105,3 +106,32 @@ def test_layers_side_by_side_are_bit_for_bit_the_layers(widths: tuple[int, ...],
     together = hidden_linear(features, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
     apart = [hidden_linear(features, weight, bias) for _, weight, bias in parts]
     assert torch.equal(together, torch.cat(apart, dim=1))
+
+
+class Orthogonal(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        nn.init.orthogonal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def test_layers_that_initialize_themselves_otherwise_than_pytorch_s_do_so_from_the_generator() -> None:
+    def fresh(seed: int) -> nn.Sequential:
+        layers = nn.Sequential(NoisyLinear(16, 8), Orthogonal(4, 8, 1), nn.Linear(8, 8), nn.LayerNorm(8))
+        with torch.no_grad():
+            for parameter in layers.parameters():
+                parameter.fill_(torch.nan)
+        before = torch.get_rng_state()
+        initialize(layers, torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), before)
+        return layers.requires_grad_(False)
+
+    layers, again, other = fresh(0), fresh(0), fresh(1)
+    noisy, orthogonal = layers[0], layers[1]
+    assert torch.equal(noisy.weight_sigma, torch.full((8, 16), 0.5 / 4))
+    assert 0 < float(noisy.weight_mu.abs().max()) <= 1 / 4
+    torch.testing.assert_close(orthogonal.weight.flatten(1).T @ orthogonal.weight.flatten(1), torch.eye(4))
+    assert torch.equal(orthogonal.bias, torch.zeros(8))
+    assert all(map(torch.equal, layers.parameters(), again.parameters()))
+    for index, name in ((0, "weight_mu"), (1, "weight"), (2, "weight")):
+        assert not torch.equal(getattr(layers[index], name), getattr(other[index], name))

@@ -39,6 +39,16 @@ class Head:
         return self.module.live if isinstance(self.module, InjectedHead) else self.module
 
     @property
+    def is_last(self) -> bool:
+        """Whether its output is the network's by construction: it is the end of a plain `nn.Sequential`, of nested ones too."""
+        holder = self.network
+        for name in self.parts[-1].split("."):
+            if not _is_plain(holder) or name != list(holder._modules)[-1]:
+                return False
+            holder = uncompiled(holder.get_submodule(name))
+        return True
+
+    @property
     def names(self) -> dict[int, str]:
         """Full names by the id of parameter and module."""
         return {id(each): name for name, each in (*self.network.named_modules(), *self.network.named_parameters())}
