@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -251,16 +252,21 @@ def test_a_directory_with_what_is_left_of_a_run_is_refused(tmp_path: Path, capsy
         assert [path for path in run_dir.rglob("*") if path.is_file()] == [run_dir / name]
 
 
-def test_a_signal_in_the_last_evaluation_leaves_nothing_to_go_on_with(
+def test_a_signal_in_the_last_evaluation_breaks_it_off_and_a_resume_makes_up_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exit code agrees with the summary: done if it was evaluated; if that was cut short, a resume makes up for it."""
-    evaluate, signals = Run.evaluate, [signal.SIGTERM]
+    """The exit code agrees with the summary; of a run that is done a signal that comes later makes nothing else."""
+    evaluate, save, signals = Run.evaluate, Run.save, [signal.SIGTERM]
 
-    def hears(self: Run) -> Evaluation:
+    def hears(self: Run, should_stop: Callable[[], bool | str]) -> Iterator[Evaluation]:
         for number in signals if self.frames >= self.config.total_frames else ():
             signal.raise_signal(number)
-        return evaluate(self)
+        return evaluate(self, should_stop)
+
+    def hears_too_late(self: Run, *, required: bool = False) -> None:
+        save(self, required=required)
+        if self.frames >= self.config.total_frames:
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Run, "evaluate", hears)
     words = [
@@ -274,9 +280,20 @@ def test_a_signal_in_the_last_evaluation_leaves_nothing_to_go_on_with(
         "--max-episode-frames",
         "80",
     ]
-    assert main([*words, "--run-dir", str(tmp_path / "once")]) == 0
+    once = tmp_path / "once"
+    assert main([*words, "--run-dir", str(once)]) == 75
+    assert "stopped by SIGTERM; go on with: growtrain resume" in capsys.readouterr().err
+    summary = json.loads((once / "summary.json").read_text())
+    assert (summary["status"], summary["reason"], summary["frames"]) == ("stopped", "SIGTERM", 800)
+    assert [record["frames"] for record in read_jsonl(once / "evaluations.jsonl")] == [304, 608]
+    signals.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", hears_too_late)
+        assert main(["resume", str(once)]) == 0
     assert "stopped" not in capsys.readouterr().err
-    assert json.loads((tmp_path / "once" / "summary.json").read_text())["status"] == "done"
+    summary = json.loads((once / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("done", None)
+    assert [record["frames"] for record in read_jsonl(once / "evaluations.jsonl")] == [304, 608, 800]
 
     signals[:] = [signal.SIGINT, signal.SIGINT]
     twice = tmp_path / "twice"

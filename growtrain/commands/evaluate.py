@@ -35,5 +35,6 @@ def main(words: Sequence[str]) -> int:
     config = dataclasses.replace(config, **explicit_settings(namespace))
     torch.set_num_threads(config.threads)
     record = evaluate(learner.act, config, frames=frames, stage=stage, device=device)
+    assert record is not None  # nothing stops it
     print(json.dumps(record.to_dict()))
     return 0

@@ -203,7 +203,7 @@ def run_training(
             display.note(note)
         for record in train_in(home, config, lambda: stop.received, start, weights=weights, again=again):
             display.show(record)
-    if not stop.received or progress(home).finished:  # during the last evaluation, say: nothing is left to go on with
+    if not stop.received or progress(home).finished:  # too late to stop anything: nothing is left to go on with
         return 0
     complain(f"stopped by {stop.received}; go on with: growtrain resume {shlex.quote(str(run_dir))}")
     return STOPPED

@@ -41,6 +41,7 @@ from growtrain.runs.resuming import changed_config, done_injections, next_time
 from growtrain.settings.budget import epsilon_at
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError, format_count
+from growtrain.sweep.cells import progress
 from growtrain.telemetry.sinks import read_jsonl
 
 _RECORDS = 40  # in a fork's metrics
@@ -140,7 +141,7 @@ def run_fork(
         start = dataclasses.replace(open_at(run, checkpoint.frames), config=checkpoint.config)
     elif start.config.fingerprint() != config.fingerprint():
         raise ConfigError(f"{fork} is a fork with other settings: give the same again, or another --output")
-    elif start.frames >= config.total_frames:
+    elif progress(fork).finished:
         return
     for _ in train_in(fork, config, stop, start, again=begun):
         pass

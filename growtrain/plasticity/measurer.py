@@ -21,11 +21,8 @@ from growtrain import diagnostics
 from growtrain.growth.alternatives import head_of
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.base import AbstractLearner
-from growtrain.learners.saved import begins_frozen
-from growtrain.learners.saved_tensors import spec_of
 from growtrain.networks.build import QNetwork
 from growtrain.networks.injected import CONCATENATING, POINTWISE
-from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import Diagnostics
 from growtrain.replay.ring import LaneRing
 from growtrain.settings.config import Config
@@ -75,12 +72,17 @@ class Measurer:
         return parts
 
     def measure(
-        self, frames: int, when: Literal["period", "before growth", "after growth"], kind: Intervention | None = None
+        self,
+        frames: int,
+        stage: int,
+        when: Literal["period", "before growth", "after growth"],
+        kind: Intervention | None = None,
     ) -> Diagnostics:
         """A record of now; after a growth it is also the birth of what the growth made anew. Waits for the device.
 
         Args:
             frames: frames played.
+            stage: of the run's schedule, for the record.
             when: what the record is for.
             kind: of the growth that it is after.
         """
@@ -128,7 +130,7 @@ class Measurer:
         return Diagnostics(
             frames=frames,
             updates=learner.updates,
-            stage=max(self._num_injections(each) for each in self._networks().values()),
+            stage=stage,
             when=when,
             states=len(rows),
             dormant_fraction={name: float(diagnostics.dormant_fraction(layer)) for name, layer in layers.items()},
@@ -151,13 +153,6 @@ class Measurer:
             return None, None
         q_before, q_after = self._previous["q"], self.learner.act(self._previous["observations"])
         return float(diagnostics.policy_churn(q_before, q_after)), frames - self._previous["frames"]
-
-    def _num_injections(self, network: nn.Module) -> int:
-        """How often a network was injected; one that was frozen from the start is no injection."""
-        count = head_of(network).num_injections + num_snapshots(network)
-        if not (self.config.frozen_width and num_snapshots(network)):
-            return count
-        return count - begins_frozen({"snapshot": [spec_of(network.get_submodule("snapshot.networks.0"))]}, self.config)
 
     def _distance(self, name: str, part: nn.Module) -> float | None:
         initial = self._initial.get(name)

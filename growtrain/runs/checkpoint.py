@@ -127,7 +127,7 @@ class CheckpointWriter:
         self._segments = list(segments)
 
     def save(self, state: dict[str, Any], ring: LaneRing, config: Config, *, frames: int, device: torch.device) -> Path:
-        """Writes, verifies and publishes one checkpoint; one that is there already is left, unless updates were done since (priming).
+        """Writes, verifies and publishes one checkpoint; one that is there already is left, unless the run has got on since.
 
         Args:
             state: nested dictionaries of tensors, arrays and plain values.
@@ -296,12 +296,14 @@ def load_learner(
 
 
 def _is_older(path: Path, state: dict[str, Any]) -> bool:
-    """Whether a checkpoint was made before updates that a run's state has had: they are done without a frame where a run primes."""
+    """Whether a checkpoint was made before what a run has done without a frame: updates where it primes, an evaluation that was owed."""
     try:
         saved = json.loads(read_plain(path / "state.json", _MAX_MANIFEST_BYTES))
     except (Unreadable, ValueError):  # damaged
         return True
-    before, now = (int(each.get("learner", {}).get("updates", 0)) for each in (saved, state))
+    before, now = (
+        (int(each.get("learner", {}).get("updates", 0)), not each.get("evaluation_owed")) for each in (saved, state)
+    )
     return before < now
 
 

@@ -18,6 +18,7 @@ Units: frames.
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -37,7 +38,15 @@ def random_streams(config: Config, frames: int) -> tuple[np.random.Generator, in
     return np.random.default_rng(seeds[0]), int(seeds[1].generate_state(1, np.uint64)[0])
 
 
-def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device: torch.device) -> Evaluation:
+def evaluate(
+    policy: Policy,
+    config: Config,
+    *,
+    frames: int,
+    stage: int,
+    device: torch.device,
+    should_stop: Callable[[], bool | str] = lambda: False,
+) -> Evaluation | None:
     """Plays `config.num_eval_episodes` whole episodes at `config.eval_epsilon` and reports the true scores.
 
     Args:
@@ -46,6 +55,10 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
         frames: training frames behind the policy; part of the seed.
         stage: its injections, for the record.
         device: where the policy takes observations.
+        should_stop: asked after every step of the environments, until the last episode is over.
+
+    Returns:
+        The scores; None if it was to stop: what was played counts for nothing, and the evaluation can be made again as a whole.
     """
     start = time.perf_counter()
     generator, seed = random_streams(config, frames)
@@ -65,6 +78,8 @@ def evaluate(policy: Policy, config: Config, *, frames: int, stage: int, device:
                 num_begun += 1
             if len(scores) == num_episodes:
                 break
+            if should_stop():
+                return None
     finally:
         environment.close(raise_if_closed=False)
     counted = list(scores.values())

@@ -134,7 +134,7 @@ class Growing:
         measured = self._measured()
         if measured:
             with self.accounts.phases("diagnostics"):
-                before = self.measurer.measure(frames, "before growth")
+                before = self.measurer.measure(frames, self.stage, "before growth")
             yield before
         self.charge()
         self.entries += 1
@@ -176,7 +176,7 @@ class Growing:
         yield dataclasses.replace(event, stage=self.stage)
         if measured:
             with self.accounts.phases("diagnostics"):
-                after = self.measurer.measure(frames, "after growth", intervention)
+                after = self.measurer.measure(frames, self.stage, "after growth", intervention)
             yield after
 
     def _measured(self) -> bool:

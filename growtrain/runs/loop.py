@@ -31,8 +31,8 @@ def train(
     Args:
         config: everything that decides the run.
         run_dir: where its files go, by the working directory of this call; made if missing; it holds the run that `start` is of, or none.
-        should_stop: asked once per environment step, and per piece of heavy priming; True, or the reason, ends the run early, with a
-            checkpoint to go on from.
+        should_stop: asked once per step of the environments, of an evaluation's, too, and per piece of heavy priming; True, or the reason,
+            ends the run early, with a checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
@@ -63,7 +63,7 @@ def train_in(
         if weights is not None:
             save_initial(weights, run_dir)
         with Run(config, run_dir, start).recording(stale_lock) as run:
-            for record in _play(run, should_stop):
+            for record in _play(run, _for_good(should_stop)):
                 run.write(record)
                 yield record
 
@@ -71,8 +71,9 @@ def train_in(
 def _play(run: Run, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
     """The loop."""
     config = run.config
-    stopped: bool | str = False
-    while run.frames < config.total_frames and not (stopped := should_stop()):
+    if run.evaluation_owed:
+        yield from run.evaluate(should_stop)
+    while run.frames < config.total_frames and not should_stop():
         if run.prime():
             continue
         run.step()
@@ -82,11 +83,23 @@ def _play(run: Run, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
             yield from run.growing.grow()
         run.learner.end_of_step(run.frames)
         if run.crossed(config.eval_period):
-            yield run.evaluate()
+            yield from run.evaluate(should_stop)
         if run.crossed(config.diagnostics_period):
             yield run.diagnose()
         if run.crossed(config.log_period):
             yield run.report()
         if run.saver.due(run.frames):
             run.save()
-    yield from run.finish(stopped)
+    yield from run.finish(should_stop)
+
+
+def _for_good(should_stop: Callable[[], bool | str]) -> Callable[[], bool | str]:
+    """The same question, not asked again once the answer was to stop."""
+    answer: bool | str = False
+
+    def asked() -> bool | str:
+        nonlocal answer
+        answer = answer or should_stop()
+        return answer
+
+    return asked

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -284,10 +285,14 @@ def require_own(run_dir: Path, start: Checkpoint | None, *, again: bool) -> None
             )
 
 
-def take_up(run_dir: Path, start: Checkpoint | None, *, forked: bool) -> None:
-    """Brings a run's files back to the checkpoint, or to none: no record after it, nothing half-written.
+def take_up(run_dir: Path, start: Checkpoint | None, *, forked: bool, last: Mapping[str, int]) -> None:
+    """Brings a run's files back to where it begins: no record after it, nothing half-written; a fork begins with its parent's records.
 
-    A fork begins with its parent's records.
+    Args:
+        run_dir: the run's.
+        start: the checkpoint; None: it begins from nothing.
+        forked: whether another run begins from it.
+        last: frames of the last record that stays, of those files that had none at the checkpoint's own frames yet.
     """
     sweep(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
@@ -298,7 +303,7 @@ def take_up(run_dir: Path, start: Checkpoint | None, *, forked: bool) -> None:
             cut_back(partial, start.frames)
             os.replace(partial, run_dir / path.name)
     for path in record_files(run_dir):
-        cut_back(path, start.frames if start is not None else -1)
+        cut_back(path, last.get(path.stem, 0 if start is None else start.frames))
     if start is not None and (aside := set_aside_newer(run_dir, start.frames)):
         warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 

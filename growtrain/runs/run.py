@@ -5,7 +5,7 @@ Units: frames; seconds on a monotonic clock.
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Run:
         measurer, growing, saver: how plastic the learner is, its growth, and its checkpoints.
         accounts, phases: frames, updates and seconds, of every stage and since the last record; and their timers.
         last_evaluation: the newest.
+        evaluation_owed: whether one at these frames was broken off, and is to be made before anything else.
         reason: in one line, why it failed, or was stopped, as far as that is known.
     """
 
@@ -90,6 +91,7 @@ class Run:
             generator=torch.Generator().manual_seed(growth),
         )
         self.last_evaluation: Evaluation | None = None
+        self.evaluation_owed = False
         self.reason: str | None = None
         self._resumes: list[dict[str, Any]] = []
         self._gpu_before: dict[str, Any] | None = None
@@ -104,6 +106,11 @@ class Run:
     def frames(self) -> int:
         """Frames played."""
         return self.collector.frames
+
+    @property
+    def played_out(self) -> bool:
+        """Whether all frames were played, with the evaluations on the way."""
+        return self.frames >= self.config.total_frames and not self.evaluation_owed
 
     def crossed(self, period: int) -> bool:
         """Whether the last step went past a multiple of `period` frames (0: never)."""
@@ -150,18 +157,26 @@ class Run:
         else:
             self.captured.update(self.ring.sample_indices(owed * self.config.batch_size))
 
-    def evaluate(self) -> Evaluation:
-        """Evaluates the agent as it is."""
+    def evaluate(self, should_stop: Callable[[], bool | str]) -> Iterator[Evaluation]:
+        """Evaluates the agent as it is; broken off by a stop, the evaluation is owed."""
         with self.phases("evaluation"):
-            self.last_evaluation = evaluate(
-                self.learner.act, self.config, frames=self.frames, stage=self.growing.stage, device=self.device
+            evaluation = evaluate(
+                self.learner.act,
+                self.config,
+                frames=self.frames,
+                stage=self.growing.stage,
+                device=self.device,
+                should_stop=should_stop,
             )
-        return self.last_evaluation
+        self.evaluation_owed = evaluation is None
+        if evaluation is not None:
+            self.last_evaluation = evaluation
+            yield evaluation
 
     def diagnose(self) -> Diagnostics:
         """Measures the learner's plasticity, which changes nothing in the run."""
         with self.phases("diagnostics"):
-            return self.measurer.measure(self.frames, "period")
+            return self.measurer.measure(self.frames, self.growing.stage, "period")
 
     def report(self) -> Metrics:
         """What happened since the last report; raises `Diverged` if the network stopped learning."""
@@ -204,21 +219,22 @@ class Run:
                 write_json(self.run_dir / "config.json", self._about | {"saved": True})
                 self._about["saved"] = True
 
-    def finish(self, stopped: bool | str) -> Iterator[Record]:
+    def finish(self, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
         """The last updates, evaluation, record and checkpoint; of a run that was stopped only the checkpoint, so that it can go on.
 
         What was done before a kill that came before the summary is not done again.
         """
-        self.reason = stopped if isinstance(stopped, str) and stopped else None
-        if self.frames >= self.config.total_frames:
+        if self.played_out:
             while self.prime():  # learning starts with the last step
                 pass
             self.learn()
             evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
             if self.config.eval_period and evaluated_at < self.frames:
-                yield self.evaluate()
+                yield from self.evaluate(should_stop)
             if self.accounts.frames_reported < self.frames:
                 yield self.report()
+        if not self.played_out and isinstance(stopped := should_stop(), str):
+            self.reason = stopped or None
         self.save(required=True)
         self.growing.charge()
 
@@ -232,7 +248,8 @@ class Run:
         saved = {"saved": self._start is not None and not self._forked}
         self._about = describe(self.config, self.device) | began | {"resumes": self._resumes} | saved
         write_json(self.run_dir / "config.json", self._about)
-        take_up(self.run_dir, self._start, forked=self._forked)
+        last = {"metrics": self.accounts.frames_reported, "evaluations": self.frames - self.evaluation_owed}
+        take_up(self.run_dir, self._start, forked=self._forked, last=last)
         self.sinks = RunSinks(self.run_dir, self.frames, open_trackers(self.config, self.run_dir))
         self._monitor = open_monitor(self.device)
         self._monitor.start()
@@ -242,7 +259,7 @@ class Run:
             if self._forked:
                 self.save(required=True)
             yield self
-            status = "done" if self.frames >= self.config.total_frames else "stopped"
+            status = "done" if self.played_out else "stopped"
         except GeneratorExit:
             status = "stopped"
             raise
@@ -290,6 +307,7 @@ class Run:
             "ring": ring,
             "measurer": self.measurer.state_dict(),
             "last_evaluation": self.last_evaluation.to_dict() if self.last_evaluation else None,
+            "evaluation_owed": self.evaluation_owed,
             "resumes": self._resumes,
             "gpu": self._gpu_so_far(),
             **self.growing.state_dict(),
@@ -307,6 +325,7 @@ class Run:
         self.measurer.load_state_dict(state.get("measurer", {}))
         self.growing.load_state_dict(state)
         self.last_evaluation = Evaluation(**state["last_evaluation"]) if state["last_evaluation"] else None
+        self.evaluation_owed = bool(state.get("evaluation_owed")) and self.config.eval_period > 0
         self.accounts.load_state_dict(state, self.frames, self.learner.updates)
         self._resumes = list(state["resumes"])
         self._gpu_before = state.get("gpu")
@@ -326,7 +345,7 @@ class Run:
             start.load_frames(self.ring)
             if self._forked:  # what is reported of it is of episodes that it has begun itself
                 self.collector.disown_episodes()
-                self.last_evaluation = None
+                self.last_evaluation, self.evaluation_owed = None, False
             if reseeded:  # what an emulator draws within an episode is decided where it is seeded
                 self.collector.begin_episodes()
         except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:

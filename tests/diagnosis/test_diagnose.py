@@ -1,6 +1,7 @@
 """Diagnosis and rescue: positive controls with damage in a known place, forks that are the run itself."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ from torch import nn
 
 from growtrain.__main__ import main
 from growtrain.diagnosis.copies import compare_copies_of
-from growtrain.diagnosis.forks import default_arms, diagnose, evaluations_of, fork_config
+from growtrain.diagnosis.forks import default_arms, diagnose, evaluations_of, fork_config, run_fork
 from growtrain.diagnosis.page import ARMS, Arm, Diagnosis, Settings, next_command, render
 from growtrain.diagnosis.rescue import rescue_weights
 from growtrain.environments.atari import make_spec
@@ -583,6 +584,19 @@ def test_a_fork_reports_no_score_of_its_parent(tmp_path: Path) -> None:
     assert main(["resume", str(parent), "--fork", str(fork), "--total-frames", "1208", "--eval-period", "0"]) == 0
     summary = json.loads((fork / "summary.json").read_text())
     assert (summary["frames"], summary["final_return"], summary["human_normalized_score"]) == (1_208, None, None)
+
+
+def test_a_fork_whose_last_evaluation_was_broken_off_goes_on_with_it(run_dir: Path, tmp_path: Path) -> None:
+    checkpoint, fork, asked = open_newest(run_dir), tmp_path / "fork", iter(range(99))
+    go_on = functools.partial(run_fork, run_dir, checkpoint, "untouched", 0, Settings(frames=80), fork)
+    go_on(lambda: next(asked) >= 10)  # once for each of ten steps
+    assert open_newest(fork).frames == 1_680
+    assert read_jsonl(fork / "evaluations.jsonl") == []
+    go_on(lambda: False)
+    assert [record["frames"] for record in read_jsonl(fork / "evaluations.jsonl")] == [1_680]
+    written = (fork / "summary.json").stat().st_mtime_ns
+    go_on(lambda: False)
+    assert (fork / "summary.json").stat().st_mtime_ns == written  # it is done, and is left alone
 
 
 def cleanrl() -> nn.Sequential:

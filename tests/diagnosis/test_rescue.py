@@ -241,7 +241,8 @@ def test_it_is_resumed_to_the_bit_grows_further_and_is_inspected_diagnosed_and_r
     assert "beside a frozen network" not in capsys.readouterr().out
     assert open_newest(tmp_path / "again").config.frozen_width == 0
     after = [each for each in read_jsonl(tmp_path / "again" / "diagnostics.jsonl") if each["when"] == "after growth"]
-    assert after[-1]["stage"] == 1
+    event = read_jsonl(tmp_path / "again" / "growth_events.jsonl")[-1]
+    assert (event["kind"], after[-1]["stage"]) == ("inject", event["stage"])
 
 
 def test_a_file_of_the_live_networks_widths_goes_on_as_the_live_network(

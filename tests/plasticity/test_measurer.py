@@ -176,10 +176,10 @@ def test_distances_norms_and_churn_are_those_of_the_networks() -> None:
     learner = DoubleDQN(config, make_spec(4), width=32, device=CPU, generator=torch.Generator().manual_seed(0))
     ring = filled_ring(config)
     measurer, start = Measurer(config, learner, ring), copy.deepcopy(learner.online)
-    first = measurer.measure(0, "period")
+    first = measurer.measure(0, 0, "period")
     batches = ring.sample(8 * config.batch_size)
     learner.update(batches.view(8, config.batch_size))
-    record = measurer.measure(4, "period")
+    record = measurer.measure(4, 0, "period")
     assert isinstance(start.head, InjectedHead)
     for name, now, then in (
         ("encoder", learner.online.encoder, start.encoder),
@@ -190,7 +190,7 @@ def test_distances_norms_and_churn_are_those_of_the_networks() -> None:
         assert record.distance_from_initialization[name] == pytest.approx(float((a - b).norm()), rel=1e-5)
         assert 0 == first.distance_from_initialization[name] < 1e-4 < record.distance_from_initialization[name]  # type: ignore[operator]
     # The states of the first record, drawn again: asked of both networks.
-    measurer.measure(0, "period")
+    measurer.measure(0, 0, "period")
     observations = measurer.state_dict()["previous"]["observations"]
     with torch.no_grad():
         changed = start(observations).argmax(1) != learner.online(observations).argmax(1)
@@ -260,7 +260,7 @@ def test_every_head_is_seen_whatever_it_is_built_of(anchor: Any, settings: dict[
                 hidden = head[: position + 1](features)  # type: ignore[index]
             torch.testing.assert_close(layer, hidden)
         assert not any(module._forward_hooks for module in learner.online.modules())
-        record = measurer.measure(stage, "period")
+        record = measurer.measure(stage, stage, "period")
         assert record.states == 16 < np.count_nonzero(ring.valid)
         assert record.dormant_fraction.keys() == layers.keys()
         assert all(p.grad is None for p in learner.online.parameters())
@@ -282,7 +282,7 @@ def test_other_networks_are_measured_whole(anchor: Any, settings: dict[str, Any]
     ring = filled_ring(config)
     measurer = Measurer(config, learner, ring)
     for injections in range(3):
-        record = measurer.measure(injections, "period")
+        record = measurer.measure(injections, injections, "period")
         layers = list(record.dormant_fraction)
         heads = injections * (2 if anchor == "frozen" else 1)
         assert sum(name.startswith("head.live") for name in layers) == hidden
@@ -301,7 +301,7 @@ def test_the_states_depend_on_the_seed_and_the_frames_alone() -> None:
     for frames, seed in ((100, 0), (100, 0), (101, 0), (100, -1)):
         torch.rand(3)
         measurer = Measurer(dataclasses.replace(config, seed=seed), learner, ring)
-        records.append(dataclasses.replace(measurer.measure(frames, "period"), seconds=0, frames=0))
+        records.append(dataclasses.replace(measurer.measure(frames, 0, "period"), seconds=0, frames=0))
     assert records[0] == records[1]
     assert records[0] != records[2] != records[3] != records[0]
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import errno
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -16,11 +18,13 @@ import torch
 from tiny import tiny
 
 from growtrain.learners.optimizers import can_compile
+from growtrain.records import Evaluation, Metrics, Record
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment
 from growtrain.runfiles import Unreadable, published, sweep, verify_file
 from growtrain.runs.checkpoint import Checkpoint, CheckpointWriter, load_learner, open_newest
+from growtrain.runs.evaluation import evaluate
 from growtrain.runs.loop import train
 from growtrain.settings.config import Config
 from growtrain.telemetry.sinks import read_jsonl
@@ -113,8 +117,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    # Stopped while acting is random, just before a growth, and between two records.
-    "frozen": ({"eval_period": 1_600}, (208, 560, 912)),
+    # Stopped while acting is random, just before a growth, and between two records; before any evaluation, which asks more often.
+    "frozen": ({"eval_period": 1_600}, (208, 560, 800)),
     "the rest": (
         {
             "sticky_actions": 0.25,
@@ -147,6 +151,101 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert [resume["frames"] for resume in summary["resumes"]] == np.cumsum(parts).tolist()
     assert summary["status"] == "done"
+
+
+class BreakingOff:
+    """A `should_stop` that breaks off every evaluation in its third step, when it is made for the first time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._seen = set[int]()
+        self._steps: Iterator[int] | None = None  # of an evaluation that is to be broken off
+
+        def watched(*arguments: Any, frames: int, **others: Any) -> Evaluation | None:
+            self._steps = None if frames in self._seen else itertools.count(1)
+            self._seen.add(frames)
+            record = evaluate(*arguments, frames=frames, **others)
+            self._steps = None
+            return record
+
+        monkeypatch.setattr("growtrain.runs.run.evaluate", watched)
+
+    def __call__(self) -> bool:
+        return self._steps is not None and next(self._steps) == 3
+
+
+# All that is periodic comes at the frames of an evaluation.
+EVALUATED: dict[str, Any] = {
+    "schedule": "at:320,640",
+    "total_frames": 960,
+    "learning_starts": 160,
+    "target_period": 320,
+    "replay_capacity": 200,
+    "eval_period": 320,
+    "diagnostics_period": 320,
+    "log_period": 320,
+    "max_episode_frames": 80,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "evaluated", "last"),
+    [
+        ({"log_period": 400}, [320, 640, 960], Metrics),  # the last is on the way, and the last record after it
+        ({"total_frames": 800}, [320, 640, 800], Evaluation),  # the last comes at the end, after all updates
+        ({"schedule": "at:640", "learning_starts": 320, "priming_updates": 70}, [320, 640, 960], Evaluation),
+    ],
+    ids=["on the way", "at the end", "before priming"],
+)
+def test_an_evaluation_that_was_broken_off_is_made_once_the_run_goes_on(
+    changes: dict[str, Any],
+    evaluated: list[int],
+    last: type[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever else is due with it, and though the run that made it is killed before it saves anything."""
+    config, whole, parts = config_of(**EVALUATED | changes), tmp_path / "whole", tmp_path / "parts"
+    run_in_parts(config, whole)
+    config, stop, start = dataclasses.replace(config, checkpoint_period=320), BreakingOff(monkeypatch), None
+    for frames in evaluated:
+        list(train(config, parts, should_stop=stop, start=start))
+        assert json.loads((parts / "summary.json").read_text())["status"] == "stopped"
+        assert open_newest(parts).frames == frames
+        records = train(config, parts, start=open_newest(parts))
+        first = next(records)
+        assert (first.frames, type(first)) == (frames, Evaluation)
+        while not isinstance(first, last):
+            first = next(records)
+        records.close()  # type: ignore[attr-defined]
+        start = open_newest(parts)
+        assert start.frames == frames
+    list(train(config, parts, start=start))
+    assert_same_run(whole, parts)
+    summary = json.loads((parts / "summary.json").read_text())
+    assert (summary["status"], [resume["frames"] for resume in summary["resumes"]]) == ("done", evaluated)
+
+
+def test_an_evaluation_that_has_been_made_up_for_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint takes the place of the one before it, of the same frames. A fork of that evaluates at its own times."""
+    config = config_of(**EVALUATED | {"total_frames": 640, "schedule": "at:320"})
+    parts, fork = tmp_path / "parts", tmp_path / "fork"
+    list(train(config, parts, should_stop=BreakingOff(monkeypatch)))
+    list(train(config, parts, should_stop=lambda: "at once", start=open_newest(parts)))
+    summary = json.loads((parts / "summary.json").read_text())
+    assert (summary["frames"], summary["reason"]) == (320, "at once")
+    assert open_newest(parts).state["evaluation_owed"]
+    list(train(config, fork, start=open_newest(parts)))
+    assert [record["frames"] for record in read_jsonl(fork / "evaluations.jsonl")] == [640]
+
+    made = functools.partial(read_jsonl, parts / "evaluations.jsonl")
+    list(train(config, parts, should_stop=lambda: bool(made()), start=open_newest(parts)))
+    start, (evaluation,) = open_newest(parts), made()
+    assert (start.frames, start.state["evaluation_owed"], evaluation["frames"]) == (320, False, 320)
+    list(train(config, parts, start=start))
+    assert [record["frames"] for record in made()] == [320, 640]
+    assert made()[0] == evaluation
 
 
 @pytest.mark.slow

@@ -117,6 +117,15 @@ def test_exactly_the_first_episodes_that_begin_count(lanes: int, made: list[Toy]
     assert record.episode_return_std == np.std(drawn)
 
 
+@pytest.mark.parametrize("made", [KINDS["long"][0]], indirect=True)
+def test_told_to_stop_it_does_so_after_the_step_and_says_nothing(made: list[Toy]) -> None:
+    asked = iter(range(99))
+    config = config_of(3, eval_episodes=60)
+    assert evaluate(still, config, frames=7, stage=0, device=CPU, should_stop=lambda: next(asked) == 4) is None
+    (toy,) = made
+    assert (toy.steps, toy.closed) == (5, True)
+
+
 def test_an_episode_that_never_ends_by_itself_is_cut_and_counts() -> None:
     """Breakout without a shot, at epsilon 0: the game never begins."""
     config = Config(game="breakout", num_envs=8, eval_epsilon=0.0, eval_episodes=3, max_episode_frames=400)

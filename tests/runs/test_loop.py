@@ -105,7 +105,13 @@ def test_a_run_of_every_schedule_to_compare_with(
     schedule: str, kind: str, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(
-        schedule=schedule, total_frames=2_400, learning_starts=200, redo_period=600, redo_tau=0.2, eval_period=0
+        schedule=schedule,
+        total_frames=2_400,
+        learning_starts=200,
+        redo_period=600,
+        redo_tau=0.2,
+        eval_period=0,
+        diagnostics_period=1_600,
     )
     list(train(config, tmp_path))
     events = read_jsonl(tmp_path / "growth_events.jsonl")
@@ -120,6 +126,13 @@ def test_a_run_of_every_schedule_to_compare_with(
         assert all(online > 0 for online, _ in changes)
         assert all((target > 0) == (kind != "redo") for _, target in changes)
         assert all(e["parameters_trainable"] == e["parameters_trainable_before"] for e in events)
+    measured = {(d["frames"], d["when"]): d["stage"] for d in read_jsonl(tmp_path / "diagnostics.jsonl")}
+    around = events[0::2] if kind == "redo" else events  # once in a period
+    assert measured == (
+        {(e["frames"], "before growth"): e["stage"] - (kind != "redo") for e in around}
+        | {(e["frames"], "after growth"): e["stage"] for e in around}
+        | {(m["frames"], "period"): m["stage"] for m in read_jsonl(tmp_path / "metrics.jsonl") if m["frames"] == 1600}
+    )
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [s["frames"] for s in summary["stages"]] == ([2400] if kind == "redo" else [304, 304, 592, 1200])
     assert summary["updates"] == (2400 - 200) // 16

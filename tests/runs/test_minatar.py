@@ -84,7 +84,7 @@ def run(config: Config, path: Path, *, until: int | None = None, start: Any = No
     ids=["one lane", "three lanes", "a chain", "a chain that forgets"],
 )
 def test_a_run_stopped_anywhere_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny(**settings)
+    config = tiny(eval_period=400, **settings)
     run(config, tmp_path / "whole")
     run(config, tmp_path / "parts", until=330 // config.num_envs)
     start = open_newest(tmp_path / "parts")
