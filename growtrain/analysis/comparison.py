@@ -6,7 +6,7 @@ that is done or still running. A run that ended earlier has no score there: it i
 Units: scores are normalised, 0 a random player, 1 the game's reference (a human, of Atari games); times are hours.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -282,20 +282,6 @@ def _machine(run: Run) -> str:
     return f"{run.about.get('device', 'unknown device')}, {run.about.get('num_threads', '?')} threads"
 
 
-def interval_text(estimate: Estimate) -> str:
-    """`0.123 [0.100, 0.200]`, or the value alone where there is no interval."""
-    value = value_text(float(estimate.value))
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{value_text(float(estimate.low))}, {value_text(float(estimate.high))}]"
-
-
-def ratio_text(ratio: Estimate) -> str:
-    """`x0.800 [0.780, 0.830]`, or the value alone where all runs agree."""
-    agreed = ratio.low is not None and ratio.high is not None and np.allclose([ratio.low, ratio.high], ratio.value)
-    return f"x{value_text(float(ratio.value)) if agreed else interval_text(ratio)}"
-
-
 def value_text(value: float) -> str:
     """A number with three decimals, one from 10 on, none from 100 on; `never` for infinity, a dash for NaN."""
     if np.isnan(value):
@@ -304,6 +290,20 @@ def value_text(value: float) -> str:
         return "never"
     decimals = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: not -0.000
+
+
+def interval_text(estimate: Estimate, text: Callable[[float], str] = value_text) -> str:
+    """`0.123 [0.100, 0.200]`, or the value alone where there is no interval; `text` is how a number is written."""
+    value = text(float(estimate.value))
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{text(float(estimate.low))}, {text(float(estimate.high))}]"
+
+
+def ratio_text(ratio: Estimate) -> str:
+    """`x0.800 [0.780, 0.830]`, or the value alone where all runs agree."""
+    agreed = ratio.low is not None and ratio.high is not None and np.allclose([ratio.low, ratio.high], ratio.value)
+    return f"x{value_text(float(ratio.value)) if agreed else interval_text(ratio)}"
 
 
 def verdict(comparison: Comparison, evaluated: Comparison | None = None) -> str:

@@ -5,7 +5,7 @@ An arm is a schedule with the settings that decide what is learned; a cell is an
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from growtrain.analysis.runs import Curve, Run, evaluation_curve, training_curve
@@ -87,8 +87,11 @@ def make_study(runs: Sequence[Run]) -> Study:
         chosen = best[label, run.game, run.seed]
         entries.append(Entry(run, label, *both, "" if chosen is run else chosen.name))
     schedules = {entry.arm: entry.run.schedule for entry in entries}
-    arms = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
-    return Study(entries, arms, schedules, dict(zip(labels, decided, strict=True)), sorted({run.game for run in runs}))
+    settings = dict(zip(labels, decided, strict=True))
+    first, *others = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
+    # Of a schedule's arms those come first that differ least from what they are compared with.
+    others.sort(key=lambda arm: (_rank(schedules[arm]), _distance(settings[arm], settings[first]), arm))
+    return Study(entries, [first, *others], schedules, settings, sorted({run.game for run in runs}))
 
 
 def _rank(schedule: str) -> int:
@@ -154,13 +157,13 @@ def reference_of(study: Study, arm: str) -> str | None:
 
 
 def nearest(study: Study, arm: str, among: Sequence[str]) -> str:
-    """Of some arms the first whose settings differ least from an arm's, where both have an effect."""
-    mine = study.settings[arm]
+    """Of some arms the first whose settings differ least from an arm's."""
+    return min(among, key=lambda other: _distance(study.settings[arm], study.settings[other]))
 
-    def distance(other: str) -> int:
-        return sum(mine.get(name, value) != value for name, value in study.settings[other].items())
 
-    return min(among, key=distance)
+def _distance(settings: Mapping[str, str], others: Mapping[str, str]) -> int:
+    """How many settings differ, of those that have an effect in both."""
+    return sum(settings.get(name, value) != value for name, value in others.items())
 
 
 def pairs_of(study: Study) -> list[tuple[str, str]]:

@@ -97,7 +97,8 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
             Paragraph(
                 "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
                 "reference's mean score at the end; medians over seeds, their median over games. A run that does not get "
-                "there counts as infinitely late; never says that on half of the games or more most of the arm's runs are. One that is "
+                "there counts as infinitely late; never says that on half of the games or more most of the arm's runs are, first that "
+                "most of the reference's are. One that is "
                 "there at its first score, a tenth into its budget, counts as having taken that long: such times are too long and draw "
                 "the ratio towards 1, and the note counts them. A "
                 "game where neither arm gets there is left out."
@@ -151,13 +152,17 @@ def _time_rows(c: Comparison) -> list[list[str]]:
             f"{c.arm} / {c.reference}",
             f"{time.level:.0%}",
             TITLES[time.axis],
-            interval_text(time.ratio) if time.known else "unknown",
+            interval_text(time.ratio, text=_time_ratio) if time.known else "unknown",
             "{} of {}".format(*time.reached),
             "{} of {}".format(*time.reference_reached),
             _time_note(time),
         ]
         for time in c.times
     ]
+
+
+def _time_ratio(ratio: float) -> str:
+    return "first" if ratio == 0 else value_text(ratio)
 
 
 def _time_note(time: TimeToScore) -> str:

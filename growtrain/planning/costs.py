@@ -37,7 +37,7 @@ SHARED_PASSES = 2  # of what is frozen in both networks: s, s'
 FROZEN_HEADS_PER_INJECTION = {"frozen": 2, "zero": 1, "mirrored": 1}
 
 # Assumptions about memory and disk, on the generous side of what was seen on Linux x86-64; bytes unless said.
-PROCESS_BYTES = 384 * 2**20  # Python, PyTorch, TorchRL: 330 MiB resident after import, and what a run adds
+PROCESS_BYTES = 464 * 2**20  # Python, PyTorch, TorchRL: 330 MiB resident after import, and what a run adds
 LANE_BYTES = 8 * 2**20  # two emulators, 4 MiB each: one for training, one for evaluation
 CUDA_HOST_BYTES = 2 * 2**30  # CUDA's libraries and pinned memory
 CUDA_DEVICE_BYTES = 1 * 2**30  # CUDA context, workspaces of cuBLAS and cuDNN, graph pools

@@ -2,6 +2,7 @@
 
 import dataclasses
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from growtrain.settings.config import Config, Shrinks, has_effect
@@ -76,7 +77,8 @@ def updates_due(config: Config, agent_steps: int) -> int:
     lanes = config.num_envs
     # It is emptied at the first step of all lanes by which the frames of the switch are played.
     begun = (0, *((-(-frames // (skip * lanes)) - 1) * lanes for frames in emptied))
-    steps = agent_steps - sum(min(max(0, agent_steps - start), warm_up) for start in begun)
+    waits = (min(end, agent_steps) - start for start, end in pairwise((*begun, agent_steps)))
+    steps = agent_steps - sum(min(max(0, wait), warm_up) for wait in waits)
     in_play = int(Fraction(config.replay_ratio).limit_denominator(10**6) * steps)
     return in_play + priming_due(config, agent_steps)
 

@@ -128,3 +128,13 @@ def test_a_run_without_a_summary_costs_what_one_that_is_done_does(write_run: Wri
     (stopped / "summary.json").write_text(json.dumps(summary | {"stages": [*summary["stages"], never]}))
     curves = {entry.run.path.name: entry.curve for entry in study_of(tmp_path).entries}
     assert curves[running.name].flops[-1] == curves["a"].flops[-1]
+
+
+def test_those_arms_of_a_schedule_come_first_that_differ_least_from_the_full_width(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        write_run(f"full{seed}", schedule="full3x", width=32, seed=seed)
+    write_run("wide", schedule="grow3x", width=128)
+    write_run("small", schedule="grow3x", width=32)
+    assert study_of(tmp_path).arms == ["full3x", "grow3x, --width 32", "grow3x, --width 128"]

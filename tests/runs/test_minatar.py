@@ -175,6 +175,14 @@ def test_a_chain_that_forgets_learns_again_when_every_lane_has_played_from_the_s
     assert open_newest(tmp_path / "forgets").state["learner"]["updates"] == 72 + (600 - 304) // 4
 
 
+def test_where_it_is_emptied_while_it_waits_it_begins_to_wait_anew() -> None:
+    config = tiny(
+        game="minatar/breakout+asterix+seaquest", keep_replay=False, num_envs=1, learning_starts=250, schedule="fixed",
+        switch_at="100,200",
+    )  # fmt: skip
+    assert [updates_due(config, steps) for steps in (199, 449, 450, 600)] == [0, 0, 0, 150 // 4]
+
+
 @pytest.mark.parametrize("game", ["minatar/breakout", CHAIN])
 def test_a_fork_with_another_seed_draws_its_own_episodes(game: str, tmp_path: Path) -> None:
     """Two forks with the same actions see other sticky actions and other games; one with the run's seed goes on where it was."""
