@@ -100,7 +100,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert out.count("inject  max |dQ| online 0 target 0") == 3
     assert "shrink with the budget" in out
-    assert [e["frames"] for e in read_jsonl(run_dir / "growth_events.jsonl")] == [512, 1008, 2000]
+    assert [e["frames"] for e in read_jsonl(run_dir / "growth_events.jsonl")] == [1008, 2000, 3008]
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("done", None)
     assert main(["evaluate", str(run_dir), "--eval-frames", "800"]) == 0

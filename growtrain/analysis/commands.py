@@ -12,27 +12,32 @@ from growtrain.settings.text import ConfigError, flag, format_count, parse_count
 
 
 def command_of(settings: dict[str, Any]) -> list[str]:
-    """The words of a command line that gives a run's settings, without those that its preset and budget imply."""
+    """The words of a command line that gives a run's settings, without those that its game, preset and budget imply."""
     flags = (item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"])
     known: dict[str, Any] = {name: settings[name] for name in flags if name in settings}
-    explicit: dict[str, Any] = {
-        name: known[name] for name in ("preset", "game", "schedule", "total_frames", "seed") if name in known
-    }
+    always = [name for name in ("game", "schedule", "total_frames", "seed") if name in known]
+    if known.get("preset") != family_of(str(known.get("game", Config.game))).preset:
+        always = ["preset", *always]
+    explicit = {name: known[name] for name in always}
     try:
-        while True:
-            implied, _ = resolve(explicit.get("preset"), explicit)
-            other = {name: value for name, value in known.items() if getattr(implied, name) != value}
-            if not other:
-                break
+        while other := _differing(known, explicit):
             explicit |= other
+        for name in explicit.keys() - set(always):  # one may have implied another
+            fewer = {each: value for each, value in explicit.items() if each != name}
+            explicit = explicit if _differing(known, fewer) else fewer
     except (ConfigError, TypeError, ValueError, AttributeError):  # settings of another version, or damaged
         explicit = known
     words = ["python", "-m", "growtrain"]
     for name, value in explicit.items():
-        if name != "preset" or value != family_of(str(known.get("game", Config.game))).preset:
-            text = _setting_text(value)
-            words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
+        text = _setting_text(value)
+        words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
     return words
+
+
+def _differing(known: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
+    """The settings that explicit ones do not imply."""
+    implied, _ = resolve(explicit.get("preset"), explicit)
+    return {name: value for name, value in known.items() if name != "preset" and getattr(implied, name) != value}
 
 
 def _setting_text(value: Any) -> str:

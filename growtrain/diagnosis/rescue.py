@@ -104,7 +104,7 @@ def rescue_weights(weights: Weights, explicit: dict[str, Any], frames: int, spec
             raise ConfigError(f"{flag(name)} {given[name]}: the file's network has {value}: {remedy}")
     beside = any(given[name] != value for name, value in widths.items())
     frozen = {f"frozen_{name}": value for name, value in widths.items()} if beside else {}
-    settings = explicit | given | frozen | {"total_frames": frames, "schedule": "fixed"}
+    settings = {"freeze": "heads"} | explicit | given | frozen | {"total_frames": frames, "schedule": "fixed"}
     config, _ = resolve(explicit.get("preset"), settings)
     if spec.observation_shape != weights.observation_shape:
         raise ConfigError(

@@ -296,7 +296,7 @@ class Config:
     freeze: Freeze = setting(
         "heads",
         "What an injection freezes: heads (the paper), on an encoder that goes on learning; or the whole network, whose values are kept in "
-        "the replay from then on, so that an update costs what the small network's costs.",
+        "the replay from then on, so that an update costs what the small network's costs (Atari's default without --preset and --anchor).",
         forkable=True,
         needs=_does("inject"),
         common=True,

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from growtrain.environments.games import family_of
 from growtrain.settings.budget import shrunk
-from growtrain.settings.config import Config, PresetName
+from growtrain.settings.config import Config, PresetName, has_effect
 from growtrain.settings.text import ConfigError
 
 
@@ -137,7 +137,8 @@ def resolve(preset: PresetName | None, explicit: dict[str, Any]) -> tuple[Config
     """The configuration of a preset with explicitly given settings, scaled to its budget.
 
     Args:
-        preset: its name; None: that of the game's family.
+        preset: its name; None: that of the game's family, which of Atari is the paper's but for what an injection freezes: all of the
+            network, unless a setting asks for frozen heads.
         explicit: settings by field name; they always win and are never scaled.
 
     Returns:
@@ -146,7 +147,7 @@ def resolve(preset: PresetName | None, explicit: dict[str, Any]) -> tuple[Config
     if preset is None:
         chosen, default = family_of(explicit.get("game", Config.game)).preset, Config.preset
         if chosen == default:
-            return resolve(default, explicit)
+            return _unasked(explicit)
         preset = cast(PresetName, chosen)
         config, notes = resolve(preset, explicit)
         return config, [f"the defaults are those of --preset {preset}, because of the game", *notes]
@@ -155,3 +156,18 @@ def resolve(preset: PresetName | None, explicit: dict[str, Any]) -> tuple[Config
     row = PRESETS[preset]
     full = row.make(**({"game": explicit["game"]} if "game" in explicit else {}))
     return shrunk(full, explicit, row.whole or full.total_frames)
+
+
+def _unasked(explicit: dict[str, Any]) -> tuple[Config, list[str]]:
+    """Atari, without a preset: the paper's, with networks that are frozen whole where they can be."""
+    config, notes = resolve(Config.preset, explicit)
+    if not has_effect("freeze", config) or explicit.keys() & {"freeze", "anchor", "trainable_heads"}:
+        return config, notes
+    try:
+        config, notes = resolve(Config.preset, explicit | {"freeze": "network"})
+    except ConfigError:  # by another setting it cannot be frozen whole
+        return config, notes
+    return config, [
+        "an injection freezes the whole network (--freeze network); as in the paper: --preset paper",
+        *notes,
+    ]

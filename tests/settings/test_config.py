@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -173,6 +173,30 @@ def test_short_budgets_shrink_what_was_not_given() -> None:
     assert not any("learning_starts" in note for note in notes)
     half, _ = resolve("paper", {"total_frames": 100 * M})
     assert (half.learning_starts, half.epsilon_decay_frames, half.target_period) == (100_000, 2 * M, 60_000)
+
+
+@pytest.mark.parametrize(
+    ("explicit", "freeze"),
+    [
+        ({}, "network"),
+        ({"total_frames": 100_000, "schedule": "adaptive"}, "network"),
+        ({"freeze": "heads"}, "heads"),
+        ({"anchor": "mirrored"}, "heads"),
+        ({"trainable_heads": "all"}, "heads"),
+        ({"activation": "crelu"}, "heads"),  # a live head of which cannot begin at 0
+        ({"schedule": "fixed"}, "heads"),  # without an effect, as in the paper's preset
+        ({"intervention": "reset-head"}, "heads"),
+        ({"game": "minatar/breakout"}, "heads"),
+    ],
+)
+def test_without_a_preset_atari_freezes_networks_whole_where_nothing_asks_for_heads(
+    explicit: dict[str, Any], freeze: str
+) -> None:
+    config, notes = resolve(None, explicit)
+    assert config.freeze == freeze
+    assert any("an injection freezes the whole network" in note for note in notes) == (freeze == "network")
+    assert dataclasses.replace(config, freeze="heads") == resolve(None, explicit | {"freeze": "heads"})[0]
+    assert resolve("paper", explicit)[0].freeze == "heads"
 
 
 @pytest.mark.parametrize("total_frames", [10_000, 20_000, 100_000, M, 10 * M, 199 * M])
