@@ -44,7 +44,7 @@ from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 SETTINGS: dict[str, Any] = {"game": "breakout", "checkpoint_period": 960}
-FLAGS = TINY | SETTINGS
+FLAGS = TINY | SETTINGS | {"preset": "paper"}  # whose heads are frozen, as those of `tiny`
 CPU = torch.device("cpu")
 
 
