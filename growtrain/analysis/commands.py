@@ -15,10 +15,10 @@ def command_of(settings: dict[str, Any]) -> list[str]:
     """The words of a command line that gives a run's settings, without those that its game, preset and budget imply."""
     flags = (item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"])
     known: dict[str, Any] = {name: settings[name] for name in flags if name in settings}
-    always = [name for name in ("game", "schedule", "total_frames", "seed") if name in known]
+    always: list[str] = [name for name in ("game", "schedule", "total_frames", "seed") if name in known]
     if known.get("preset") != family_of(str(known.get("game", Config.game))).preset:
         always = ["preset", *always]
-    explicit = {name: known[name] for name in always}
+    explicit: dict[str, Any] = {name: known[name] for name in always}
     try:
         while other := _differing(known, explicit):
             explicit |= other
