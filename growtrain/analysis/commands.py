@@ -15,16 +15,17 @@ def command_of(settings: dict[str, Any]) -> list[str]:
     """The words of a command line that gives a run's settings, without those that its game, preset and budget imply."""
     flags = (item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"])
     known: dict[str, Any] = {name: settings[name] for name in flags if name in settings}
+    wanted = {"freeze": Config.freeze} | known  # a run of a version without it froze heads
     always: list[str] = [name for name in ("game", "schedule", "total_frames", "seed") if name in known]
     if known.get("preset") != family_of(str(known.get("game", Config.game))).preset:
         always = ["preset", *always]
     explicit: dict[str, Any] = {name: known[name] for name in always}
     try:
-        while other := _differing(known, explicit):
+        while other := _differing(wanted, explicit):
             explicit |= other
         for name in explicit.keys() - set(always):  # one may have implied another
             fewer = {each: value for each, value in explicit.items() if each != name}
-            explicit = explicit if _differing(known, fewer) else fewer
+            explicit = explicit if _differing(wanted, fewer) else fewer
     except (ConfigError, TypeError, ValueError, AttributeError):  # settings of another version, or damaged
         explicit = known
     words = ["python", "-m", "growtrain"]

@@ -232,6 +232,12 @@ def test_the_command_gives_the_settings_again(explicit: dict[str, Any]) -> None:
     assert set(given) <= set(explicit) | {"game", "schedule", "seed", "total_frames"}
 
 
+def test_a_run_that_did_not_know_another_form_of_injection_froze_heads() -> None:
+    settings = resolve("paper", {"game": "pong", "schedule": "grow3x"})[0].to_dict()
+    del settings["freeze"]
+    assert command_of(settings)[-2:] == ["--freeze", "heads"]
+
+
 def test_settings_of_another_version_are_all_written() -> None:
     words = command_of({"game": "pong", "preset": "future", "lr": "fast", "unknown": 1})
     assert words == ["python", "-m", "growtrain", "--game", "pong", "--preset", "future", "--lr", "fast"]
