@@ -227,6 +227,16 @@ def test_stages_of_the_fast_stack_overlap_and_those_of_the_reference_add_up(mode
     assert eager.training_hours < models["reference"].limit(A100).baseline[0].training_hours
 
 
+def test_what_is_launched_one_by_one_is_carried_out_meanwhile(models: dict[str, Model]) -> None:
+    """Of a stage that waits for launches a GPU whose kernels take half as long shortens nothing."""
+    h200 = HARDWARE["h200"]
+    faster = h200.with_scaled("graph_kernel", 0.5)
+    before, after = (models["paper"].limit(each).stages[-1] for each in (h200, faster))
+    assert before.bound == after.bound == "playing"
+    assert after.update_seconds < before.update_seconds
+    assert after.training_hours == before.training_hours
+
+
 def test_every_constant_counts_for_something_and_names_its_source(models: dict[str, Model]) -> None:
     for hardware in HARDWARE.values():
         assert all(constant.source and constant.value > 0 for constant in hardware.constants.values())
