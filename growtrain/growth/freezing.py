@@ -77,9 +77,9 @@ def inject_network(
     """Freezes all of a network in one's own training loop, in place and all or nothing; predictions do not change.
 
     The network's head becomes a fresh one whose output is exactly 0, as `growtrain.inject` puts it in place with `anchor="mirrored"`; the
-    encoder goes on from its weights and moments, or with `live_encoder="cold"` from fresh ones. A target that lags keeps its lag: it gets
-    a snapshot of its own. Every forward pass computes F, without a graph; keep F(s) beside s in your replay and pass it as `frozen_value`,
-    and an update costs what it cost before the first injection, however often the network has grown.
+    encoder goes on from its weights and moments, or with `live_encoder="cold"`, as far as it trains, from fresh ones. A target that lags
+    keeps its lag: it gets a snapshot of its own. Every forward pass computes F, without a graph; keep F(s) beside s in your replay and pass
+    it as `frozen_value`, and an update costs what it cost before the first injection, however often the network has grown.
 
     Args:
         network: wraps the network that trains.
@@ -97,8 +97,9 @@ def inject_network(
         What happened; `anchor` is None.
 
     Raises:
-        ValueError: as for `growtrain.inject`; or observations are needed, a weight is not finite, a layer computes something else at every
-            call (dropout, BatchNorm in training mode), or a hook changes what the network computes, which is frozen without it.
+        ValueError: as for `growtrain.inject`; or observations are needed, a weight is not finite, `live_encoder` is "cold" and nothing but
+            the head trains, a layer computes something else at every call (dropout, BatchNorm in training mode), or a hook changes what the
+            network computes, which is frozen without it.
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
@@ -188,16 +189,20 @@ def _check_copy(network: nn.Module, frozen: nn.Module, observations: Tensor) -> 
 def _fresh_rest(
     network: nn.Module, planned: PlannedInjection, generator: torch.Generator | None, initializer: Initializer
 ) -> dict[str, Tensor]:
-    """Fresh values for all of a network that is not its head, by name, beside it.
+    """Fresh values for all that trains of a network and is not its head, by name, beside it.
 
     Raises:
+        ValueError: nothing is.
         NotPreserved: one is not finite, and no output would be.
     """
     inside = {id(p) for p in planned.prepared[0].head.module.parameters()}
     generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     with hooks_aside(network, network.modules()):
         fresh = fresh_copy(network, generator, initializer)
-    values = {name: fresh.get_parameter(name).detach() for name, p in network.named_parameters() if id(p) not in inside}
+    names = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in inside]
+    if not names:
+        raise ValueError("live_encoder='cold': nothing of the network trains but its head; leave it 'warm'")
+    values = {name: fresh.get_parameter(name).detach() for name in names}
     for name, value in values.items():
         if not bool(value.isfinite().all()):
             raise NotPreserved(f"a fresh value of {name} is not finite: mend initializer=; nothing was changed")

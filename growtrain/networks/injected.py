@@ -390,6 +390,8 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
     if len(linears) < needed or linears[-1][0] == "" or computed:
         raise ValueError(f"this head does not end in {ends}: {remedy}")
     output_name, output = linears[-1]
+    if anchor == "mirrored" and not _is_plain(output):
+        raise ValueError(f"this head ends in a {type(output).__name__}, which is no plain linear layer: {remedy}")
     with torch.no_grad():
         if anchor == "zero":
             output.weight.zero_()
@@ -412,6 +414,17 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
                 head.set_submodule(hidden_name, PairedLinear(hidden))
         if not _is_silent(head):
             raise ValueError(f"it cannot be seen that this head gives 0 where its last linear layers do: {remedy}")
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether a layer is told by its weight and its bias, of one size or shared: nothing else is in it, and it is computed and drawn as those
+    of PyTorch are."""
+    kind = type(layer)
+    ours = kind in (SharedBiasLinear, HiddenLinear, BatchLinear)
+    theirs = (kind.forward, kind.reset_parameters) == (nn.Linear.forward, nn.Linear.reset_parameters)
+    return (
+        (ours or theirs) and layer._parameters.keys() == {"weight", "bias"} and not (layer._buffers or layer._modules)
+    )
 
 
 @torch.no_grad()

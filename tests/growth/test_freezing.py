@@ -311,6 +311,23 @@ def test_a_layer_that_draws_at_every_call_cannot_be_frozen() -> None:
     assert not network.num_injections
 
 
+def test_a_cold_encoder_begins_anew_as_far_as_it_trains() -> None:
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+    )
+    net[0].requires_grad_(False)
+    network, x = InjectedNetwork(net), torch.randn(16, 4)
+    kept, fresh, before = net[0].weight.clone(), net[2].weight.clone(), network(x)
+    inject_network(network, head="4:", optimizer=[], live_encoder="cold")
+    assert torch.equal(net[0].weight, kept)
+    assert not torch.equal(net[2].weight, fresh)
+    assert torch.equal(network(x), before)
+    net[2].requires_grad_(False)
+    with pytest.raises(ValueError, match="leave it 'warm'"):
+        inject_network(network, head="4:", optimizer=[], live_encoder="cold")
+    assert network.num_injections == 1
+
+
 class Dueling(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -323,8 +340,25 @@ class Dueling(nn.Module):
         return out
 
 
+class Halved(nn.Linear):
+    """A linear layer that computes something of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
+class Orthogonal(nn.Linear):
+    """A linear layer that is drawn in a way of its own."""
+
+    def reset_parameters(self) -> None:
+        nn.init.orthogonal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "dueling": Dueling,
+    "computed its own way": lambda: nn.Sequential(nn.Linear(32, 16), nn.ReLU(), Halved(16, 3)),
+    "drawn its own way": lambda: nn.Sequential(nn.Linear(32, 16), nn.ReLU(), Orthogonal(16, 3)),
     "noisy": lambda: nn.Sequential(NoisyLinear(32, 32), nn.ReLU(), NoisyLinear(32, 3)),
     "noisy below": lambda: nn.Sequential(NoisyLinear(32, 32), nn.ReLU(), nn.Linear(32, 3)),
     "not in a row": lambda: nn.Sequential(nn.Linear(32, 16), CReLU(), nn.Linear(32, 3)),
