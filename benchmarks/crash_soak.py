@@ -36,6 +36,7 @@ from recording import describe_machine
 
 from growtrain.environments.make import spec_of
 from growtrain.replay.frames import FrameRing
+from growtrain.runfiles import PARTIAL
 from growtrain.runs.checkpoint import Checkpoint, NeverSaved, open_newest
 from growtrain.telemetry.sinks import read_jsonl
 
@@ -58,6 +59,7 @@ def settings(total_frames: int, checkpoint_period: int) -> list[str]:
     flags = {
         "game": "breakout",
         "schedule": "grow3x",
+        "freeze": "heads",
         "total-frames": total_frames,
         "num-envs": 4,
         "sticky-actions": 0.25,
@@ -93,6 +95,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 def kill_somewhere(process: subprocess.Popen[str], run_dir: Path, rng: np.random.Generator) -> dict[str, Any] | None:
     """Kills a life at a random moment; None if it ended by itself before."""
     started, checkpoints = time.perf_counter(), run_dir / "checkpoints"
+    left = being_written(checkpoints)
     wanted = int(rng.integers(2 * CHECKPOINTS_PER_LIFE + 1))
     aimed = wanted > 0 and bool(rng.random() < 0.5)
     if wanted == 0:
@@ -100,20 +103,20 @@ def kill_somewhere(process: subprocess.Popen[str], run_dir: Path, rng: np.random
     else:
         made = publications(process, checkpoints, wanted)
         if aimed:
-            wait_until(process, lambda: list(checkpoints.glob(".partial-*")))
-            time.sleep(rng.random() * 0.01)
+            wait_until(process, lambda: being_written(checkpoints) - left)
+            time.sleep(rng.random() ** 2 * 0.01)
         else:
             wait_until(process, lambda: False, rng.random() * (time.perf_counter() - started) / max(made, 1) / 4)
     if process.poll() is not None:
         return None
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    litter = sorted(path.name for path in checkpoints.glob(".partial*")) if checkpoints.is_dir() else []
+    interrupted = sorted(being_written(checkpoints) - left)
     return {
         "aimed_at_a_write": aimed,
         "seconds": time.perf_counter() - started,
-        "interrupted_a_write": bool(litter),
-        "litter": litter,
+        "interrupted_a_write": bool(interrupted),
+        "unfinished": interrupted,
     }
 
 
@@ -133,6 +136,13 @@ def publications(process: subprocess.Popen[str], checkpoints: Path, wanted: int)
     while made < wanted and wait_until(process, lambda known=before: names(checkpoints) - known):
         made, before = made + 1, before | names(checkpoints)
     return made
+
+
+def being_written(checkpoints: Path) -> set[str]:
+    """The checkpoints that are newer than those published, and not published themselves."""
+    newest = max(names(checkpoints), default="")
+    unfinished = {path.name.removeprefix(f"{PARTIAL}-") for path in checkpoints.glob(f"{PARTIAL}-0*")}
+    return {name for name in unfinished if name > newest}  # an older one is being removed
 
 
 def names(checkpoints: Path) -> set[str]:

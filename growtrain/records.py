@@ -207,7 +207,7 @@ class Decision:
         streak: decisions in a row, this one included, in which both signals said that plasticity is lost.
         inject: the decision.
         reason: in words.
-        seconds: what the measurement took.
+        seconds, flops: what the measurement took; no `flops` in records of earlier versions.
     """
 
     stem: ClassVar[Stem] = "decisions"
@@ -229,6 +229,7 @@ class Decision:
     score_episodes: int = 0
     score_since: float | None = None
     rise_error: float | None = None
+    flops: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""

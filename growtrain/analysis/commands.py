@@ -5,29 +5,26 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from growtrain.environments.games import family_of
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 from growtrain.settings.text import ConfigError, flag, format_count, parse_count
 
+_ALWAYS = ("game", "schedule", "total_frames", "seed")
+
 
 def command_of(settings: dict[str, Any]) -> list[str]:
-    """The words of a command line that gives a run's settings, without those that its game, preset and budget imply."""
-    flags = (item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"])
-    known: dict[str, Any] = {name: settings[name] for name in flags if name in settings}
-    wanted = {"freeze": Config.freeze} | known  # a run of a version without it froze heads
-    always: list[str] = [name for name in ("game", "schedule", "total_frames", "seed") if name in known]
-    if known.get("preset") != family_of(str(known.get("game", Config.game))).preset:
-        always = ["preset", *always]
-    explicit: dict[str, Any] = {name: known[name] for name in always}
-    try:
-        while other := _differing(wanted, explicit):
-            explicit |= other
-        for name in explicit.keys() - set(always):  # one may have implied another
-            fewer = {each: value for each, value in explicit.items() if each != name}
-            explicit = explicit if _differing(wanted, fewer) else fewer
-    except (ConfigError, TypeError, ValueError, AttributeError):  # settings of another version, or damaged
-        explicit = known
+    """The words of a command line that gives a run's settings, without those that the others imply.
+
+    Of settings of another version, or damaged ones, all are given.
+    """
+    flags = {item.name for item in dataclasses.fields(Config) if item.metadata["by_flag"]}
+    wanted = {name: settings[name] for name in settings if name in flags}
+    wanted.setdefault("freeze", Config.freeze)  # a run of a version without it froze heads
+    explicit = {name: wanted[name] for name in ("preset", *_ALWAYS) if name in wanted} | wanted
+    # Whether an anchor has to be named depends on what is frozen, which is tried last.
+    for name in sorted(explicit.keys() - set(_ALWAYS), key=lambda name: name == "freeze"):
+        fewer = {each: value for each, value in explicit.items() if each != name}
+        explicit = fewer if _gives(fewer, wanted) else explicit
     words = ["python", "-m", "growtrain"]
     for name, value in explicit.items():
         text = _setting_text(value)
@@ -35,10 +32,13 @@ def command_of(settings: dict[str, Any]) -> list[str]:
     return words
 
 
-def _differing(known: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
-    """The settings that explicit ones do not imply."""
-    implied, _ = resolve(explicit.get("preset"), explicit)
-    return {name: value for name, value in known.items() if name != "preset" and getattr(implied, name) != value}
+def _gives(explicit: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether explicit settings imply all that is wanted."""
+    try:
+        implied, _ = resolve(explicit.get("preset"), explicit)
+    except (ConfigError, TypeError, ValueError, AttributeError):
+        return False
+    return all(getattr(implied, name) == value for name, value in wanted.items() if name != "game")
 
 
 def _setting_text(value: Any) -> str:

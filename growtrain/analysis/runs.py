@@ -3,8 +3,7 @@
 A run is any directory that holds `config.json`, `metrics.jsonl` or `summary.json`. Nothing in it is trusted: files must be plain, records
 must be JSON objects, numbers must be finite; everything else is left out and named in `Run.problems`.
 
-Units: frames, seconds; FLOPs are those of training, updates and acting; evaluations, and what an adaptive schedule
-measures, are not counted.
+Units: frames, seconds; FLOPs are those of training: updates, acting, and what an adaptive schedule measures; evaluations are not counted.
 """
 
 import dataclasses
@@ -56,7 +55,7 @@ class Run:
         status: `done`, `stopped` (by a signal, can go on), `failed`, `running`, or `interrupted` (ended without a summary).
         summary: `summary.json`, empty while there is none.
         metrics: (P, 5) `METRICS` by rising frames, NaN where a record has no such number.
-        evaluations, growth_events, diagnostics: records by rising frames.
+        evaluations, growth_events, decisions, diagnostics: records by rising frames.
         problems: what could not be read, one line each.
     """
 
@@ -69,6 +68,7 @@ class Run:
     metrics: FloatArray
     evaluations: list[Record]
     growth_events: list[Record]
+    decisions: list[Record]
     diagnostics: list[Record]
     problems: list[str]
 
@@ -138,8 +138,15 @@ class Run:
     def total_flops(self) -> float:
         """FLOPs of all its training by its summary; NaN while there is none."""
         costs = self.stage_costs
+        if not costs:
+            return float("nan")
         updates = sum(each.updates * each.update for each in costs)
-        return updates + sum(each.frames * each.frame for each in costs if each.frames) if costs else float("nan")
+        return updates + sum(each.frames * each.frame for each in costs if each.frames) + sum(self.flops_of_decisions)
+
+    @property
+    def flops_of_decisions(self) -> list[float]:
+        """FLOPs that each decision took to measure; NaN where the record does not say."""
+        return [number(decision, "flops", float("nan")) for decision in self.decisions]
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def read_run(path: Path, name: str) -> Run:
         status = _without_summary(path)
     records = {
         stem: _read_records(path / f"{stem}.jsonl", problems)
-        for stem in ("evaluations", "growth_events", "diagnostics")
+        for stem in ("evaluations", "growth_events", "decisions", "diagnostics")
     }
     metrics = _read_records(path / "metrics.jsonl", problems)
     return Run(
@@ -349,16 +356,18 @@ def evaluation_curve(run: Run, costs: Sequence[StagePrice] = ()) -> Curve:
 
 
 def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Sequence[StagePrice]) -> FloatArray:
-    """FLOPs of a run's training up to each record, (P,): each stage's updates and frames times what one takes; NaN if that is unknown.
+    """FLOPs of a run's training up to each record, (P,); NaN if that is unknown.
 
-    A stage begins with its growth event, whose updates are interpolated between the records around it.
+    Each stage's updates and frames times what one takes, and the decisions up to then. A stage begins with its growth event, whose updates
+    are interpolated between the records around it.
     """
     stages = [int(number(event, "stage", -1)) for event in run.growth_events]
     if not len(frames) or not costs or not all(0 <= stage < len(costs) for stage in stages):
         return np.full(len(frames), np.nan)
     events = [0.0, *(float(event["frames"]) for event in run.growth_events)]
     grid, at_grid = np.concatenate([[0.0], frames]), np.concatenate([[0.0], updates])
-    total = np.zeros(len(frames))
+    measured = np.cumsum([0.0, *run.flops_of_decisions])
+    total = measured[np.searchsorted([decision["frames"] for decision in run.decisions], frames, side="right")]
     for counts, starts, price in (
         (updates, np.interp(events, grid, at_grid), [cost.update for cost in costs]),
         (frames, np.array(events), [cost.frame for cost in costs]),

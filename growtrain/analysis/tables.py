@@ -207,8 +207,8 @@ def costs(study: Study) -> list[Block]:
     header = ["game", "arm", "done runs", "time a run", "frames/s", "FLOPs a run", "GPU utilisation", "energy a run"]
     text = (
         "Means over the done runs of a cell. Time is wall-clock with evaluation, growth and checkpoints; what else the "
-        "machine did meanwhile is not known here. FLOPs are those of training, updates and acting; evaluations, and what an "
-        "adaptive schedule measures, are not counted."
+        "machine did meanwhile is not known here. FLOPs are those of training: updates, acting, and what an adaptive "
+        "schedule measures; evaluations are not counted."
     )
     blocks: list[Block] = [Heading("What it cost"), Table(header, rows), Paragraph(text)]
     notes = [f"unavailable: {reason} ({count} {'runs' if count > 1 else 'run'})" for reason, count in reasons.items()]

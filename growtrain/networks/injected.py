@@ -417,8 +417,7 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    """Whether a layer is told by its weight and its bias, of one size or shared: nothing else is in it, and it is computed and drawn as those
-    of PyTorch are."""
+    """Whether nothing is in a layer but a weight and a bias, and both are drawn, and multiplied, as PyTorch does it."""
     kind = type(layer)
     ours = kind in (SharedBiasLinear, HiddenLinear, BatchLinear)
     theirs = (kind.forward, kind.reset_parameters) == (nn.Linear.forward, nn.Linear.reset_parameters)

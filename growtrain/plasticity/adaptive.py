@@ -73,6 +73,7 @@ def decide(
     episodes: int,
     before: Decision | None,
     seconds: float = 0.0,
+    flops: int | None = None,
 ) -> Decision:
     """Whether to inject now.
 
@@ -86,6 +87,7 @@ def decide(
         episodes: that have ended in the run.
         before: the decision before.
         seconds: what measuring took, for the record.
+        flops: the same.
     """
     error, error_injected = errors
     learned = 1 - min(errors)
@@ -136,4 +138,5 @@ def decide(
         score_episodes=len(returns),
         score_since=newer.mean if newer else None,
         rise_error=rise[1] if rise else None,
+        flops=flops,
     )

@@ -31,6 +31,7 @@ Units: an error is the mean squared distance that is left over that at the start
 by the mean error on the way (`mean_errors`), which says how fast they learn: small networks do not get to the end, large ones all do.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from growtrain.growth.alternatives import head_of
 from growtrain.growth.kinds import KINDS, Kind, kind_of
@@ -166,6 +168,30 @@ def compare_copies(
                 _fit(twin, optimizer, task, torch.from_numpy(order).to(learner.device), learner.config, test)
             )
     return errors
+
+
+def count_flops(
+    learner: AbstractLearner, ring: LaneRing, test: LearningTest, copies: Sequence[Copy], network: str | None = None
+) -> int:
+    """FLOPs that `compare_copies` takes, of matrix products and convolutions; of three short tests, what a longer one repeats.
+
+    Args:
+        learner: as of `compare_copies`, like all that follows.
+        ring: its replay.
+        test: how it is done.
+        copies: those to compare.
+        network: which of the learner's.
+    """
+
+    def counted(updates: int, marks: int) -> int:
+        short = dataclasses.replace(test, seeds=1, warm_up=0, updates=updates, marks=marks)
+        with FlopCounterMode(display=False) as counter:
+            compare_copies(learner, ring, short, np.random.SeedSequence(0), copies, network=network)
+        return counter.get_total_flops()
+
+    one, longer, marked = counted(1, 1), counted(2, 1), counted(2, 2)
+    more_updates, more_marks = test.warm_up + test.updates - 1, test.marks - 1
+    return test.seeds * (one + more_updates * (longer - one) + more_marks * (marked - longer))
 
 
 def mean_errors(errors: Mapping[Copy, Sequence[Sequence[float]]]) -> dict[Copy, list[float]]:

@@ -15,7 +15,7 @@ import torch
 from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed, apply, freeze_encoder
 from growtrain.plasticity.adaptive import decide
-from growtrain.plasticity.learning_test import LearningTest, compare_copies, mean_errors
+from growtrain.plasticity.learning_test import LearningTest, compare_copies, count_flops, mean_errors
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Decision, Record
 from growtrain.runs.acting import Collector
@@ -94,6 +94,7 @@ class Growing:
             # The first of those that would grow.
             copies, network = ("current", "inject"), next(iter(learner.plastic_parts))
             curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, network=network)
+            flops = count_flops(learner, self.measurer.ring, DECIDING, copies, network)
             # Scores of another game tell nothing.
             before = self.decision if self.decision and self._is_same_game(self.decision.frames) else None
             errors = {copy: sum(means) / len(means) for copy, means in mean_errors(curves).items()}
@@ -107,6 +108,7 @@ class Growing:
                 episodes=self.collector.num_episodes,
                 before=before,
                 seconds=time.perf_counter() - start,
+                flops=flops,
             )
         yield self.decision
         if self.decision.inject:

@@ -1,5 +1,6 @@
 """The report as its reader meets it: self-contained, escaped, the same numbers in both forms, and commands that work."""
 
+import dataclasses
 import html
 import json
 import re
@@ -219,6 +220,9 @@ def test_a_shell_reads_back_what_is_written(text: str) -> None:
         {"game": "pong", "schedule": "grow3x"},
         {"game": "minatar/asterix", "schedule": "grow3x", "preset": "modern"},
         {"game": "minatar/asterix", "schedule": "grow3x"},
+        {"game": "mujoco/Hopper-v5", "schedule": "grow3x", "freeze": "network", "grow": "actor"},
+        {"game": "pong", "normalization": "layer", "weight_projection": "nap"},
+        {"game": "pong", "epsilon_start": 0.005, "epsilon_end": 0.001},
     ],
 )
 def test_the_command_gives_the_settings_again(explicit: dict[str, Any]) -> None:
@@ -240,8 +244,50 @@ def test_a_run_that_did_not_know_another_form_of_injection_froze_heads() -> None
 
 def test_settings_of_another_version_are_all_written() -> None:
     words = command_of({"game": "pong", "preset": "future", "lr": "fast", "unknown": 1})
-    assert words == ["python", "-m", "growtrain", "--game", "pong", "--preset", "future", "--lr", "fast"]
-    assert command_of(Config().to_dict() | {"width": -1})[-1] != ""
+    assert words == [
+        "python",
+        "-m",
+        "growtrain",
+        "--preset",
+        "future",
+        "--game",
+        "pong",
+        "--lr",
+        "fast",
+        "--freeze",
+        "heads",
+    ]
+    damaged = command_of(Config().to_dict() | {"width": -1})
+    assert "--width=-1" in damaged
+    assert len([word for word in damaged if word.startswith("--")]) == sum(
+        f.metadata["by_flag"] for f in dataclasses.fields(Config)
+    )
+
+
+@pytest.mark.parametrize("missing", ["preset", "seed", "total_frames", "game"])
+def test_a_setting_that_a_run_does_not_name_is_not_in_its_command(missing: str) -> None:
+    settings = resolve("paper", {"game": "pong", "schedule": "grow3x"})[0].to_dict()
+    del settings[missing]
+    words = command_of(settings)
+    assert f"--{missing.replace('_', '-')}" not in words
+    assert "--freeze" in words
+
+
+def test_a_game_in_another_spelling_is_given_as_it_is_written() -> None:
+    settings = resolve("paper", {"game": "pong", "schedule": "fixed", "width": 64})[0].to_dict()
+    words = command_of(settings | {"game": "PongNoFrameskip-v4"})
+    assert words[3:] == [
+        "--game",
+        "PongNoFrameskip-v4",
+        "--schedule",
+        "fixed",
+        "--total-frames",
+        "200M",
+        "--seed",
+        "0",
+        "--width",
+        "64",
+    ]
 
 
 def test_running_and_empty_runs_make_a_report(write_run: WriteRun, tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny
+from torch.utils.flop_counter import FlopCounterMode
 
+from growtrain.analysis.runs import read_run, training_curve
+from growtrain.diagnosis.copies import agent_of
 from growtrain.plasticity.adaptive import decide
-from growtrain.plasticity.learning_test import LearningTest
+from growtrain.plasticity.learning_test import LearningTest, compare_copies, count_flops
 from growtrain.records import Decision
 from growtrain.runs.checkpoint import open_newest
 from growtrain.runs.loop import train
@@ -191,6 +196,26 @@ def test_scores_of_two_games_of_a_chain_are_not_compared(quick: None, tmp_path: 
     list(train(config_of(game="minatar/breakout+asterix"), tmp_path / "run"))
     before = {line["frames"]: line["score_before"] for line in read_jsonl(tmp_path / "run" / "decisions.jsonl")}
     assert [frames for frames, score in before.items() if score is None] == [400, 1_000]  # the first of each game
+
+
+def test_a_decision_says_what_it_has_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run_dir, test = tmp_path / "run", LearningTest(seeds=2, transitions=16, updates=5, warm_up=3, marks=2)
+    monkeypatch.setattr("growtrain.runs.growing.DECIDING", test)
+    list(train(config_of(adaptive_patience=99), run_dir))
+    checkpoint = open_newest(run_dir)
+    learner, ring = agent_of(checkpoint, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        compare_copies(learner, ring, test, np.random.SeedSequence(7), ("current", "inject"))
+    expected = count_flops(learner, ring, test, ("current", "inject"))
+    assert expected == counter.get_total_flops() > 0
+    run = read_run(run_dir, "run")
+    assert run.flops_of_decisions == [expected] * len(read_jsonl(run_dir / "decisions.jsonl"))
+    curve = training_curve(run, run.stage_costs)
+    np.testing.assert_allclose(curve.flops[-1], run.total_flops)
+    bare = dataclasses.replace(run, decisions=[])
+    assert run.total_flops - bare.total_flops == sum(run.flops_of_decisions)
+    earlier = [{k: v for k, v in decision.items() if k != "flops"} for decision in run.decisions]
+    assert math.isnan(dataclasses.replace(run, decisions=earlier).total_flops)
 
 
 def test_measuring_changes_nothing_in_the_run(quick: None, tmp_path: Path) -> None:
