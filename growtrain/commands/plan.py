@@ -23,8 +23,7 @@ def main(words: Sequence[str]) -> int:
         default="fast",
         help="of that model: growtrain's own loop, or one environment and a learner, both in turn, every operator launched",
     )
-    parser.set_defaults(run_dir=None)
-    config, notes, _ = read_configuration(parser, words)
+    config, notes, options = read_configuration(parser, words)
 
     from growtrain.environments.make import spec_of
     from growtrain.learners.make import resolve_device
@@ -34,7 +33,6 @@ def main(words: Sequence[str]) -> int:
     from growtrain.planning.speed import measure_speed
     from growtrain.planning.table import render, render_limit
 
-    options, _ = parser.parse_known_args(list(words))
     if options.hardware and config.continuous:
         raise ConfigError(
             "--hardware: the model is of a Q-network's kernels, and this game is learned by SAC: leave it out"

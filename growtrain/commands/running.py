@@ -44,8 +44,8 @@ COMMANDS = (
 )
 
 
-def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[str], Path | None]:
-    """The validated configuration, what there is to say of it, and the run directory if one was given."""
+def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, list[str], Namespace]:
+    """The validated configuration, what there is to say of it, and all that was given."""
     add_config_flags(parser)
     namespace = parser.parse_strict(words)
     explicit = explicit_with_game(namespace)
@@ -62,7 +62,7 @@ def read_configuration(parser: Parser, words: Sequence[str]) -> tuple[Config, li
         )
     if idle := [f"{flag(name)} {explicit[name]}" for name in explicit if not has_effect(name, config)]:
         notes.append(f"without effect in this run: {', '.join(idle)}")
-    return config, notes, namespace.run_dir
+    return config, notes, namespace
 
 
 def explicit_with_game(namespace: Namespace) -> dict[str, Any]:

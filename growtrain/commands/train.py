@@ -26,11 +26,11 @@ def main(words: Sequence[str]) -> int:
         "--run-dir", type=Path, help="where the run's files go (default: runs/<game>-<schedule>-s<seed>-<time>)"
     )
     add_stop_signal(parser)
-    config, notes, run_dir = read_configuration(parser, words)
-    stop = StopSignals(parser.parse_known_args(list(words))[0].stop_signal)
-    if run_dir is not None:
-        require_new(run_dir, "--run-dir")
+    config, notes, given = read_configuration(parser, words)
+    stop = StopSignals(given.stop_signal)
+    if given.run_dir is not None:
+        require_new(given.run_dir, "--run-dir")
 
     from growtrain.environments.make import spec_of
 
-    return run_training(config, run_dir, spec_of(config), stop, notes)
+    return run_training(config, given.run_dir, spec_of(config), stop, notes)

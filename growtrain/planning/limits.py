@@ -8,9 +8,9 @@ learner that was really grown. A kernel takes the longest of
 Bytes come from the second-level cache where they were used so lately that they are still there (least recently used goes first), else
 from memory. Emulators take frames / (frames per second of a core), as many at once as there are cores.
 
-`fast` is growtrain's own loop: an update is one CUDA graph, and emulators step while the learner learns. `reference` is the paper's strict
-alternation of one environment and a learner that launches operator after operator: its times add up, and a kernel takes at least what its
-launch takes.
+`fast` is growtrain's own loop: an update is one CUDA graph, but for `--execution eager`, and emulators step while the learner learns.
+`reference` is the paper's strict alternation of one environment and a learner that launches operator after operator: its times add up, and
+a kernel takes at least what its launch takes.
 
 Deviations: 1. peaks are had at any shape; 2. no Python but launches: drawing batches, records, checkpoints; 3. the target's copies are left
 out; 4. the sweep of the replay after an injection of the whole network costs its FLOPs; 5. every game's emulator is as fast as Atari's.
@@ -125,11 +125,6 @@ class StageLimit:
     evaluation_hours: float
     bound: str
 
-    @property
-    def frames_per_second(self) -> float:
-        """Of training."""
-        return self.cost.frames / (3600 * self.training_hours)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunLimit:
@@ -161,11 +156,6 @@ class RunLimit:
         return self.baseline_hours - self.training_hours
 
 
-def in_stack(config: Config, stack: Stack) -> Config:
-    """A configuration as a stack runs it: the reference has one environment and no graph."""
-    return dataclasses.replace(config, num_envs=1, execution="eager") if stack == "reference" else config
-
-
 class Model:
     """The limits of a run and of its full-width baseline, at any width and on any hardware.
 
@@ -175,7 +165,9 @@ class Model:
     """
 
     def __init__(self, config: Config, spec: Spec, stack: Stack) -> None:
-        self.config, self.spec, self.stack = in_stack(config, stack), spec, stack
+        if stack == "reference":
+            config = dataclasses.replace(config, num_envs=1, execution="eager")
+        self.config, self.spec, self.stack = config, spec, stack
         baseline = full_width(self.config)
         self._run = WorkByWidth(self.config, spec)
         self._baseline = self._run if baseline == self.config else WorkByWidth(baseline, spec)
@@ -202,18 +194,20 @@ class Model:
 def stage_limit(config: Config, cost: StageCost, work: Work, hardware: Hardware, stack: Stack) -> StageLimit:
     """The least time of one stage of a run."""
     lanes, launch = config.num_envs, hardware.eager_kernel.value
-    times = kernel_times(work.update, hardware, launch if config.execution == "eager" else hardware.graph_kernel.value)
+    eager = config.execution == "eager"
+    times = kernel_times(work.update, hardware, launch if eager else hardware.graph_kernel.value)
     least = hardware.graph_kernel.value if stack == "fast" else launch
     update = total(times)
     act, store, play = (total(kernel_times(part, hardware, least)) for part in (work.act, work.store, work.play))
-    emulators, evaluated = _emulation(lanes, config, hardware), min(lanes, config.num_eval_episodes)
+    emulators, evaluated = _emulation(lanes, config, hardware), config.num_eval_lanes
     steps, decisions = cost.frames / config.frame_skip / lanes, cost.policy_steps / lanes
     if stack == "reference":
         seconds = cost.updates * update + decisions * act + steps * (emulators + store)
         bound = "both"
     else:
-        # What Python launches one by one: two calls an update, the rows and the graph, while the emulators step; the rest between steps.
-        at_once = max(emulators, 2 * launch * cost.updates / max(1.0, steps))
+        # What Python launches one by one: of an update rows and graph, or every kernel, while emulators step; the rest between steps.
+        calls = 1 + (len(work.update) if eager else 1)
+        at_once = max(emulators, calls * launch * cost.updates / max(1.0, steps))
         # Actions are waited for, while what is launched for them is carried out.
         host = steps * (at_once + launch * len(work.store)) + decisions * max(launch * len(work.act), act)
         device = cost.updates * update + steps * store + decisions * act

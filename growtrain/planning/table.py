@@ -90,9 +90,10 @@ def _evaluation_lines(plan: Plan) -> list[str]:
 def render_limit(model: Model, hardware: Hardware) -> str:
     """The least time of a run on named hardware, and what growing can save there, as plain ASCII of at most 130 columns."""
     limit = model.limit(hardware)
-    how = {
-        "fast": f"updates in a CUDA graph, {model.config.num_envs} environments beside them",
-        "reference": "every operator launched, one environment in strict alternation",
+    updates = "every operator launched" if model.config.execution == "eager" else "updates in a CUDA graph"
+    beside = {
+        "fast": f"{model.config.num_envs} environments beside them",
+        "reference": "one environment in strict alternation",
     }[model.stack]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     headers = (
@@ -128,7 +129,7 @@ def render_limit(model: Model, hardware: Hardware) -> str:
         )
     text = io.StringIO()
     Console(file=text, width=130, color_system=None).print(table)
-    lines = [f"modelled, not measured: the least time on one {hardware.title}; {how}"]
+    lines = [f"modelled, not measured: the least time on one {hardware.title}; {updates}, {beside}"]
     lines += [line.rstrip() for line in text.getvalue().splitlines()]
     evaluation = f"{limit.evaluation_hours:.2f} h of evaluation"
     if limit.baseline == limit.stages:

@@ -187,7 +187,8 @@ def count_flops(
         short = dataclasses.replace(test, seeds=1, warm_up=0, updates=updates, marks=marks)
         with FlopCounterMode(display=False) as counter:
             compare_copies(learner, ring, short, np.random.SeedSequence(0), copies, network=network)
-        return counter.get_total_flops()
+        total: int = counter.get_total_flops()
+        return total
 
     one, longer, marked = counted(1, 1), counted(2, 1), counted(2, 2)
     more_updates, more_marks = test.warm_up + test.updates - 1, test.marks - 1

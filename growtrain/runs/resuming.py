@@ -26,7 +26,7 @@ from growtrain.records import record_files
 from growtrain.runfiles import PARTIAL, cut_back, read_plain, require_new, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, open_at, set_aside_newer
 from growtrain.runs.provenance import describe_machine, differences, was_on_cpu
-from growtrain.settings.config import Config
+from growtrain.settings.config import Config, has_effect
 from growtrain.settings.schedules import copy_of_last, schedule_of
 from growtrain.settings.text import ConfigError, flag, format_count
 
@@ -78,8 +78,12 @@ def _changed(
                 f"{flag(name)} {value}: this run has {getattr(before, name)}, and it decides what is learned: "
                 f"leave it out, or {otherwise}"
             )
-    notes = [f"{flag(name)} {getattr(before, name)} -> {value}" for name, value in changes.items()]
-    return dataclasses.replace(before, **changes, **(kept or {})), notes
+    after = dataclasses.replace(before, **changes, **(kept or {}))
+    notes = [
+        f"{flag(name)} {getattr(before, name)} -> {value}{'' if has_effect(name, after) else ', without effect in this run'}"
+        for name, value in changes.items()
+    ]
+    return after, notes
 
 
 def done_injections(checkpoint: Checkpoint) -> tuple[int, ...]:

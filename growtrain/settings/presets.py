@@ -165,8 +165,8 @@ def _unasked(explicit: dict[str, Any]) -> tuple[Config, list[str]]:
         return config, notes
     try:
         config, notes = resolve(Config.preset, explicit | {"freeze": "network"})
-    except ConfigError:  # by another setting it cannot be frozen whole
-        return config, notes
+    except ConfigError as error:
+        return config, [f"an injection freezes heads; it could not freeze the whole network: {error}", *notes]
     return config, [
         "an injection freezes the whole network (--freeze network); as in the paper: --preset paper",
         *notes,

@@ -10,10 +10,10 @@ import torch
 from growtrain.environments.atari import make_spec
 from growtrain.learners.gradient_step import compiles
 from growtrain.learners.optimizers import can_compile
-from growtrain.planning.costs import make_plan
-from growtrain.planning.hardware import HARDWARE, hardware_named, hardware_of
+from growtrain.planning.costs import StageCost, make_plan
+from growtrain.planning.hardware import HARDWARE, Constant, hardware_named, hardware_of
 from growtrain.planning.kernels import Access, Kernel, KernelCounter
-from growtrain.planning.limits import Model, kernel_times, missed_bytes, sensitivity
+from growtrain.planning.limits import Model, kernel_times, missed_bytes, sensitivity, stage_limit
 from growtrain.planning.table import render_limit
 from growtrain.planning.work import Work, WorkByWidth, count_work
 from growtrain.settings.config import Config
@@ -227,6 +227,61 @@ def test_stages_of_the_fast_stack_overlap_and_those_of_the_reference_add_up(mode
     assert eager.training_hours < models["reference"].limit(A100).baseline[0].training_hours
 
 
+SECONDS = dataclasses.replace(
+    A100,
+    product_flops=Constant(1.0, "by hand"),
+    convolution_flops=Constant(0.5, "by hand"),
+    graph_kernel=Constant(1.0, "by hand"),
+    eager_kernel=Constant(10.0, "by hand"),
+    emulator_frames=Constant(1.0, "by hand"),
+    cores=Constant(8.0, "by hand"),
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settings", "emulator", "training", "evaluation"),
+    [
+        # 100 steps of all lanes: two launches for each of two updates, longer than the emulators' 4, and one that stores; 80 decisions.
+        ({}, {}, 1.0, 100 * (40 + 10) + 80 * 20, 40 + 4),
+        ({}, {}, 0.05, 100 * (80 + 10) + 80 * 20, 40 + 80),
+        ({"act": 30}, {}, 1.0, 100 * (40 + 10) + 80 * 60, 40 + 4),  # acting is waited for
+        ({"update": 50}, {}, 1.0, 200 * 150 + 100 * 1 + 80 * 2, 40 + 4),  # learning is waited for
+        ({"play": 100}, {}, 1.0, 100 * (40 + 10) + 80 * 20, 400 + 4),
+        ({}, {"execution": "eager"}, 1.0, 100 * (80 + 10) + 80 * 20, 40 + 4),  # four launches an update
+    ],
+)
+def test_a_stage_by_hand(
+    seconds: dict[str, int], settings: dict[str, Any], emulator: float, training: float, evaluation: float
+) -> None:
+    work = work_of(**seconds)
+    config, hardware = paper(num_envs=8, eval_episodes=4, **settings), SECONDS.with_scaled("emulator_frames", emulator)
+    limit = stage_limit(config, cost_of(), work, hardware, "fast")
+    assert limit.training_hours * 3600 == pytest.approx(training + 10 / 0.5)  # and the sweep
+    assert limit.evaluation_hours * 3600 == pytest.approx(1600 / 4 / 4 * evaluation)
+    assert limit.bound == ("learning" if "update" in seconds else "playing")
+
+
+def test_a_stage_of_the_reference_by_hand() -> None:
+    config = paper(num_envs=1, eval_episodes=4, execution="eager")
+    limit = stage_limit(config, cost_of(), work_of(), SECONDS, "reference")
+    assert limit.training_hours * 3600 == pytest.approx(200 * 30 + 640 * 20 + 800 * (4 + 10) + 10 / 0.5)
+    assert limit.evaluation_hours * 3600 == pytest.approx(1600 / 4 * (40 + 4))
+
+
+def work_of(**seconds: int) -> Work:
+    """Kernels of so many seconds each, by default of no more than one takes at least."""
+    counts = {"update": 3, "act": 2, "store": 1, "play": 4}
+    kernels = {name: (Kernel("k", "product", seconds.get(name, 0), ()),) * count for name, count in counts.items()}
+    return Work(**kernels)
+
+
+def cost_of() -> StageCost:
+    """Of 3200 frames, 800 agent steps."""
+    cost = make_plan(paper(schedule="fixed"), SPEC).stages[0]
+    own = {"start_frame": 0, "end_frame": 3200, "updates": 200, "policy_steps": 640, "evaluation_frames": 1600}
+    return dataclasses.replace(cost, **own, flops_per_swept_row=2, rows_swept=5)
+
+
 def test_what_is_launched_one_by_one_is_carried_out_meanwhile(models: dict[str, Model]) -> None:
     """Of a stage that waits for launches a GPU whose kernels take half as long shortens nothing."""
     h200 = HARDWARE["h200"]
@@ -321,3 +376,6 @@ def test_the_text_says_that_nothing_was_measured(models: dict[str, Model]) -> No
     assert f"growing saves {limit.saved_hours:.2f} h" in text
     cost = models["reference"].limit(A100).saved_hours
     assert f"growing costs {-cost:.2f} h" in render_limit(models["reference"], A100)
+    assert "updates in a CUDA graph, 8 environments beside them" in text
+    eager = Model(paper(execution="eager", schedule="fixed"), SPEC, "fast")
+    assert "every operator launched, 8 environments beside them" in render_limit(eager, A100)

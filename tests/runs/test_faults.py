@@ -1,6 +1,7 @@
 """What a run survives, each fault provoked for real: kills, signals, full and failing disks, damage, hostile files, hangs, divergence."""
 
 import ast
+import dataclasses
 import hashlib
 import json
 import os
@@ -893,6 +894,10 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
     )
     assert forked.schedule == "at:800,960"
     changed_config(checkpoint, {"schedule": "at:800,960", "intervention": "reset-head"}, fork=True)
+    whole = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, freeze="network"))
+    _, notes = changed_config(whole, {"anchor": "mirrored", "lr": 1e-3}, fork=True)
+    assert notes[0] == "--anchor frozen -> mirrored, without effect in this run"
+    assert notes[1].endswith("-> 0.001")
 
 
 def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -900,7 +905,7 @@ def test_a_fork_has_the_past_of_its_run_and_a_future_of_its_own(run: Path, capsy
     fork = run.parent / "fork with spaces"
     words = ["resume", str(run), "--fork", str(fork), "--schedule", "at:800,960", "--anchor", "zero", "--seed", "7"]
     assert main(words) == 0
-    assert "--anchor frozen -> zero" in capsys.readouterr().out
+    assert "--anchor frozen -> zero\n" in capsys.readouterr().out
     assert [event["frames"] for event in read_jsonl(fork / "growth_events.jsonl")] == [800, 968]
     learner, config, frames, _ = load_learner(fork, CPU)
     assert learner.head.spec()["injections"] == ["frozen", "zero"]

@@ -184,6 +184,7 @@ def test_short_budgets_shrink_what_was_not_given() -> None:
         ({"anchor": "mirrored"}, "heads"),
         ({"trainable_heads": "all"}, "heads"),
         ({"activation": "crelu"}, "heads"),  # a live head of which cannot begin at 0
+        ({"schedule": "every:1k", "total_frames": 50_000}, "heads"),  # without a copy of the target for each
         ({"schedule": "fixed"}, "heads"),  # without an effect, as in the paper's preset
         ({"intervention": "reset-head"}, "heads"),
         ({"game": "minatar/breakout"}, "heads"),
@@ -195,6 +196,8 @@ def test_without_a_preset_atari_freezes_networks_whole_where_nothing_asks_for_he
     config, notes = resolve(None, explicit)
     assert config.freeze == freeze
     assert any("an injection freezes the whole network" in note for note in notes) == (freeze == "network")
+    cannot = explicit.keys() == {"activation"} or ("schedule" in explicit and explicit["schedule"].startswith("every"))
+    assert any("it could not freeze the whole network: --" in note for note in notes) == cannot
     assert dataclasses.replace(config, freeze="heads") == resolve(None, explicit | {"freeze": "heads"})[0]
     assert resolve("paper", explicit)[0].freeze == "heads"
 
