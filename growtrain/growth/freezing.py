@@ -16,6 +16,8 @@ from growtrain.growth.inject import (
     NotPreserved,
     PlannedInjection,
     count_parameters,
+    output_of,
+    own_stream,
     plan_injection,
     same_function,
     undone_on_failure,
@@ -23,9 +25,9 @@ from growtrain.growth.inject import (
 from growtrain.networks.attachments import first_hooked, hooks_aside
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize
-from growtrain.networks.injectable import check_deterministic, kept_buffers
+from growtrain.networks.injectable import check_deterministic
 from growtrain.networks.injected import Initializer, InjectedHead, fresh_copy
-from growtrain.networks.location import find_head
+from growtrain.networks.location import Observations, as_inputs, find_head, is_plain_sequential
 from growtrain.networks.snapshot import InjectedNetwork
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import LiveEncoder
@@ -71,7 +73,7 @@ def inject_network(
     generator: torch.Generator | None = None,
     live_encoder: LiveEncoder = "warm",
     probe: Tensor | None = None,
-    observations: Tensor | None = None,
+    observations: Observations | None = None,
     initializer: Initializer = initialize,
 ) -> GrowthEvent:
     """Freezes all of a network in one's own training loop, in place and all or nothing; predictions do not change.
@@ -89,8 +91,8 @@ def inject_network(
         generator: source of the fresh weights (CPU); None draws a seed from torch's global generator.
         live_encoder: `warm` or `cold`.
         probe: as for `growtrain.inject`.
-        observations: a batch as the networks take it, on which all of each is compared. Needed unless the head's output is the network's by
-            construction: the end of an `nn.Sequential`, on which there are no hooks.
+        observations: a batch as the networks take it, or one for each of their inputs, on which all of each is compared. Needed unless the
+            head's output is the network's by construction: the end of an `nn.Sequential` of PyTorch's own layers, without hooks.
         initializer: draws fresh weights, in place.
 
     Returns:
@@ -98,8 +100,8 @@ def inject_network(
 
     Raises:
         ValueError: as for `growtrain.inject`; or observations are needed, a weight is not finite, `live_encoder` is "cold" and nothing but
-            the head trains, a layer computes something else at every call (dropout, BatchNorm in training mode), or a hook changes what the
-            network computes, which is frozen without it.
+            the head trains, a layer computes something else at every call (dropout, BatchNorm in training mode), the network does not
+            return one tensor, or changes its input, or a hook changes what it computes, which is frozen without it.
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
@@ -126,7 +128,7 @@ def inject_network(
     fresh = _fresh_rest(network.live, planned, generator, initializer) if live_encoder == "cold" else {}
     # Every network's snapshot holds a copy of what the fresh values are written over.
     overwritten = [
-        (each.live.get_parameter(name), snapshot.networks[-1].get_parameter(name))
+        (_tensor(each.live, name), _tensor(snapshot.networks[-1], name))
         for each, snapshot in zip(networks, frozen, strict=True)
         for name in fresh
     ]
@@ -155,20 +157,31 @@ def inject_network(
 
 def _check_alone(network: nn.Module, head: str | Sequence[str]) -> None:
     """Raises `ValueError` unless the head's output is the network's by construction; then 0 for the one is 0 for the other."""
-    hooked = first_hooked(network)
-    if hooked is None and find_head(network, head).is_last:
+    found = find_head(network, head)
+    inside = {id(module) for module in found.module.modules()}
+    outside = [(name, module) for name, module in network.named_modules() if id(module) not in inside]
+    leaves = [module for _, module in outside if not module._modules]
+    own = next((name for name, module in outside if not _is_pytorchs(module)), None)
+    if (hooked := first_hooked(network)) is not None:
+        why = f"the hook on {hooked!r} may change what the network computes"
+    elif not found.is_last:
+        why = f"the network may give something else than head {head!r} does (a skip connection, a dueling stream, a softmax)"
+    elif own is not None:
+        why = f"the frozen copy of {own!r} may compute something else"
+    elif leaves and getattr(leaves[0], "inplace", False):
+        why = "the network changes its input"
+    else:
         return
-    raise ValueError(
-        (
-            f"the network may give something else than head {head!r} does (a skip connection, a dueling stream, a softmax)"
-            if hooked is None
-            else f"the hook on {hooked!r} may change what the network computes"
-        )
-        + ": pass observations=, a batch as the network takes it, on which all of it is compared"
-    )
+    raise ValueError(f"{why}: pass observations=, a batch as the network takes it, on which all of it is compared")
 
 
-def _check_copy(network: nn.Module, frozen: nn.Module, observations: Tensor) -> None:
+def _is_pytorchs(module: nn.Module) -> bool:
+    """Whether a module computes as one of PyTorch's own, and no random one."""
+    made_by = type(module).__module__.startswith(("torch.nn.modules.", "growtrain.networks."))
+    return (made_by and not isinstance(module, nn.RReLU)) or is_plain_sequential(module)
+
+
+def _check_copy(network: nn.Module, frozen: nn.Module, observations: Observations) -> None:
     """Raises if a network's copy does not give what the network gives."""
     before, copied = _outputs([network, frozen], observations)
     if same_function(before, copied):
@@ -189,20 +202,24 @@ def _check_copy(network: nn.Module, frozen: nn.Module, observations: Tensor) -> 
 def _fresh_rest(
     network: nn.Module, planned: PlannedInjection, generator: torch.Generator | None, initializer: Initializer
 ) -> dict[str, Tensor]:
-    """Fresh values for all that trains of a network and is not its head, by name, beside it.
+    """Fresh values for all that trains of a network and is not its head, and for buffers that are then others, by name, beside it.
 
     Raises:
         ValueError: nothing is.
         NotPreserved: one is not finite, and no output would be.
     """
     inside = {id(p) for p in planned.prepared[0].head.module.parameters()}
-    generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    buffers = {id(buffer) for buffer in planned.prepared[0].head.module.buffers()}
+    generator = generator or own_stream(None)
     with hooks_aside(network, network.modules()):
         fresh = fresh_copy(network, generator, initializer)
     names = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in inside]
     if not names:
         raise ValueError("live_encoder='cold': nothing of the network trains but its head; leave it 'warm'")
     values = {name: fresh.get_parameter(name).detach() for name in names}
+    for name, buffer in network.named_buffers():
+        if id(buffer) not in buffers and not torch.equal(buffer, anew := fresh.get_buffer(name)):
+            values[name] = anew
     for name, value in values.items():
         if not bool(value.isfinite().all()):
             raise NotPreserved(f"a fresh value of {name} is not finite: mend initializer=; nothing was changed")
@@ -214,18 +231,38 @@ def _begin_anew(networks: Sequence[InjectedNetwork], optimizers: Sequence[Any], 
     """The same values in every network, and no moments, for the parameters of these names."""
     for name, value in fresh.items():
         for network in networks:
-            network.live.get_parameter(name).copy_(value)
+            _tensor(network.live, name).copy_(value)
         for optimizer in optimizers:
-            optimizer.state.pop(networks[0].live.get_parameter(name), None)
+            optimizer.state.pop(_tensor(networks[0].live, name), None)
 
 
-@torch.no_grad()
-def _outputs(networks: Sequence[nn.Module], observations: Tensor | None) -> list[Tensor]:
-    """The output (B, A) of each network; none without observations."""
+def _tensor(network: nn.Module, name: str) -> Tensor:
+    """A parameter or a buffer by its name."""
+    path, _, own = name.rpartition(".")
+    tensor: Tensor = getattr(network.get_submodule(path), own)
+    return tensor
+
+
+def _outputs(networks: Sequence[nn.Module], observations: Observations | None) -> list[Tensor]:
+    """The output (B, A) of each network; none without observations.
+
+    Raises:
+        ValueError: it is no tensor, or what was given has changed.
+    """
     outputs: list[Tensor] = []
     for network in networks if observations is not None else ():
-        with kept_buffers(network):
-            outputs.append(network(observations))
+        assert observations is not None
+        given = [each.clone() for each in as_inputs(observations)]
+        output = output_of(network, given)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the network returns {type(output).__name__}, not a tensor: what is frozen of it could not be added up"
+            )
+        if not all(map(torch.equal, given, as_inputs(observations))):
+            raise ValueError(
+                "the network changes its input, of which both its parts are computed: have it work on a copy"
+            )
+        outputs.append(output)
     return outputs
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.membership import Membership
 from growtrain.networks.attachments import Attachments
-from growtrain.networks.heads import initialize
-from growtrain.networks.injectable import check_injectable, probe_features
+from growtrain.networks.heads import initialize, seeded
+from growtrain.networks.injectable import check_injectable, kept_buffers, probe_features
 from growtrain.networks.injected import Initializer, InjectedHead
-from growtrain.networks.location import Head, find_head
+from growtrain.networks.location import Head, Observations, as_inputs, find_head
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads
@@ -39,7 +40,7 @@ def inject(
     anchor: Anchor = "frozen",
     trainable_heads: TrainableHeads = "newest",
     probe: Tensor | None = None,
-    observations: Tensor | None = None,
+    observations: Observations | None = None,
     initializer: Initializer = initialize,
 ) -> GrowthEvent:
     """Injects plasticity into `network.<head>`, in place and all or nothing.
@@ -63,9 +64,9 @@ def inject(
         trainable_heads: `newest`, or `all`: the old live head goes on training beside the new one and keeps its slots (the appendix's
             ablation); anchors never train.
         probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
-        observations: a batch as the network takes it, to verify on what the head is given for it; needed only for a head of several
-            modules, to see that they follow each other.
-        initializer: draws the fresh weights, in place.
+        observations: a batch as the network takes it, or one for each of its inputs, on which all of the network is compared, too, and the
+            head on what it is given for it; needed only for a head of several modules, to see that they follow each other.
+        initializer: draws the fresh weights, in place, from the generator it is given or from the global one.
 
     Returns:
         What happened, with the largest changes measured.
@@ -90,7 +91,11 @@ def inject(
         initializer=initializer,
     )
     with undone_on_failure(planned.networks, planned.members.optimizers):
+        outputs = [] if observations is None else [_tensors_of(each, observations) for each in planned.networks]
         planned.carry_out()
+        for each, expected in zip(planned.networks, outputs, strict=bool(outputs)):
+            assert observations is not None
+            _require_same(expected, _tensors_of(each, observations))
     return GrowthEvent(
         stage=planned.new.num_injections,
         anchor=anchor,
@@ -154,7 +159,7 @@ def plan_injection(
     anchor: Anchor,
     trainable_heads: TrainableHeads,
     probe: Tensor | None,
-    observations: Tensor | None,
+    observations: Observations | None,
     initializer: Initializer,
 ) -> PlannedInjection:
     """What `inject` is to put in place, verified; arguments and errors are its own. Nothing has changed but the generator."""
@@ -169,6 +174,7 @@ def plan_injection(
         probe = online.features(observations)
     members = Membership(optimizer)
     online.check_untied()
+    online.check_reached_by_name()
     trained = {online.names[id(p)]: p for p in online.module.parameters() if p.requires_grad}
     if not any(p.requires_grad for p in online.live.parameters()):
         raise ValueError("the head is frozen: nothing of it trains; unfreeze it with requires_grad_(True)")
@@ -181,11 +187,37 @@ def plan_injection(
             lagging = find_head(target, head)
             _check_target(online.module, lagging.module)
             lagging.check_untied()
+            lagging.check_reached_by_name()
             theirs = [p for p in lagging.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
             members.check({}, theirs)
             prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
     _fuse_alike([each.new for each in prepared])
     return PlannedInjection(prepared, members, [each.verify(probe) for each in prepared])
+
+
+@torch.no_grad()
+def output_of(network: nn.Module, observations: Observations) -> Any:
+    """What a network gives, always with the same random numbers; buffers and generators are as before."""
+    with kept_buffers(network), seeded(network, torch.Generator().manual_seed(0)):
+        return network(*as_inputs(observations))
+
+
+def _tensors_of(network: nn.Module, observations: Observations) -> list[Tensor]:
+    """All tensors of its output; a layer may work in place."""
+    output = output_of(network, [each.clone() for each in as_inputs(observations)])
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _require_same(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    """Raises `NotPreserved` if an output of the network has changed."""
+    for old, new in zip(before, after, strict=True):
+        if old.shape != new.shape or not (
+            same_function(old, new) if old.is_floating_point() else torch.equal(old, new)
+        ):
+            raise NotPreserved(
+                "an output of the network would have changed, though the head's is the same: something else uses a module of the head, "
+                "or what is computed between them; nothing was changed"
+            )
 
 
 @contextlib.contextmanager
@@ -248,7 +280,7 @@ def injection(subject: Subject, *, initializer: Initializer = initialize) -> Rep
 
 def own_stream(generator: torch.Generator | None) -> torch.Generator:
     """A generator that one draw of another seeds, of torch's global one if that is None."""
-    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
 
 
 def _fuse_alike(heads: Sequence[InjectedHead]) -> None:
@@ -296,7 +328,7 @@ class _Prepared:
                 "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
             )
         with self.attached.aside():
-            before, after = old(features), self.new(features)
+            before, after = old(features.clone()), self.new(features.clone())
         change = float((after - before).abs().max())
         if not same_function(before, after):
             raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")
@@ -320,8 +352,8 @@ def _prepare(
         old = head.module
         if not isinstance(old, InjectedHead):
             check_injectable(old, probe)
-            old = InjectedHead(old)
-        new = old.grown(generator.clone_state(), anchor, trainable_heads, initializer)
+            old = InjectedHead(old, checked=True)
+        new = old.grown(generator.clone_state(), anchor, trainable_heads, initializer, probe)
     return _Prepared(head, new, attached)
 
 

@@ -271,9 +271,9 @@ class DoubleDQN(AbstractLearner):
                 total, anchor = self.head.frozen(features)
                 anchors = (None, None) if anchor is None else anchor.chunk(2)
                 bank_tm1, bank_t = zip(total.chunk(2), anchors, strict=True)
-            q_t_value = self.target.head(x_t, bank_t)
-            q_t_selector = self.online.head(x_t, bank_t) if self.config.double_dqn else q_t_value
-        return self.online.head(x_tm1, bank_tm1), q_t_value, q_t_selector
+            q_t_value = self.target.head(x_t, frozen_outputs=bank_t)
+            q_t_selector = self.online.head(x_t, frozen_outputs=bank_t) if self.config.double_dqn else q_t_value
+        return self.online.head(x_tm1, frozen_outputs=bank_tm1), q_t_value, q_t_selector
 
     def end_of_step(self, frames: int) -> None:
         """Copies the target where its period has gone by."""

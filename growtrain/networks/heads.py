@@ -4,6 +4,8 @@ Source: Nature DQN's two last layers (Mnih et al. 2015); the shared output bias 
 DQN Zoo; spectral normalisation of the penultimate layer (Gogianu et al. 2021).
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -235,12 +237,11 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
 
     Linear and convolutional layers: weights and biases U(+-1/sqrt(fan_in)), which is DQN Zoo's initialisation and PyTorch's default;
     where `torch.nn.utils.parametrize` computes one from others, those that give it (an orthogonal one: the nearest that can be).
-    Other layers with parameters, and subclasses of those that have a `reset_parameters` of their own: by that, with the global generator
-    (and the GPU's, where they are on one) seeded from `generator` and put back.
+    Other layers with parameters, and subclasses of those that have a `reset_parameters` of their own: by that, within `seeded`.
 
     Raises:
-        ValueError: a layer holds parameters and cannot be initialised (no `reset_parameters`, a parametrization without
-            `right_inverse`).
+        ValueError: a layer holds parameters and cannot be initialised (no `reset_parameters` that draws them all, a parametrization
+            without `right_inverse`).
     """
     parametrizations: set[nn.Module] = set()
     for name, layer in module.named_modules():
@@ -253,27 +254,46 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
         if not own or layer in parametrizations:
             continue
         with torch.no_grad():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and type(layer).reset_parameters in _PLAIN_RESETS:
+            plain = isinstance(layer, nn.Linear | nn.Conv2d) and type(layer).reset_parameters in _PLAIN_RESETS
+            if plain and layer._parameters.keys() <= {"weight", "bias"}:
                 bound = layer.weight[0].numel() ** -0.5
                 for tensor in own:
-                    drawn = torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(-bound, bound, generator=generator)
-                    tensor.copy_(drawn)
+                    drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    tensor.copy_(drawn.uniform_(-bound, bound, generator=generator))
                 if isinstance(layer, SpectralLinear):
                     for vector in (layer.left, layer.right):
-                        drawn = torch.empty(vector.shape).normal_(generator=generator)
+                        drawn = torch.empty(vector.shape, device="cpu").normal_(generator=generator)
                         vector.copy_(F.normalize(drawn, dim=0))
                     layer.power_iterate(15)
-            elif callable(reset := getattr(layer, "reset_parameters", None)):
-                gpus = sorted({p.device.index for p in own if p.is_cuda})
-                with torch.random.fork_rng(devices=gpus):
-                    seed = int(torch.randint(2**62, (), generator=generator))
-                    for each in (torch.default_generator, *(torch.cuda.default_generators[index] for index in gpus)):
-                        each.manual_seed(seed)
-                    reset()
+            elif not plain and callable(reset := getattr(layer, "reset_parameters", None)):
+                _reset(name or type(layer).__name__, layer, reset, generator)
             else:
                 raise ValueError(
-                    f"layer {name or type(layer).__name__!r} has parameters but no reset_parameters(): add one"
+                    f"layer {name or type(layer).__name__!r} has parameters but no reset_parameters() of its own: add one"
                 )
+
+
+@contextlib.contextmanager
+def seeded(module: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Meanwhile the global generator, and those of the GPUs that a module is on, are seeded from another; then they are as before."""
+    gpus = sorted({p.device.index for p in module.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=gpus):
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        for each in (torch.default_generator, *(torch.cuda.default_generators[index] for index in gpus)):
+            each.manual_seed(seed)
+        yield
+
+
+def _reset(name: str, layer: nn.Module, reset: Callable[[], object], generator: torch.Generator) -> None:
+    """Resets a layer by its own means; raises `ValueError` where that leaves what was learned."""
+    before = {path: p.clone() for path, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    with seeded(layer, generator):
+        reset()
+    for path, old in before.items():
+        if torch.equal(layer.get_parameter(path), old) and not bool((old == old.flatten()[:1]).all()):
+            raise ValueError(
+                f"reset_parameters() of layer {name!r} leaves {path!r} as it was learned: have it draw that, too"
+            )
 
 
 def _initialize_parametrized(name: str, layer: nn.Module, generator: torch.Generator) -> None:
@@ -287,7 +307,7 @@ def _initialize_parametrized(name: str, layer: nn.Module, generator: torch.Gener
             )
         bound = layer.weight[0].numel() ** -0.5
         old = getattr(layer, tensor_name)
-        drawn = torch.empty(old.shape, dtype=old.dtype).uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(old.shape, dtype=old.dtype, device="cpu").uniform_(-bound, bound, generator=generator)
         try:
             setattr(layer, tensor_name, drawn.to(old.device))
         except (NotImplementedError, RuntimeError, ValueError) as error:

@@ -5,6 +5,7 @@ action values or logits it is, of probabilities, or anything else that a non-lin
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,10 +67,7 @@ def check_injectable(head: nn.Module, features: Tensor | None = None) -> None:
     if features is None:
         return
     _check_purity(head, features)
-    with torch.no_grad():
-        x, y = features, features.flip(0)
-        at_x, at_y, at_sum, at_0 = head(x), head(y), head(x + y), head(torch.zeros_like(x))
-    if (at_sum + at_0 - at_x - at_y).abs().max() <= 1e-5 * (at_x - at_0).abs().max():
+    if _is_affine(head, features):
         raise ValueError(
             "this head is affine (one linear layer?): injection would equal continuing with fresh optimizer slots; "
             "name a head with a hidden layer and a non-linearity, with the layer before it if need be: "
@@ -83,11 +81,29 @@ def check_injectable(head: nn.Module, features: Tensor | None = None) -> None:
 
 
 @torch.no_grad()
+def _is_affine(head: nn.Module, features: Tensor) -> bool:
+    """Whether f(x + y) + f(0) is f(x) + f(y) everywhere it was tried; of a constant, as dead units make it, its architecture is asked."""
+
+    def outputs(of: nn.Module) -> tuple[Tensor, Tensor]:
+        x, y = features, features.flip(0)
+        at_x, at_y, at_sum, at_0 = of(x.clone()), of(y.clone()), of(x + y), of(torch.zeros_like(x))
+        return (at_sum + at_0 - at_x - at_y).abs().max(), (at_x - at_0).abs().max()
+
+    bent, moved = outputs(head)
+    if moved == 0:
+        alive, generator = copy.deepcopy(head), torch.Generator().manual_seed(0)
+        for tensor in (p for p in alive.parameters() if p.is_floating_point()):
+            tensor.copy_(2 * torch.rand(tensor.shape, generator=generator, device="cpu") - 1)
+        bent, moved = outputs(alive)
+    return bool(bent <= 1e-5 * moved)
+
+
+@torch.no_grad()
 def _check_purity(head: nn.Module, features: Tensor) -> None:
     """Raises `ValueError` if the output is no tensor, or if a forward pass changes a buffer; the buffers are put back."""
     with kept_buffers(head) as before:
         try:
-            output = head(features)
+            output = head(features.clone())
         except RuntimeError as error:
             raise ValueError(
                 f"this head does not take features of shape {tuple(features.shape)}: "
@@ -113,7 +129,8 @@ def _is_linear_at_its_end(head: nn.Module, features: Tensor) -> bool:
     """
     products = _LastProducts()
     with torch.enable_grad(), products:
-        products.found(head(features.detach().clone().requires_grad_(features.is_floating_point())))
+        leaf = features.detach().clone().requires_grad_(features.is_floating_point())
+        products.found(head(leaf.clone()))  # whose first layer may work in place
     if not products.last:
         return True  # it computes by other means; the sum of its copies is verified, its kind cannot be
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +139,10 @@ def _is_linear_at_its_end(head: nn.Module, features: Tensor) -> bool:
     tolerance = min(1e3 * finfo.eps, 0.05)
     for magnitude in (each for each in (1.0, 1e2, 1e4, 1e6) if each < finfo.max**0.5):
         a, b = (
-            [(magnitude * (2 * torch.rand(shape, generator=generator) - 1)).to(like) for shape in products.shapes]
+            [
+                (magnitude * (2 * torch.rand(shape, generator=generator, device="cpu") - 1)).to(like)
+                for shape in products.shapes
+            ]
             for _ in range(2)
         )
         outputs = [
@@ -141,7 +161,7 @@ def _with_products(head: nn.Module, features: Tensor, values: dict[int, Tensor])
     """The output with these values in place of products, by the order in which they are computed; randomness is drawn alike every time."""
     with torch.random.fork_rng(devices=[]), _Products(values):
         torch.default_generator.manual_seed(0)
-        output: Tensor = head(features)
+        output: Tensor = head(features.clone())
     return output
 
 
@@ -214,7 +234,10 @@ def _depends(tensor: Tensor, on: Tensor) -> bool:
 
 
 def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
-    """Random non-negative features (batch, F), or (batch, C, H, W) for a `ConvolutionalHead`; None where their shape cannot be known."""
+    """Random features (batch, F), or (batch, C, H, W) for a `ConvolutionalHead`; None where their shape cannot be known.
+
+    Every other row is non-negative, as features behind a ReLU are.
+    """
     kinds = ConvolutionalHead | nn.Linear | PairedLinear | nn.Conv2d
     first = next((module for module in head.modules() if isinstance(module, kinds)), None)
     if first is None or isinstance(first, nn.Conv2d):
@@ -223,5 +246,6 @@ def probe_features(head: nn.Module, batch: int = 32) -> Tensor | None:
         shape: tuple[int, ...] = first.input_shape
     else:  # asked of a weight that is parametrized, its shape would cost its computation
         shape = (first.in_features if isinstance(first, nn.Linear) else first.weight.shape[1],)
-    drawn = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0))
+    drawn = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn[1::2] = 2 * drawn[1::2] - 1
     return drawn.to(next(first.parameters()))

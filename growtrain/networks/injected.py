@@ -15,6 +15,7 @@ Frozen heads of one hidden layer are fused: one matrix product for the hidden un
 Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. the form for n > 1 is inferred (see `Anchor`).
 """
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ from growtrain.networks.heads import (
     SpectralLinear,
     hidden_linear,
     initialize,
+    seeded,
 )
 from growtrain.networks.injectable import check_injectable, probe_features
 from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
@@ -74,6 +76,7 @@ class FrozenBank(nn.Module):
             torch.cat([_bias(layer.bias, layer.weight) for layer in hiddens]).detach(),
             requires_grad=False,
         )
+        self.biased = [layer.bias is not None for layer in hiddens]
         self.names = [name for name, _ in self.heads[0].named_children()]  # of layers, as in the head's state dict
         self.activation: nn.Module = self.heads[0][1]  # type: ignore[index]
         self.outputs = nn.ModuleList(head[2] for head in self.heads)  # type: ignore[index]
@@ -87,21 +90,25 @@ class FrozenBank(nn.Module):
         parts = zip(
             torch.split(self.hidden_weight, self.widths),
             torch.split(self.hidden_bias, self.widths),
+            self.biased,
             self.outputs,
             strict=True,
         )
-        for weight, bias, output in parts:
-            hidden = self.kind(weight.shape[1], weight.shape[0], device="meta")
-            hidden.weight, hidden.bias = (nn.Parameter(each.clone(), requires_grad=False) for each in (weight, bias))
+        for weight, bias, biased, output in parts:
+            hidden = self.kind(weight.shape[1], weight.shape[0], bias=biased, device="meta")
+            hidden.weight = nn.Parameter(weight.clone(), requires_grad=False)
+            if biased:
+                hidden.bias = nn.Parameter(bias.clone(), requires_grad=False)
             layers = (hidden, copy.deepcopy(self.activation), copy.deepcopy(output))
             heads.append(nn.Sequential(OrderedDict(zip(self.names, layers, strict=True))))
         return heads
 
-    def head_outputs(self, features: Tensor) -> Iterator[Tensor]:
+    def head_outputs(self, *inputs: Any, **named: Any) -> Iterator[Tensor]:
         """The output (B, A) of each frozen head, in the order in which they are summed."""
         if not self.fused:
-            yield from (head(features) for head in self.heads)
+            yield from (head(*inputs, **named) for head in self.heads)
             return
+        (features,) = (*inputs, *named.values())  # of an `nn.Sequential`
         product = hidden_linear if self.kind is HiddenLinear else F.linear
         hidden = product(features, self.hidden_weight, self.hidden_bias)
         if isinstance(self.activation, POINTWISE):
@@ -114,9 +121,9 @@ class FrozenBank(nn.Module):
         for part, output in zip(parts, self.outputs, strict=True):
             yield output(part)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
         """The sum of all frozen heads without the newest anchor (B, A), and the newest anchor's output (B, A) if there is one."""
-        outputs = self.head_outputs(features)
+        outputs = self.head_outputs(*inputs, **named)
         total = next(outputs)
         for anchor in self.anchors[:-1]:
             live = next(outputs)
@@ -130,21 +137,24 @@ class FrozenBank(nn.Module):
 
 
 class InjectedHead(nn.Module):
-    """A head with any number of plasticity injections: (B, F) -> (B, A).
+    """A head with any number of plasticity injections: (B, F) -> (B, A), called as the head was.
 
     The parameters that require a gradient are exactly those of `live`, unless it was injected with `trainable_heads="all"`. Before the
-    first injection it computes `head` and nothing else.
+    first injection it computes `head` and nothing else. What else the head can do, the live one can: `.live.reset_noise()`. A loop that
+    switches `requires_grad` on and off must do so for `live` alone.
 
     Args:
         head: any module with a non-linearity, from features to action values.
+        checked: whether it is known that it can be injected.
 
     Raises:
         ValueError: injection would be pointless or wrong for this head (see `check_injectable`).
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, *, checked: bool = False) -> None:
         super().__init__()
-        check_injectable(head)
+        if not checked:
+            check_injectable(head)
         self.live = head
         self.frozen: FrozenBank | None = None
 
@@ -165,17 +175,18 @@ class InjectedHead(nn.Module):
         """How often this head has been injected."""
         return len(self.anchors)
 
-    def forward(self, features: Tensor, frozen_outputs: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+    def forward(self, *inputs: Any, frozen_outputs: tuple[Tensor, Tensor | None] | None = None, **named: Any) -> Tensor:
         """Action values: frozen + (live - anchor).
 
         Args:
-            features: (B, F).
+            inputs: features (B, F), or whatever the head takes.
             frozen_outputs: what the frozen bank gives for them, where the caller has it already.
+            named: the same by name.
         """
-        live: Tensor = self.live(features)
+        live: Tensor = self.live(*inputs, **named)
         if self.frozen is None:
             return live
-        frozen, anchor = self.frozen(features) if frozen_outputs is None else frozen_outputs
+        frozen, anchor = self.frozen(*inputs, **named) if frozen_outputs is None else frozen_outputs
         change = live if anchor is None else live - anchor
         q: Tensor = frozen + change
         return q
@@ -217,8 +228,12 @@ class InjectedHead(nn.Module):
         anchor: Anchor,
         trainable_heads: TrainableHeads = "newest",
         initializer: Initializer = initialize,
+        probe: Tensor | None = None,
     ) -> "InjectedHead":
-        """A new head with one more injection; `self` keeps its tensors and can be gone back to."""
+        """A new head with one more injection; `self` keeps its tensors and can be gone back to.
+
+        `probe` is a batch of features for heads whose first layer does not tell their shape.
+        """
         if anchor not in ("frozen", "zero", "mirrored"):
             raise ValueError(f"anchor is {anchor!r}: choose frozen, zero or mirrored")
         if torch.is_inference_mode_enabled():
@@ -240,7 +255,7 @@ class InjectedHead(nn.Module):
         if anchor == "frozen":
             heads.append(copy.deepcopy(fresh).requires_grad_(False))
         else:
-            _silence(fresh, anchor)
+            _silence(fresh, anchor, probe)
         grown = InjectedHead.__new__(InjectedHead)
         nn.Module.__init__(grown)
         grown.training = self.training
@@ -307,9 +322,10 @@ class InjectedHead(nn.Module):
         if not isinstance(anchors, list) or anchors[: self.num_injections] != self.anchors:
             raise ValueError(f"spec {spec!r} does not continue a head with injections {self.anchors}")
         if spec.get("silent"):
-            self.live = silent_copy(self.live, torch.Generator().manual_seed(0))
+            self.live = silent_copy(self.live, torch.Generator().manual_seed(0), any_weights)
         for anchor in anchors[self.num_injections :]:
-            self.inject(torch.Generator().manual_seed(0), anchor)
+            grown = self.grown(torch.Generator().manual_seed(0), anchor, initializer=any_weights)
+            self.frozen, self.live = grown.frozen, grown.live
         self.rebuild_bank(fused=bool(spec.get("fused")))
         for index in spec.get("trainable", ()):
             if self.frozen is None or self.frozen.fused or not 0 <= int(index) < len(self.frozen.heads):
@@ -329,7 +345,9 @@ def _is_shared(module: nn.Module) -> bool:
 
 
 def _generator(generator: torch.Generator | None) -> torch.Generator:
-    return torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if generator is None else generator
+    return (
+        torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu"))) if generator is None else generator
+    )
 
 
 def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
@@ -340,6 +358,7 @@ def can_fuse(heads: list[nn.Module]) -> bool:
     """Whether all heads are `Linear, activation, Linear`, with an activation that is pointwise or concatenates its parts."""
     return all(
         isinstance(head, nn.Sequential)
+        and type(head).forward is nn.Sequential.forward
         and len(head) == 3
         and type(head[0]) in (nn.Linear, HiddenLinear, PairedLinear)
         and isinstance(head[1], (*POINTWISE, *CONCATENATING))
@@ -355,8 +374,17 @@ def _kind(layer: nn.Module) -> type[nn.Linear]:
     return next((kind for kind in (HiddenLinear, BatchLinear) if isinstance(layer, kind)), nn.Linear)
 
 
+def any_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """The initializer of what is to be overwritten: it may stay as it is."""
+    with contextlib.suppress(ValueError):
+        initialize(module, generator)
+
+
 def fresh_copy(network: nn.Module, generator: torch.Generator, initializer: Initializer = initialize) -> nn.Module:
-    """The same architecture with fresh weights that train; mirrored and paired layers become ordinary ones again."""
+    """The same architecture with fresh weights that train; mirrored and paired layers become ordinary ones again.
+
+    Another's initializer may draw from the global generator, too: it is seeded from `generator` meanwhile.
+    """
     fresh = copy.deepcopy(network)
     for name, module in list(fresh.named_modules()):
         if isinstance(module, MirroredLinear | PairedLinear):
@@ -366,7 +394,8 @@ def fresh_copy(network: nn.Module, generator: torch.Generator, initializer: Init
             else:
                 layer = _kind(module)(inputs, units, bias=module.bias is not None)
             fresh.set_submodule(name, layer.to(module.weight))
-    initializer(fresh, generator)
+    with contextlib.nullcontext() if initializer in (initialize, any_weights) else seeded(fresh, generator):
+        initializer(fresh, generator)
     return fresh.requires_grad_(True)
 
 
@@ -381,7 +410,7 @@ def silent_copy(head: nn.Module, generator: torch.Generator, initializer: Initia
     return fresh
 
 
-def _silence(head: nn.Module, anchor: Anchor) -> None:
+def _silence(head: nn.Module, anchor: Anchor, probe: Tensor | None = None) -> None:
     """Makes a fresh head's output exactly zero, in place, by its last linear layer (`zero`) or its last two (`mirrored`)."""
     linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
     needed, ends = (2, "two plain linear layers in a row") if anchor == "mirrored" else (1, "a plain linear layer")
@@ -410,9 +439,13 @@ def _silence(head: nn.Module, anchor: Anchor) -> None:
             mirrored = MirroredLinear(output)
             mirrored.cancel()
             head.set_submodule(output_name, mirrored)
-            if not _is_silent(head) and type(hidden) in (nn.Linear, HiddenLinear, BatchLinear):
+            if not _is_silent(head, probe) and type(hidden) in (nn.Linear, HiddenLinear, BatchLinear):
                 head.set_submodule(hidden_name, PairedLinear(hidden))
-        if not _is_silent(head):
+        if probe is None and probe_features(head) is None:
+            raise ValueError(
+                "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
+            )
+        if not _is_silent(head, probe):
             raise ValueError(f"it cannot be seen that this head gives 0 where its last linear layers do: {remedy}")
 
 
@@ -427,12 +460,10 @@ def _is_plain(layer: nn.Linear) -> bool:
 
 
 @torch.no_grad()
-def _is_silent(head: nn.Module) -> bool:
+def _is_silent(head: nn.Module, probe: Tensor | None = None) -> bool:
     """Whether the output is exactly zero, on the CPU; what another device rounds away is for `inject` to verify."""
     if any(p.device.type != "cpu" for p in head.parameters()):
         head = copy.deepcopy(head).cpu()
-    for batch in _PROBE_BATCHES:
-        features = probe_features(head, batch)
-        if features is None or head(features).abs().max() != 0:
-            return False
-    return True
+    batches = [None if probe is None else probe.cpu()] + [probe_features(head, batch) for batch in _PROBE_BATCHES]
+    given = [features.clone() for features in batches if features is not None]
+    return bool(given) and all(bool(head(features).abs().max() == 0) for features in given)

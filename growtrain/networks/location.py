@@ -14,6 +14,9 @@ from growtrain.networks.attachments import refuse_hooks
 from growtrain.networks.injectable import kept_buffers
 from growtrain.networks.injected import InjectedHead
 
+Observations = Tensor | Sequence[Tensor]  # a batch, or one for each input of a network
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # where PyTorch keeps what is registered
+
 
 @dataclass(frozen=True)
 class Head:
@@ -43,7 +46,7 @@ class Head:
         """Whether its output is the network's by construction: it is the end of a plain `nn.Sequential`, of nested ones too."""
         holder = self.network
         for name in self.parts[-1].split("."):
-            if not _is_plain(holder) or name != list(holder._modules)[-1]:
+            if not is_plain_sequential(holder) or name != list(holder._modules)[-1]:
                 return False
             holder = uncompiled(holder.get_submodule(name))
         return True
@@ -76,7 +79,7 @@ class Head:
                 self.network.set_submodule(part, nn.Identity())
         self.network.set_submodule(self.path, head)
 
-    def features(self, observations: Tensor) -> Tensor:
+    def features(self, observations: Observations) -> Tensor:
         """What the head is given for observations (B, ...), as the network takes them.
 
         Raises:
@@ -87,11 +90,14 @@ class Head:
         def record(name: str) -> Any:
             return lambda _, inputs, output: calls.append((name, inputs, output))
 
+        holder = self.parts[0].rpartition(".")[0]
         with contextlib.ExitStack() as stack, kept_buffers(self.network), torch.no_grad():
-            for part in self.parts:
+            for part in [holder] if self.is_tail else self.parts:
                 handle = self.network.get_submodule(part).register_forward_hook(record(part))
                 stack.callback(handle.remove)
-            self.network(observations)
+            self.network(*as_inputs(observations))
+            if self.is_tail:
+                return self._tail_features(holder, [inputs for _, inputs, _ in calls])
         order = [name for name, _, _ in calls]
         if order != list(self.parts):
             raise ValueError(f"head={self.parts}: they are computed in the order {order}, not each once in this order")
@@ -103,6 +109,44 @@ class Head:
                 )
         features: Tensor = calls[0][1][0]
         return features
+
+    def _tail_features(self, holder: str, calls: Sequence[tuple[Any, ...]]) -> Tensor:
+        """What the layers before a tail make of what their `nn.Sequential` was given."""
+        if len(calls) != 1 or len(calls[0]) != 1:
+            raise ValueError(
+                f"{holder or 'the network'!r} is not computed once, of one tensor: its tail cannot be injected"
+            )
+        features: Tensor = calls[0][0]
+        for name, layer in self.network.get_submodule(holder)._modules.items():
+            if name == self.parts[0].rpartition(".")[2]:
+                break
+            assert layer is not None
+            features = layer(features)
+        return features
+
+    def check_reached_by_name(self) -> None:
+        """Raises `ValueError` if another module has the head's modules in a plain attribute, which would go on with the old ones."""
+        leaving = {id(each) for each in self.module.modules()}
+        leaving |= {id(self.network.get_submodule(part)) for part in self.parts}
+        for path, module in self.network.named_modules():
+            if id(module) in leaving:
+                continue
+            for name, value in vars(module).items():
+                held = (
+                    value.values()
+                    if isinstance(value, dict)
+                    else value
+                    if isinstance(value, list | tuple)
+                    else (value,)
+                )
+                if name not in _OWN_ATTRIBUTES and any(
+                    isinstance(each, nn.Module) and id(each) in leaving for each in held
+                ):
+                    where = f"{path}.{name}" if path else name
+                    raise ValueError(
+                        f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), "
+                        "or hold it in an nn.ModuleList"
+                    )
 
 
 def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
@@ -131,6 +175,11 @@ def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
     return Head(network, uncompiled(_submodule(network, where)), where, (where,))
 
 
+def as_inputs(observations: Observations) -> tuple[Tensor, ...]:
+    """What a network is called with."""
+    return (observations,) if isinstance(observations, Tensor) else tuple(observations)
+
+
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` was given, where this is what it gave."""
     while isinstance(original := module._modules.get("_orig_mod"), nn.Module):
@@ -155,7 +204,7 @@ def _submodule(network: nn.Module, path: str) -> nn.Module:
 
 def _tail(network: nn.Module, path: str, start: str) -> Head:
     layers = _submodule(network, path)
-    if not isinstance(layers, nn.Sequential) or type(layers).forward is not nn.Sequential.forward:
+    if not isinstance(layers, nn.Sequential) or not is_plain_sequential(layers):
         raise ValueError(f"{path or 'the network'!r} is no plain nn.Sequential, of which {start}: could be the tail")
     names = list(layers._modules)
     last = layers[-1] if len(layers) else None
@@ -193,18 +242,19 @@ def _several(network: nn.Module, paths: tuple[str, ...]) -> Head:
                 f"{paths[-1]!r} was injected with other modules: name the same again, or head={paths[-1]!r}"
             )
         return Head(network, last, paths[-1], paths)
-    refuse_hooks({path: module for path, module in modules.items() if _is_plain(module)})
+    refuse_hooks({path: module for path, module in modules.items() if is_plain_sequential(module)})
     layers = [layer for module in modules.values() for layer in _layers(module)]
     return Head(network, nn.Sequential(*layers), paths[-1], paths)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain_sequential(module: nn.Module) -> bool:
+    """Whether a module computes its modules one after the other, and nothing else."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    if _is_plain(module):
-        for layer in module.children():
+    if is_plain_sequential(module):
+        for layer in filter(None, module._modules.values()):  # `children()` names a layer that is there twice but once
             yield from _layers(layer)
     else:
         yield module

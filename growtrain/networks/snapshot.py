@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.networks.attachments import Attachments, copy_without_hooks
-from growtrain.networks.injected import InjectedHead, trains
+from growtrain.networks.injected import InjectedHead, any_weights, trains
 from growtrain.networks.location import find_head
 
 ROWS_AT_ONCE = 256  # observations of a forward pass where a replay is swept, which decides how much memory that takes
@@ -142,8 +142,8 @@ class InjectedNetwork(nn.Module):
             head = find_head(self.live, each["where"])
             attached = Attachments(head.module, head.live, head.names)
             with attached.aside():
-                old = head.module if isinstance(head.module, InjectedHead) else InjectedHead(head.module)
-                new = old.silent(torch.Generator().manual_seed(0)).grow_to(each["head"])
+                old = head.module if isinstance(head.module, InjectedHead) else InjectedHead(head.module, checked=True)
+                new = old.silent(torch.Generator().manual_seed(0), any_weights).grow_to(each["head"])
             self.snapshot = self.snapshot.grown(self.live)
             attached.hand_over(new)
             if not trains(self.live):  # a target's

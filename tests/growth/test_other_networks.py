@@ -1,0 +1,370 @@
+"""Networks of other people's code in which an injection could go wrong without a word: it is right, or refused with a line."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from growtrain import InjectedNetwork, inject, inject_network
+from growtrain.growth.inject import NotPreserved
+from growtrain.networks.injected import InjectedHead
+from growtrain.settings.config import Anchor
+
+ANCHORS: tuple[Anchor, ...] = ("frozen", "zero", "mirrored")
+
+
+def sgd(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class SharedTrunk(nn.Module):
+    """An actor and a critic on what the same layers give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
+        self.actor, self.critic = nn.Linear(32, 2), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.trunk(x)
+        return self.actor(hidden), self.critic(hidden)
+
+
+def test_what_another_head_reads_is_not_taken_from_it() -> None:
+    network, x = SharedTrunk(), torch.randn(8, 4)
+    before, modules = network(x), list(network.modules())
+    with pytest.raises(NotPreserved, match="something else uses a module of the head"):
+        inject(network, head=("trunk.2", "trunk.3", "critic"), optimizer=sgd(network), observations=x)
+    assert list(network.modules()) == modules
+    assert all(map(torch.equal, network(x), before))
+
+
+class Staged(nn.Module):
+    """Reaches its head through a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(4, 8), mlp(8, 8, 2)
+        self.stages = [self.encoder, self.head]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def test_a_head_that_is_reached_past_its_name_is_refused() -> None:
+    network = Staged()
+    with pytest.raises(ValueError, match="'stages' holds a module of the head"):
+        inject(network, optimizer=sgd(network))
+    assert isinstance(network.head, nn.Sequential)
+
+
+class InTwoParts(nn.Module):
+    """A layer of the head's last part is there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        self.body, self.fc = nn.Linear(4, 8), nn.Linear(8, 8)
+        self.q = nn.Sequential(act, nn.Linear(8, 8), act, nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.q(self.fc(self.body(x)))
+        return out
+
+
+def test_a_layer_that_is_there_twice_is_computed_twice() -> None:
+    network, x = InTwoParts(), torch.randn(8, 4)
+    before = network(x)
+    inject(network, head=("fc", "q"), optimizer=sgd(network), observations=x)
+    assert torch.equal(network(x), before)
+    act = nn.ReLU()
+    network_of_layers = nn.Sequential(nn.Linear(4, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 2))
+    before = network_of_layers(x)
+    inject(network_of_layers, head="2:", optimizer=sgd(network_of_layers), observations=x)
+    assert torch.equal(network_of_layers(x), before)
+
+
+class Rectified(nn.Sequential):
+    """Has a forward of its own, in which only the sign of its features shows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = super().forward(F.relu(input))
+        return out
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_sequential_with_a_forward_of_its_own_keeps_it(anchor: Anchor) -> None:
+    network, x = (
+        nn.Sequential(nn.Linear(4, 32), Rectified(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))),
+        torch.randn(64, 4),
+    )
+    for _ in range(2):
+        before = network(x)
+        inject(network, head="1", optimizer=sgd(network), anchor=anchor)
+        assert torch.equal(network(x), before)
+        with torch.no_grad():
+            for p in network[1].live.parameters():
+                p.add_(torch.randn_like(p) / 10)
+
+
+class Noisy(nn.Module):
+    """Random, in a way that no class tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+class Scaled(nn.Module):
+    """Works on its input in place, as one does with pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(1).div_(2)
+
+
+@pytest.mark.parametrize("layer", [nn.RReLU, Noisy, Scaled])
+def test_a_frozen_network_that_may_be_another_is_compared(layer: Callable[[], nn.Module]) -> None:
+    network, x = InjectedNetwork(nn.Sequential(layer(), *mlp(4, 32, 32, 2))), torch.randn(64, 4)
+    with pytest.raises(ValueError, match="pass observations="):
+        inject_network(network, head="3:", optimizer=sgd(network))
+    with pytest.raises((ValueError, NotPreserved), match=r"in evaluation mode|changes its input"):
+        inject_network(network, head="3:", optimizer=sgd(network), observations=x)
+    assert not network.num_injections
+
+
+def test_a_network_that_rectifies_its_input_in_place_is_compared() -> None:
+    network = InjectedNetwork(nn.Sequential(nn.SiLU(inplace=True), *mlp(4, 32, 32, 2)))
+    with pytest.raises(ValueError, match="changes its input: pass observations="):
+        inject_network(network, head="3:", optimizer=[])
+
+
+def orthogonal(module: nn.Module, _: torch.Generator) -> None:
+    """As CleanRL's `layer_init`, which knows no generator."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def test_an_initializer_that_draws_from_the_global_generator_gives_both_networks_the_same() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(len(drawn))
+        network, target = mlp(4, 32, 32, 2), mlp(4, 32, 32, 2)
+        inject(
+            network,
+            head="2:",
+            optimizer=sgd(network),
+            target=target,
+            initializer=orthogonal,
+            generator=torch.Generator().manual_seed(7),
+        )
+        weights = [each[2].live[0].weight for each in (network, target)]
+        assert torch.equal(*weights)
+        drawn.append(weights[0])
+    assert torch.equal(*drawn)
+
+
+class Gained(nn.Linear):
+    """Has a parameter of which PyTorch's reset knows nothing."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.gain = nn.Parameter(torch.ones(outputs))
+
+
+class Lapan(nn.Linear):
+    """Noise whose size is learned, and which its reset leaves."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.sigma = nn.Parameter(torch.full((outputs, inputs), 0.017))
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.weight, -0.1, 0.1)
+        nn.init.zeros_(self.bias)
+
+
+def test_what_a_reset_does_not_draw_is_not_taken_for_fresh() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), Gained(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"no reset_parameters\(\) of its own"):
+        inject(network, head="1:", optimizer=sgd(network))
+    network = nn.Sequential(nn.Linear(4, 8), Lapan(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        network[1].sigma.uniform_(0, 0.5)
+    with pytest.raises(ValueError, match="leaves 'sigma' as it was learned"):
+        inject(network, head="1:", optimizer=sgd(network))
+
+
+class Critic(nn.Sequential):
+    """As TorchRL's `MLP`: takes observation and action."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out: Tensor = super().forward(torch.cat(inputs, dim=-1))
+        return out
+
+
+def test_a_head_is_called_as_it_was() -> None:
+    critic = nn.ModuleDict({"q": Critic(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))})
+    observation, action = torch.randn(2, 4), torch.randn(2, 2)  # two rows: a pair that could be unpacked
+    for anchor in ANCHORS:
+        before = critic["q"](observation, action)
+        inject(critic, head="q", optimizer=sgd(critic), anchor=anchor)
+        assert torch.equal(critic["q"](observation, action), before)
+    network = nn.ModuleDict({"head": mlp(4, 8, 2)})
+    before = network["head"](input=observation)
+    inject(network, optimizer=sgd(network))
+    assert torch.equal(network["head"](input=observation), before)
+
+
+class LastFirst(nn.Module):
+    """The layer that is registered first is computed last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.hidden = nn.Linear(16, 3), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.hidden(x).relu())
+        return out
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize(
+    ("head", "probe", "anchors"),
+    [(LastFirst, torch.randn(32, 32), ("frozen",)), (convolutional, torch.randn(8, 2, 5, 5), ANCHORS)],
+)
+def test_a_probe_does_what_the_refusal_promises(
+    head: Callable[[], nn.Module], probe: Tensor, anchors: tuple[Anchor, ...]
+) -> None:
+    for anchor in anchors:
+        network = nn.ModuleDict({"head": head()})
+        before = network["head"](probe)
+        with pytest.raises(ValueError, match="pass probe="):
+            inject(network, optimizer=sgd(network), anchor=anchor)
+        inject(network, optimizer=sgd(network), anchor=anchor, probe=probe)
+        assert torch.equal(network["head"](probe), before)
+
+
+def test_what_was_grown_is_restored_whatever_draws_its_weights() -> None:
+    class Bare(nn.Module):
+        """A layer without a reset."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gain
+
+    def make() -> nn.Sequential:
+        network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), Bare(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+        nn.init.zeros_(network[-1].weight)  # as often of a last layer
+        nn.init.zeros_(network[-1].bias)
+        return network
+
+    network, x = InjectedNetwork(make()), torch.randn(8, 4)
+    with torch.no_grad():
+        network.live[-1].weight.normal_()
+    initializer: Any = lambda module, _: orthogonal(module, _)  # noqa: E731
+    inject_network(network, head="2:", optimizer=[], initializer=initializer, observations=x)
+    again = InjectedNetwork(make()).grow_to(network.spec())
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(x), network(x))
+
+
+@pytest.mark.parametrize("trainable", ["newest", "all"])
+def test_a_head_without_biases_is_restored(trainable: Any) -> None:
+    def make() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 16, bias=False), nn.ReLU(), nn.Linear(16, 2))
+
+    head, x = InjectedHead(make()), torch.randn(8, 4)
+    head.inject(trainable_heads=trainable)
+    again = InjectedHead(make()).grow_to(head.spec())
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(x), head(x))
+
+
+def test_a_cold_encoder_keeps_no_estimate_of_its_old_weights() -> None:
+    body = nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(4, 16)), nn.ReLU(), nn.BatchNorm1d(16), *mlp(16, 16, 2)
+    )
+    network, x = InjectedNetwork(body), 3 * torch.randn(256, 4) + 1
+    for _ in range(20):
+        network(x)
+    network.eval()
+    before = network(x)
+    inject_network(network, head="3:", optimizer=[], live_encoder="cold", observations=x)
+    assert torch.equal(network(x), before)
+    assert float(torch.linalg.matrix_norm(body[0].weight.detach(), 2)) == pytest.approx(1, abs=0.05)
+    assert torch.equal(body[2].running_mean, torch.zeros(16))
+
+
+def test_a_head_whose_units_are_dead_is_who_needs_an_injection() -> None:
+    network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
+    with torch.no_grad():
+        network[2].bias.fill_(-100.0)
+    before = network(x)
+    inject(network, head="2:", optimizer=sgd(network))
+    assert torch.equal(network(x), before)
+    with pytest.raises(ValueError, match="affine"):
+        inject(nn.ModuleDict({"head": nn.Linear(4, 2)}), optimizer=[])
+    zero = nn.Linear(4, 2)
+    nn.init.zeros_(zero.weight)
+    with pytest.raises(ValueError, match="affine"):
+        inject(nn.ModuleDict({"head": zero}), optimizer=[])
+
+
+def test_a_head_may_begin_in_place_and_a_network_have_two_inputs() -> None:
+    network, x = (
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)),
+        torch.randn(8, 4),
+    )
+    before = network(x)
+    inject(network, head="1:", optimizer=sgd(network), probe=torch.randn(8, 8))
+    assert torch.equal(network(x), before)
+    critic = InjectedNetwork(Joined())
+    action = torch.randn(8, 2)
+    before = critic(x, action)
+    inject_network(critic, optimizer=[], observations=(x, action))
+    assert torch.equal(critic(x, action), before)
+    with pytest.raises(ValueError, match="returns tuple, not a tensor"):
+        inject_network(
+            InjectedNetwork(SharedTrunk()), head=("trunk.2", "trunk.3", "critic"), optimizer=[], observations=x
+        )
+
+
+class Joined(nn.Module):
+    """A critic of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), mlp(8, 8, 1)
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(torch.cat([x, action], 1)).relu())
+        return out
+
+
+def test_a_default_device_is_not_where_random_numbers_are_drawn() -> None:
+    network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
+    before = network(x)
+    with torch.device("meta"):
+        inject(network, head="2:", optimizer=sgd(network), anchor="mirrored")
+    assert torch.equal(network(x), before)
