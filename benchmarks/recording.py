@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ import torch
 
 from growtrain.analysis.plots import to_svg
 from growtrain.runfiles import PARTIAL
-from growtrain.runs.provenance import git_commit
+from growtrain.runs.provenance import git_state
 from growtrain.settings.machine import cpu_name
 
 if TYPE_CHECKING:
@@ -52,12 +51,10 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         `busy_cores` (that others use, over half a second in which this process sleeps), `memory_bytes`, `gpu`, `cuda`, `tf32` (of the GPU's
         convolutions), `platform`, `environment` (thread settings, null if unset) and `versions`.
     """
-    commit = git_commit()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
-        "git_commit": commit,
-        "git_modified": None if (status := commit and _git("status", "--porcelain", "-uno")) is None else bool(status),
+        **git_state(),
         "cpu": cpu_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
@@ -164,15 +161,6 @@ def synchronize(device: torch.device) -> None:
 def device_events(profiler: torch.profiler.profile) -> list[Any]:
     """The kernels and copies that a profiler saw on a GPU."""
     return [e for e in profiler.events() or () if e.device_type.name == "CUDA" and not e.is_user_annotation]
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the source tree; None where it says nothing."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ Units: scores are normalised, 0 a random player, 1 the game's reference (a human
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -142,6 +143,11 @@ class Comparison:
         times: time-to-score, over the games where the reference clearly learned.
         unlearned: the other ones.
         machines: what the runs ran on, more than one entry if wall-clock is not comparable.
+        missing: runs without a score at equal frames, as text by arm and game.
+        diverged: those of them that could not go on, by arm.
+        unscored: runs that have no score yet where an axis ends, as text by axis, which then is left out.
+        related: cells whose runs share a past, as text.
+        commits: how many versions of the code the runs were made by.
     """
 
     arm: str
@@ -154,6 +160,11 @@ class Comparison:
     times: list[TimeToScore]
     unlearned: list[str]
     machines: list[str]
+    missing: list[str]
+    diverged: dict[str, int]
+    unscored: dict[Axis, str]
+    related: list[str]
+    commits: int
 
 
 def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) -> Comparison:
@@ -176,18 +187,72 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
     ]
     points: dict[Axis, Point] = {}
     costs: dict[Axis, Estimate] = {}
+    unscored: dict[Axis, str] = {}
     for axis in AXES if games else ():
         limit = limits(study, pair, axis)
         if all(game in limit for game in games):
-            points[axis] = _point(study, pair, axis, limit, games, rng)
+            late = [_unscored(study, a, game, axis, limit[game]) for a in pair for game in games if axis != "frames"]
+            late = [text for text in late if text]
+            if late:
+                unscored[axis] = "; ".join(late)
+            else:
+                points[axis] = _point(study, pair, axis, limit, games, rng)
             if axis != "frames":
                 taken = [[_taken(study, a, game, axis, at[game]) for game in games] for a in pair]
                 costs[axis] = estimate(ratio_of_means, *taken, rng=rng)
     learned = [game for game in games if _has_learned(study, reference, game, at[game])]
     times = _times(study, pair, at, learned, tuple(points), rng) if learned else []
     unlearned = [game for game in games if game not in learned]
-    machines = sorted({_machine(e.run) for a in pair for game in games for e in study.cell(a, game)})
-    return Comparison(arm, reference, games, elsewhere, short, points, costs, times, unlearned, machines)
+    cells = [(a, game, study.cell(a, game)) for a in pair for game in games]
+    machines = sorted({_machine(e.run) for _, _, cell in cells for e in cell})
+    ended = [(a, game, [e for e in cell if np.isnan(score_at(e, "frames", at[game]))], cell) for a, game, cell in cells]
+    return Comparison(
+        arm,
+        reference,
+        games,
+        elsewhere,
+        short,
+        points,
+        costs,
+        times,
+        unlearned,
+        machines,
+        missing=[
+            f"{len(without)} of {len(cell)} runs of {a} on {game} ended before"
+            for a, game, without, cell in ended
+            if without
+        ],
+        diverged={
+            a: sum(has_diverged(e.run) for each, _, without, _ in ended if each == a for e in without) for a in pair
+        },
+        unscored=unscored,
+        related=[f"{a} on {game}" for a, game, cell in cells if _share_a_past([e.run for e in cell])],
+        commits=len({e.run.about.get("git_commit") for _, _, cell in cells for e in cell}),
+    )
+
+
+def has_diverged(run: Run) -> bool:
+    """Whether it ended because its learner could not go on."""
+    return run.status == "failed" and str(run.summary.get("reason")).startswith("Diverged")
+
+
+def _unscored(study: Study, arm: str, game: str, axis: Axis, limit: float) -> str:
+    """How many healthy runs of a cell have their first score only beyond a limit, as text: those that are there are not its like."""
+    healthy = [e for e in study.cell(arm, game) if e.run.status in HEALTHY and len(e.curve.frames)]
+    late = sum(float(getattr(entry.curve, axis)[0]) > limit for entry in healthy)
+    return f"{late} of {len(healthy)} runs of {arm} on {game}" if late else ""
+
+
+def _share_a_past(runs: Sequence[Run]) -> bool:
+    """Whether any two runs went on from the same one, or one from the other."""
+    began = [run.began_as for run in runs]
+    own = {str(run.path.resolve()) for run in runs}
+    forks = [
+        Path(each).parent.parent.resolve()
+        for run, each in zip(runs, began, strict=True)
+        if each != str(run.path.resolve())
+    ]
+    return len(set(forks)) < len(forks) or any(str(each) in own for each in forks)
 
 
 def _point(
@@ -258,13 +323,13 @@ def _times(
 
 
 def _time_to(cell: Sequence[Entry], axis: Axis, goal: float, frames: float) -> FloatArray:
-    """When each run first got to a score: infinity if it did not by `frames`, NaN if it ended before it could."""
+    """When each run first got to a score: infinity if it did not by `frames`, or diverged; NaN if it ended before it could."""
     times = []
     for entry in cell:
         curve = at_frames(entry.curve, frames)
         time = first_reach(getattr(curve, axis), curve.score, goal)
         ended_early = np.isinf(time) and (not len(entry.curve.frames) or entry.curve.frames[-1] < frames)
-        times.append(np.nan if ended_early else time)
+        times.append(np.nan if ended_early and not has_diverged(entry.run) else time)
     return np.array(times)
 
 
@@ -279,7 +344,11 @@ def _reached(times: Sequence[FloatArray]) -> tuple[int, int]:
 
 
 def _machine(run: Run) -> str:
-    return f"{run.about.get('device', 'unknown device')}, {run.about.get('num_threads', '?')} threads"
+    """What it ran on last, and what of that was another before."""
+    changes = [change for resume in run.resumes for change in resume.get("skew") or () if isinstance(change, str)]
+    moved = [change for change in changes if change.startswith(("device ", "num_threads "))]
+    now = f"{run.about.get('device', 'unknown device')}, {run.about.get('num_threads', '?')} threads"
+    return f"{now} ({', '.join(moved)} on the way)" if moved else now
 
 
 def value_text(value: float) -> str:
@@ -336,6 +405,11 @@ def _verdict(comparison: Comparison) -> str:
             f"So far, at {where}: {means}, {how} ({scope})."
         )
     means += f", difference {interval_text(point.difference)}, {how} ({scope})"
+    if comparison.missing:
+        means += f"; {'; '.join(comparison.missing)}"
+    if any(comparison.diverged.values()):
+        which = " and ".join(f"{count} of {a}" for a, count in comparison.diverged.items() if count)
+        return f"Cannot tell how {arm} compares with {reference}: {which} diverged, and only the others have a score. {means}."
     if all(e.low is not None and e.low <= 0 for e in (point.arm, point.reference)):
         return (
             f"Cannot tell whether {arm} keeps up with {reference}: at {where} neither is clearly better than a random policy, "

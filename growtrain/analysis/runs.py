@@ -135,6 +135,13 @@ class Run:
         return any("forked_from" in resume or resume.get("past_differs") for resume in self.resumes)
 
     @property
+    def began_as(self) -> str:
+        """The checkpoint that it was forked from first; itself, of a run that began from nothing."""
+        return next(
+            (str(resume["forked_from"]) for resume in self.resumes if "forked_from" in resume), str(self.path.resolve())
+        )
+
+    @property
     def total_flops(self) -> float:
         """FLOPs of all its training by its summary; NaN while there is none."""
         costs = self.stage_costs
@@ -311,17 +318,19 @@ def _reason(error: Exception) -> str:
     )
 
 
-def training_curve(run: Run, costs: Sequence[StagePrice] = ()) -> Curve:
-    """A run's score and what it took, at each record from the first tenth of its budget on.
+def training_curve(run: Run, costs: Sequence[StagePrice] = (), budget: int = 0) -> Curve:
+    """A run's score and what it took, at each record from the first tenth of a budget on.
 
     The score is the mean of the training episodes that ended in the last tenth of the budget; where none did, of the newest that did.
-    An episode that is still going on then is not among them, which favours the short ones where few end.
+    Runs of different budgets are compared by the same number of frames, or the longer ones' scores would be older. An episode that is still
+    going on then is not among them, which favours the short ones where few end.
 
     Args:
         run: the run.
         costs: of each stage.
+        budget: frames; 0: its own.
     """
-    window = run.budget / 10
+    window = (budget or run.budget) / 10
     frames, seconds, updates, episodes, returns = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)].T
     episodes = np.where(np.isnan(returns), 0.0, np.nan_to_num(episodes))
     total = np.concatenate([[0.0], np.cumsum(episodes * np.nan_to_num(returns))])

@@ -72,11 +72,12 @@ def make_study(runs: Sequence[Run]) -> Study:
     done = [(label, run) for label, run in zip(labels, runs, strict=True) if run.status == "done" and run.stage_costs]
     done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
     costs = {(label, run.game): run.stage_costs for label, run in done}
+    budgets = {game: min(run.budget for run in runs if run.game == game) for game in {run.game for run in runs}}
     curves = []
     for label, run in zip(labels, runs, strict=True):
         # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
         prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
-        curves.append((training_curve(run, prices), evaluation_curve(run, prices)))
+        curves.append((training_curve(run, prices, budgets[run.game]), evaluation_curve(run, prices)))
     best: dict[tuple[str, str, int], Run] = {}
     for label, run in zip(labels, runs, strict=True):
         key = (label, run.game, run.seed)

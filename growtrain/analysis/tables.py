@@ -97,8 +97,8 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
             Paragraph(
                 "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
                 "reference's mean score at the end; medians over seeds, their median over games. A run that does not get "
-                "there counts as infinitely late; never says that on half of the games or more most of the arm's runs are, first that "
-                "most of the reference's are. One that is "
+                "there counts as infinitely late; never says that on half of the games or more half of the arm's runs or more are, first "
+                "that half of the reference's are. One that is "
                 "there at its first score, a tenth into its budget, counts as having taken that long: such times are too long and draw "
                 "the ratio towards 1, and the note counts them. A "
                 "game where neither arm gets there is left out."
@@ -118,7 +118,9 @@ def evaluations(evaluated: Sequence[Comparison]) -> list[Block]:
         "of one snapshot and of few episodes, so seeds differ more. Between two evaluations the score is read off the line from one to the "
         "other."
     )
-    return [Heading("Arm against arm, by evaluations"), Table(_POINT_HEADER, rows), Paragraph(text)]
+    notes = [f"{c.arm} against {c.reference}: {note}" for c in evaluated for note in _unscored_notes(c)]
+    found: list[Block] = [Heading("Arm against arm, by evaluations"), Table(_POINT_HEADER, rows), Paragraph(text)]
+    return [*found, Items(notes)] if notes else found
 
 
 def _point_rows(c: Comparison) -> list[list[str]]:
@@ -181,16 +183,32 @@ def _comparison_notes(c: Comparison) -> list[str]:
     if c.unlearned:
         why = f"not every run of {c.reference} ends above a random policy and above where it began"
         notes.append(f"no time-to-score on {', '.join(c.unlearned)}: {why}")
+    if c.missing:
+        notes.append(f"{'; '.join(c.missing)}: the scores are those of the others")
+    notes += _unscored_notes(c)
+    if c.related:
+        notes.append(
+            f"runs of {', '.join(c.related)} share a past (forks): intervals, which speak of other seeds, are too narrow"
+        )
     if c.elsewhere:
         notes.append(f"over {', '.join(c.games)} only: one of the two has no score on {', '.join(c.elsewhere)}")
     if len(c.machines) > 1:
         notes.append(f"wall-clock is not comparable: the runs had {' and '.join(c.machines)}")
-    if "flops" not in c.points and c.games:
+    elif c.commits > 1 and c.games:
+        notes.append(f"the runs were made by {c.commits} versions of the code, which may differ in speed")
+    if "flops" not in c.points and "flops" not in c.unscored and c.games:
         notes.append(
             "FLOPs are unknown of some runs: before its end a run has those of one of its arm and game that is done and got as far, a fork "
             "none, and no run has any whose network became another than its schedule planned"
         )
     return notes
+
+
+def _unscored_notes(c: Comparison) -> list[str]:
+    return [
+        f"not compared at equal {TITLES[axis]}: {late} have their first score after that"
+        for axis, late in c.unscored.items()
+    ]
 
 
 def costs(study: Study) -> list[Block]:
@@ -232,8 +250,11 @@ def _cost_cells(done: Sequence[Run], reasons: Counter[str]) -> list[str]:
 
 
 def _measured(gpus: Sequence[dict[str, Any]], name: str, text: Callable[[float], str], reasons: Counter[str]) -> str:
-    """The mean of what the GPU monitors measured, or `unavailable`; what they say about why is counted in `reasons`."""
-    watching = [gpu for gpu in gpus if gpu.get("available")]
+    """The mean of what the GPU monitors measured to the end, or `unavailable`; what they say about why is counted in `reasons`."""
+    watching = [gpu for gpu in gpus if gpu.get("available") and not gpu.get("lost")]
+    for gpu in gpus:
+        if gpu.get("available") and gpu.get("lost"):
+            reasons[f"{name}, the monitor was lost {gpu['lost']}"] += 1
     for gpu in watching:
         if isinstance(gpu.get(name), str):
             reasons[f"{name}, {gpu[name].removeprefix('unavailable: ')}"] += 1

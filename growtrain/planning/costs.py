@@ -249,18 +249,19 @@ def update_flops(
     encoder_trains: bool,
     num_live: int = 1,
     double_dqn: bool = True,
+    shares: bool = True,
 ) -> UpdateFlops:
     """The FLOPs of one Double-DQN update with `num_frozen` heads that do not train beside the `num_live` that do.
 
-    From the first target copy after the encoder froze, on the default execution: online and target then share what is frozen, the other
-    heads only if none of them trains.
+    From the first target copy after the encoder froze: online and target then share what is frozen, the other heads only if none of them
+    trains. TorchRL's loss, `--execution eager`, shares nothing.
     """
     flops, encoder, head = 2 * batch_size, sum(shape.convolutions), shape.head
     encoder_trains = encoder_trains and encoder > 0
     first = (*shape.head_convolutions, shape.hidden)[0]  # of a head's layers, what lies below it is the encoder
     passes = PASSES if double_dqn else PASSES - 1
-    encoder_passes = passes if encoder_trains else SHARED_PASSES
-    frozen_passes = passes if encoder_trains or num_live > 1 else SHARED_PASSES
+    encoder_passes = passes if encoder_trains or not shares else SHARED_PASSES
+    frozen_passes = passes if encoder_trains or num_live > 1 or not shares else SHARED_PASSES
     return UpdateFlops(
         encoder_forward=flops * encoder_passes * encoder,
         encoder_weight_gradients=flops * encoder_trains * encoder,
@@ -306,7 +307,10 @@ def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> Stag
     num_live = 1 + (injections if config.trainable_heads == "all" else 0)
     num_heads = 1 + injections * FROZEN_HEADS_PER_INJECTION[config.anchor]
     encoder_trains = not 0 < config.freeze_encoder_at <= stage
-    flops = update_flops(shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn)
+    shares = config.execution != "eager"
+    flops = update_flops(
+        shape, config.batch_size, num_heads - num_live, encoder_trains, num_live, config.double_dqn, shares
+    )
     frozen = [shape] * snapshots
     # A head that is drawn anew gives up what was frozen.
     if config.frozen_width and not (stage and kind.adds == "nothing" and "live" in kind.born):
@@ -314,12 +318,14 @@ def _q_network_sizes(config: Config, spec: Spec, stage: int, kind: Kind) -> Stag
         frozen.append(network_shape(own, spec, config.frozen_width))
     shared = sum(each.encoder_parameters + each.head_parameters for each in frozen)
     products = sum(sum(each.convolutions) + each.head for each in frozen)
+    # What is frozen whole is read from the replay, or computed in every pass.
+    passes = 0 if shares else PASSES if config.double_dqn else PASSES - 1
     return StageSizes(
         live_width=num_live * width,
         frozen_width=(num_heads - num_live + snapshots) * width + (len(frozen) - snapshots) * config.frozen_width,
         parameters_total=shape.encoder_parameters + num_heads * shape.head_parameters + shared,
         parameters_trainable=encoder_trains * shape.encoder_parameters + num_live * shape.head_parameters,
-        flops_per_update=flops.total,
+        flops_per_update=flops.total + 2 * config.batch_size * passes * products,
         flops_per_action=2 * (sum(shape.convolutions) + num_heads * shape.head + products),
         parameters_shared=shared,
         flops_per_frozen_row=2 * (snapshots > 0) * (sum(shape.convolutions) + shape.head),

@@ -33,6 +33,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "versions": versions(),
         "device": _device_name(device),
         "num_threads": torch.get_num_threads(),
+        **git_state(),
     }
 
 
@@ -51,11 +52,11 @@ def was_on_cpu(machine: dict[str, Any]) -> bool:
 def describe(config: Config, device: torch.device) -> dict[str, Any]:
     """What `config.json` holds: the configuration and what it ran on."""
     about = {"config": config.to_dict(), "fingerprint": config.fingerprint()}
-    return about | describe_machine(device) | {"git_commit": git_commit()}
+    return about | describe_machine(device)
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One text for each version, device or number of threads that is not what it was."""
+    """One text for each version, device, number of threads or commit that is not what it was."""
     texts = [
         f"{name} {before.get('versions', {}).get(name)} -> {now}"
         for name, now in after["versions"].items()
@@ -63,21 +64,29 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
     return texts + [
         f"{name} {before.get(name)} -> {after[name]}"
-        for name in ("device", "num_threads")
-        if before.get(name) != after[name]
+        for name in ("device", "num_threads", "git_commit", "git_modified")
+        if name in before and before[name] != after[name]
     ]
 
 
-def git_commit() -> str | None:
-    """The commit of growtrain's own source tree; None for a package that is installed, wherever that is, or copied into another tree."""
+def git_state() -> dict[str, Any]:
+    """`git_commit` of growtrain's own source tree, and `git_modified`, whether its tracked files differ from that.
+
+    Both are None for a package that is installed, wherever that is, or copied into another tree.
+    """
     root = Path(__file__).resolve().parents[2]
-    try:
-        if tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] != "growtrain":
-            return None
-        # Named, because git would look for a repository above as well, and a hook's environment may point it to another.
-        command = ["git", f"--git-dir={root / '.git'}", "rev-parse", "--verify", "HEAD"]
-        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=own)
+    # Named, because git would look for a repository above as well, and a hook's environment may point it to another.
+    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def says(*words: str) -> str:
+        done = subprocess.run([*git, *words], capture_output=True, text=True, timeout=10, check=True, env=own, cwd=root)
         return done.stdout.strip()
+
+    try:
+        if tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == "growtrain":
+            commit = says("rev-parse", "--verify", "HEAD")
+            return {"git_commit": commit, "git_modified": bool(says("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
-        return None
+        pass
+    return {"git_commit": None, "git_modified": None}

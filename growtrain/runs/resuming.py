@@ -22,6 +22,7 @@ from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.foreign_weights import initial_sha256
 from growtrain.learners.saved import begins_frozen, read_saved
+from growtrain.planning.costs import make_plan
 from growtrain.records import record_files
 from growtrain.runfiles import PARTIAL, cut_back, read_plain, require_new, sweep
 from growtrain.runs.checkpoint import Checkpoint, examine, open_at, set_aside_newer
@@ -249,7 +250,8 @@ def resumption(
         config: what it goes on with.
         device: where it goes on.
         forked: whether it is another run from here.
-        interventions: those done before; if this configuration would have made others, the record says that no plan counts them.
+        interventions: those done before; if this configuration would have made others, or its past had cost something else, the record says
+            that no plan counts it.
     """
     skew = differences(start.machine, describe_machine(device))
     if skew:
@@ -257,7 +259,7 @@ def resumption(
         moved = config.continuous and was_on_cpu(start.machine) != (device.type == "cpu")
         differ = "the noise of updates is another from here on" if moved else "results may differ in the last bits"
         warnings.warn(f"the checkpoint was made with other {', '.join(skew)}: {differ}", stacklevel=1)
-    before = start.config.to_dict()
+    before, spec = start.config.to_dict(), Spec.from_dict(start.state["spec"])
     changes = {name: value for name, value in config.to_dict().items() if before[name] != value}
     ways = [
         (schedule_of(c).intervention, c.anchor, c.trainable_heads, c.freeze_encoder_at, c.freeze, c.live_encoder)
@@ -267,8 +269,24 @@ def resumption(
     return (
         {"frames": start.frames, "changes": changes, "skew": skew}
         | ({"forked_from": str(start.path)} if forked else {})
-        | ({"past_differs": True} if interventions and ways[0] != ways[1] else {})
+        | (
+            {"past_differs": True}
+            if (interventions and ways[0] != ways[1]) or not _costs_alike(start, config, spec)
+            else {}
+        )
     )
+
+
+def _costs_alike(start: Checkpoint, config: Config, spec: Spec) -> bool:
+    """Whether what was done before the checkpoint would have cost as much with another configuration."""
+    past = [
+        [
+            (cost.flops_per_update, cost.flops_per_action)
+            for cost in make_plan(each, spec).stages[: int(start.state["stage"]) + 1]
+        ]
+        for each in (start.config, config)
+    ]
+    return past[0] == past[1] and start.config.epsilon_start == config.epsilon_start
 
 
 def require_own(run_dir: Path, start: Checkpoint | None, *, again: bool) -> None:

@@ -60,6 +60,7 @@ def summarize(
             for total, cost, acted in zip(accounts.stages, plan.stages, acting, strict=True)
         ],
         "final_return": score,
+        "final_return_frames": evaluation.frames if evaluation and evaluated else collector.frames,
         "final_return_source": "evaluation" if evaluated else f"last {len(recent)} training episodes",
         "final_return_episodes": evaluation.episodes if evaluation and evaluated else len(recent),
         "human_normalized_score": evaluation.human_normalized_score if evaluation else None,

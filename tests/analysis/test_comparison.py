@@ -244,3 +244,73 @@ def test_without_a_done_run_flops_are_unknown_and_said_to_be(write_run: WriteRun
     flops = {entry.run.name: entry.curve for entry in study_of(tmp_path).entries}["running"].flops
     assert np.isfinite(flops[curves["running"].frames <= 10_000]).all()
     assert np.isnan(flops[curves["running"].frames > 10_000]).all()
+
+
+def change_summary(run_dir: Path, **values: object) -> None:
+    path = run_dir / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_about(run_dir: Path, **values: object) -> None:
+    path = run_dir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_an_arm_of_which_runs_diverged_is_not_said_to_be_better(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.2})
+    for seed in (3, 4):
+        write_run(f"pong-full3x-{seed}", "pong", "full3x", seed, line(seed))
+        ended = write_run(f"pong-grow1x-{seed}", "pong", "grow1x", seed, lambda _: -20.7, until=20_000, status="failed")
+        change_summary(ended, reason="Diverged: a weight is not finite" if seed == 3 else "OSError: no space")
+    found = first(study_of(tmp_path))
+    text = verdict(found)
+    assert text.startswith(
+        "Cannot tell how grow1x compares with full3x: 1 of grow1x diverged, and only the others have a score. IQM"
+    )
+    assert "2 of 5 runs of grow1x on pong ended before" in text
+    assert "2 of 5 runs of grow1x on pong ended before: the scores are those of the others" in str(comparisons([found]))
+    late = next(time for time in found.times if time.level == 0.9 and time.axis == "frames")
+    assert (late.reached, late.reference_reached) == ((3, 5), (5, 5))
+
+
+def test_an_axis_on_which_a_run_has_no_score_yet_is_left_out(write_run: WriteRun, tmp_path: Path) -> None:
+    """At the hours of a run that is ten times as fast, the others have played less than the tenth that their first score takes."""
+    for seed in range(3):
+        write_run(f"slow-{seed}", "pong", "full3x", seed, line(seed), speed=100.0)
+        write_run(f"quick-{seed}", "pong", "grow1x", seed, line(seed), speed=2_000.0 if seed == 0 else 150.0)
+    found = first(study_of(tmp_path))
+    assert set(found.points) == {"frames", "flops"}
+    note = "not compared at equal wall-clock: 2 of 3 runs of grow1x on pong; 3 of 3 runs of full3x on pong have their first score after"
+    assert note in str(comparisons([found]))
+
+
+def test_runs_of_different_budgets_are_judged_by_as_many_frames(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(f"short-{seed}", "pong", "full3x", seed, line(seed))
+        write_run(f"long-{seed}", "pong", "grow1x", seed, line(seed), total_frames=400_000)
+    found = first(study_of(tmp_path))
+    assert found.points["frames"].difference.value == 0
+
+
+def test_forks_of_one_run_are_no_other_seeds(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
+    parent = tmp_path / "runs" / "pong-grow1x-0"
+    assert not first(study_of(tmp_path)).related
+    fork = tmp_path / "runs" / "pong-grow1x-1"
+    change_about(fork, resumes=[{"frames": 10_000, "forked_from": str(parent / "checkpoints" / "000000010000")}])
+    found = first(study_of(tmp_path))
+    assert found.related == ["grow1x on pong"]
+    assert "runs of grow1x on pong share a past (forks)" in str(comparisons([found]))
+
+
+def test_a_run_that_moved_has_no_wall_clock_to_compare(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
+    moved = tmp_path / "runs" / "pong-grow1x-1"
+    change_about(
+        moved, git_commit="a", resumes=[{"frames": 10_000, "skew": ["num_threads 1 -> 2", "torch 2.11 -> 2.12"]}]
+    )
+    found = first(study_of(tmp_path))
+    assert found.machines == ["cpu (x86_64), 2 threads", "cpu (x86_64), 2 threads (num_threads 1 -> 2 on the way)"]
+    assert "of its time" not in verdict(found)
+    change_about(moved, resumes=[])
+    assert "made by 2 versions of the code" in str(comparisons([first(study_of(tmp_path))]))

@@ -315,6 +315,14 @@ def test_gpu_measurements_are_averaged_and_refusals_explained(write_run: WriteRu
     assert "41 %" in markdown
     assert "1.5 kWh (of 2)" in markdown
     assert re.sub(r"\\", "", markdown).count("unavailable: energy_joules, MIG (1 run)") == 1
+    gpu = {"available": True, "utilization_mean": 99.0, "energy_joules": 1.0, "lost": "after 10.0 s: GPU is lost"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gpu": gpu}))
+    _, markdown = report(tmp_path)
+    assert "40 % (of 2)" in markdown
+    assert "1.5 kWh (of 2)" in markdown
+    assert "unavailable: energy_joules, the monitor was lost after 10.0 s: GPU is lost (1 run)" in re.sub(
+        r"\\", "", markdown
+    )
 
 
 def test_diagnostics_are_drawn_where_there_are_any(write_run: WriteRun, tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def test_an_actor_that_was_frozen_whole_hinders_no_diagnosis_of_the_critics_nor_
         False,
         True,
     ]
+    # Nor does one that prices what was done otherwise.
+    for changes, differs in (({"batch_size": 2 * other.batch_size}, True), ({"lr": 1e-3}, False)):
+        way = dataclasses.replace(start.config, **changes)
+        assert ("past_differs" in resumption(start, way, CPU, forked=True, interventions=0)) == differs
     # The learning test is of the injection that the fork has had.
     added = list[str]()
 

@@ -131,6 +131,28 @@ def test_flops_and_parameters_of_other_interventions_and_splits(settings):
         assert count_parameters(learner.online, trainable=True) == cost.parameters_trainable
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"freeze": "network"}, {"freeze_encoder_at": 2}, {"split": "conv1"}, {"freeze": "network", "double_dqn": False}],
+)
+def test_flops_of_the_loss_that_shares_nothing(settings):
+    config = Config(**({"batch_size": 3, "width": 16, "encoder_width": 0.25, "execution": "eager"} | settings))
+    plan, generator = make_plan(config, make_spec(5)), torch.Generator().manual_seed(0)
+    learner = DoubleDQN(config, make_spec(5), width=config.width, device=CPU, generator=generator)
+    batches = synthetic_batches(config, make_spec(5), 1, generator)
+    for cost in plan.stages:
+        if cost.stage:
+            learner.copy_target()
+            freeze = cost.stage == config.freeze_encoder_at
+            apply(
+                learner, "inject", batches["observation"][0], config=config, generator=generator, freeze_encoder=freeze
+            )
+        learner.copy_target()
+        with counted() as update:
+            learner.update(batches)
+        assert update.get_total_flops() == cost.flops_per_update
+
+
 def test_what_never_grows_is_its_own_baseline_and_the_plan_says_what_happens():
     reset = paper(schedule="reset")
     assert full_width(reset) is reset
