@@ -1,9 +1,11 @@
 """What a run ran on: versions, device, commit; for `config.json` and for checkpoints."""
 
+import functools
 import os
 import platform
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,9 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
-def git_state() -> dict[str, Any]:
-    """`git_commit` of growtrain's own source tree, and `git_modified`, whether its tracked files differ from that.
+@functools.cache
+def git_state() -> Mapping[str, Any]:
+    """`git_commit` of growtrain's own source tree, and `git_modified`, whether its tracked files differ from that, at the first call.
 
     Both are None for a package that is installed, wherever that is, or copied into another tree.
     """
