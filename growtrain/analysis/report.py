@@ -229,10 +229,10 @@ def _commands(study: Study, command: Sequence[str]) -> list[Block]:
 def _method(study: Study, at: dict[str, float]) -> list[Block]:
     frames = ", ".join(sorted({format_count(value) for value in at.values()})) or "no"
     score = (
-        "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget, of the "
-        "least of a game's where they differ (where none did, of the newest), at the exploration epsilon of the time. Where few episodes ended, those that did are the "
-        "shorter ones, and such a score swings: their number n is beside it. Evaluations play the learned policy alone, at the "
-        "epsilon of evaluations: each judges one snapshot, and swings more."
+        "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget, of the least of "
+        "a game's where they differ (where none did, of the newest), at the exploration epsilon of the time. Where few episodes ended, "
+        "those that did are the shorter ones, and such a score swings: their number n is beside it. Evaluations play the learned policy "
+        "alone, at the epsilon of evaluations: each judges one snapshot, and swings more."
     )
     where = (
         f"All arms together are compared at {frames} frames, pairs at equal frames, wall-clock and FLOPs: each time the "
