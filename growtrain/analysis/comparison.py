@@ -8,7 +8,6 @@ Units: scores are normalised, 0 a random player, 1 the game's reference (a human
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -218,7 +217,7 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
         unlearned,
         machines,
         missing=[
-            f"{len(without)} of {len(cell)} runs of {a} on {game} ended before"
+            f"{len(without)} of {len(cell)} runs of {a} on {game} have no score there"
             for a, game, without, cell in ended
             if without
         ],
@@ -227,7 +226,14 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
         },
         unscored=unscored,
         related=[f"{a} on {game}" for a, game, cell in cells if _share_a_past([e.run for e in cell])],
-        commits=len({e.run.about.get("git_commit") for _, _, cell in cells for e in cell}),
+        commits=len(
+            {
+                (c, e.run.about.get("git_modified"))
+                for *_, cell in cells
+                for e in cell
+                if (c := e.run.about.get("git_commit"))
+            }
+        ),
     )
 
 
@@ -245,14 +251,9 @@ def _unscored(study: Study, arm: str, game: str, axis: Axis, limit: float) -> st
 
 def _share_a_past(runs: Sequence[Run]) -> bool:
     """Whether any two runs went on from the same one, or one from the other."""
-    began = [run.began_as for run in runs]
-    own = {str(run.path.resolve()) for run in runs}
-    forks = [
-        Path(each).parent.parent.resolve()
-        for run, each in zip(runs, began, strict=True)
-        if each != str(run.path.resolve())
-    ]
-    return len(set(forks)) < len(forks) or any(str(each) in own for each in forks)
+    own = {str(run.path.resolve()) for run in runs} | {run.path.resolve().name for run in runs}
+    parents = [run.parent for run in runs if run.parent]
+    return len(set(parents)) < len(parents) or any(parent in own for parent in parents)
 
 
 def _point(

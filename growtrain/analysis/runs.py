@@ -135,11 +135,11 @@ class Run:
         return any("forked_from" in resume or resume.get("past_differs") for resume in self.resumes)
 
     @property
-    def began_as(self) -> str:
-        """The checkpoint that it was forked from first; itself, of a run that began from nothing."""
-        return next(
-            (str(resume["forked_from"]) for resume in self.resumes if "forked_from" in resume), str(self.path.resolve())
-        )
+    def parent(self) -> str:
+        """The directory of the run that it was forked from first, of a relative one its name; empty of a run that began from nothing."""
+        forked_from = next((str(resume["forked_from"]) for resume in self.resumes if "forked_from" in resume), "")
+        parent = Path(forked_from).parent.parent
+        return "" if not forked_from else str(parent) if parent.is_absolute() else parent.name
 
     @property
     def total_flops(self) -> float:

@@ -72,17 +72,17 @@ def make_study(runs: Sequence[Run]) -> Study:
     done = [(label, run) for label, run in zip(labels, runs, strict=True) if run.status == "done" and run.stage_costs]
     done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
     costs = {(label, run.game): run.stage_costs for label, run in done}
-    budgets = {game: min(run.budget for run in runs if run.game == game) for game in {run.game for run in runs}}
+    best = _best(runs, labels)
+    # By as many frames are the scores of all runs of a game that count.
+    counted = [run for run in best.values() if run.status in HEALTHY and run.budget > 0]
+    budgets = {
+        game: min((run.budget for run in counted if run.game == game), default=0) for game in {run.game for run in runs}
+    }
     curves = []
     for label, run in zip(labels, runs, strict=True):
         # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
         prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
         curves.append((training_curve(run, prices, budgets[run.game]), evaluation_curve(run, prices)))
-    best: dict[tuple[str, str, int], Run] = {}
-    for label, run in zip(labels, runs, strict=True):
-        key = (label, run.game, run.seed)
-        if key not in best or (run.status in HEALTHY, run.frames) > (best[key].status in HEALTHY, best[key].frames):
-            best[key] = run
     entries = []
     for label, run, both in zip(labels, runs, curves, strict=True):
         chosen = best[label, run.game, run.seed]
@@ -93,6 +93,16 @@ def make_study(runs: Sequence[Run]) -> Study:
     # Of a schedule's arms those come first that differ least from what they are compared with.
     others.sort(key=lambda arm: (_rank(schedules[arm]), _distance(settings[arm], settings[first]), arm))
     return Study(entries, [first, *others], schedules, settings, sorted({run.game for run in runs}))
+
+
+def _best(runs: Sequence[Run], labels: Sequence[str]) -> dict[tuple[str, str, int], Run]:
+    """The run that stands for an arm, a game and a seed: a healthy one, the longest."""
+    best: dict[tuple[str, str, int], Run] = {}
+    for label, run in zip(labels, runs, strict=True):
+        key = (label, run.game, run.seed)
+        if key not in best or (run.status in HEALTHY, run.frames) > (best[key].status in HEALTHY, best[key].frames):
+            best[key] = run
+    return best
 
 
 def _rank(schedule: str) -> int:

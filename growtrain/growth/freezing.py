@@ -4,6 +4,7 @@
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +17,12 @@ from growtrain.growth.inject import (
     NotPreserved,
     PlannedInjection,
     count_parameters,
+    equal_with_nan,
     output_of,
     own_stream,
     plan_injection,
     same_function,
+    tensors_in,
     undone_on_failure,
 )
 from growtrain.networks.attachments import first_hooked, hooks_aside
@@ -27,7 +30,7 @@ from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize
 from growtrain.networks.injectable import check_deterministic
 from growtrain.networks.injected import Initializer, InjectedHead, fresh_copy
-from growtrain.networks.location import Observations, as_inputs, find_head, is_plain_sequential
+from growtrain.networks.location import Observations, copies_of_tensors, find_head, is_plain_sequential
 from growtrain.networks.snapshot import InjectedNetwork
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import LiveEncoder
@@ -160,7 +163,8 @@ def _check_alone(network: nn.Module, head: str | Sequence[str]) -> None:
     found = find_head(network, head)
     inside = {id(module) for module in found.module.modules()}
     outside = [(name, module) for name, module in network.named_modules() if id(module) not in inside]
-    leaves = [module for _, module in outside if not module._modules]
+    leaves = (module for _, module in outside if not module._modules)
+    before_any_product = itertools.takewhile(lambda leaf: not leaf._parameters, leaves)
     own = next((name for name, module in outside if not _is_pytorchs(module)), None)
     if (hooked := first_hooked(network)) is not None:
         why = f"the hook on {hooked!r} may change what the network computes"
@@ -168,7 +172,7 @@ def _check_alone(network: nn.Module, head: str | Sequence[str]) -> None:
         why = f"the network may give something else than head {head!r} does (a skip connection, a dueling stream, a softmax)"
     elif own is not None:
         why = f"the frozen copy of {own!r} may compute something else"
-    elif leaves and getattr(leaves[0], "inplace", False):
+    elif any(getattr(leaf, "inplace", False) for leaf in before_any_product):
         why = "the network changes its input"
     else:
         return
@@ -212,18 +216,30 @@ def _fresh_rest(
     buffers = {id(buffer) for buffer in planned.prepared[0].head.module.buffers()}
     generator = generator or own_stream(None)
     with hooks_aside(network, network.modules()):
-        fresh = fresh_copy(network, generator, initializer)
+        fresh = fresh_copy(_without_frozen(network), generator, initializer)
     names = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in inside]
     if not names:
         raise ValueError("live_encoder='cold': nothing of the network trains but its head; leave it 'warm'")
     values = {name: fresh.get_parameter(name).detach() for name in names}
+    drawn = dict(fresh.named_buffers())
     for name, buffer in network.named_buffers():
-        if id(buffer) not in buffers and not torch.equal(buffer, anew := fresh.get_buffer(name)):
-            values[name] = anew
+        if id(buffer) not in buffers and name in drawn and not torch.equal(buffer, drawn[name]):
+            values[name] = drawn[name]
     for name, value in values.items():
         if not bool(value.isfinite().all()):
             raise NotPreserved(f"a fresh value of {name} is not finite: mend initializer=; nothing was changed")
     return values
+
+
+def _without_frozen(network: nn.Module) -> nn.Module:
+    """A copy of a network without the modules that have parameters none of which trains."""
+    bare, left = copy.deepcopy(network), list[str]()
+    for name, module in network.named_modules():
+        frozen = any(True for _ in module.parameters()) and not count_parameters(module, trainable=True)
+        if name and frozen and not any(name.startswith(f"{each}.") for each in left):
+            bare.set_submodule(name, nn.Identity())
+            left.append(name)
+    return bare
 
 
 @torch.no_grad()
@@ -252,13 +268,13 @@ def _outputs(networks: Sequence[nn.Module], observations: Observations | None) -
     outputs: list[Tensor] = []
     for network in networks if observations is not None else ():
         assert observations is not None
-        given = [each.clone() for each in as_inputs(observations)]
+        given = copies_of_tensors(observations)
         output = output_of(network, given)
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the network returns {type(output).__name__}, not a tensor: what is frozen of it could not be added up"
             )
-        if not all(map(torch.equal, given, as_inputs(observations))):
+        if not all(map(equal_with_nan, tensors_in(given), tensors_in(observations))):
             raise ValueError(
                 "the network changes its input, of which both its parts are computed: have it work on a copy"
             )

@@ -6,13 +6,12 @@ the same fresh weights, so that neither its output nor its lag moves (the paper'
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.membership import Membership
@@ -20,7 +19,7 @@ from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize, seeded
 from growtrain.networks.injectable import check_injectable, kept_buffers, probe_features
 from growtrain.networks.injected import Initializer, InjectedHead
-from growtrain.networks.location import Head, Observations, as_inputs, find_head
+from growtrain.networks.location import Head, Observations, as_inputs, copies_of_tensors, find_head
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads
@@ -91,11 +90,11 @@ def inject(
         initializer=initializer,
     )
     with undone_on_failure(planned.networks, planned.members.optimizers):
-        outputs = [] if observations is None else [_tensors_of(each, observations) for each in planned.networks]
+        compared = [] if observations is None else [_repeated(each, observations) for each in planned.networks]
         planned.carry_out()
-        for each, expected in zip(planned.networks, outputs, strict=bool(outputs)):
-            assert observations is not None
-            _require_same(expected, _tensors_of(each, observations))
+        for each, expected in zip(planned.networks, compared, strict=bool(compared)):
+            if expected is not None:
+                _require_same(expected, tensors_in(output_of(each, copies_of_tensors(observations))))
     return GrowthEvent(
         stage=planned.new.num_injections,
         anchor=anchor,
@@ -174,7 +173,8 @@ def plan_injection(
         probe = online.features(observations)
     members = Membership(optimizer)
     online.check_untied()
-    online.check_reached_by_name()
+    if observations is None:  # else all of the network is compared
+        online.check_reached_by_name()
     trained = {online.names[id(p)]: p for p in online.module.parameters() if p.requires_grad}
     if not any(p.requires_grad for p in online.live.parameters()):
         raise ValueError("the head is frozen: nothing of it trains; unfreeze it with requires_grad_(True)")
@@ -187,7 +187,8 @@ def plan_injection(
             lagging = find_head(target, head)
             _check_target(online.module, lagging.module)
             lagging.check_untied()
-            lagging.check_reached_by_name()
+            if observations is None:
+                lagging.check_reached_by_name()
             theirs = [p for p in lagging.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
             members.check({}, theirs)
             prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
@@ -202,22 +203,56 @@ def output_of(network: nn.Module, observations: Observations) -> Any:
         return network(*as_inputs(observations))
 
 
-def _tensors_of(network: nn.Module, observations: Observations) -> list[Tensor]:
-    """All tensors of its output; a layer may work in place."""
-    output = output_of(network, [each.clone() for each in as_inputs(observations)])
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+def _repeated(network: nn.Module, observations: Observations) -> list[Tensor] | None:
+    """The tensors of its output; None if it gives others each time, by a state or a generator of its own, and cannot be compared.
+
+    Raises:
+        ValueError: there are none.
+    """
+    first, again = (tensors_in(output_of(network, copies_of_tensors(observations))) for _ in range(2))
+    if not first:
+        raise ValueError(
+            "the network returns no tensor, on which it could be compared: leave observations= out, or return one"
+        )
+    return first if all(map(equal_with_nan, first, again)) else None
+
+
+def tensors_in(value: Any, depth: int = 4) -> list[Tensor]:
+    """All tensors that a value holds, in containers and attributes, as of a dataclass or a distribution."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    return [tensor for part in parts if depth for tensor in tensors_in(part, depth - 1)]
+
+
+def equal_with_nan(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN where the other has it."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _require_same(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
     """Raises `NotPreserved` if an output of the network has changed."""
     for old, new in zip(before, after, strict=True):
-        if old.shape != new.shape or not (
-            same_function(old, new) if old.is_floating_point() else torch.equal(old, new)
-        ):
+        if old.shape != new.shape or not (equal_with_nan(old, new) or _nearly_equal_each(old, new)):
             raise NotPreserved(
                 "an output of the network would have changed, though the head's is the same: something else uses a module of the head, "
                 "or what is computed between them; nothing was changed"
             )
+
+
+def _nearly_equal_each(old: Tensor, new: Tensor) -> bool:
+    """Whether every number is nearly what it was, where rounding may differ; some may be large to mask others."""
+    if not old.is_floating_point() or (old.device.type == "cpu" and old.dtype in (torch.float32, torch.float64)):
+        return False
+    usual = float(old[old.isfinite()].abs().median()) if bool(old.isfinite().any()) else 0.0
+    return torch.allclose(old, new, rtol=1e-5, atol=1e-5 * max(usual, 0.1), equal_nan=True)
 
 
 @contextlib.contextmanager

@@ -286,14 +286,16 @@ def seeded(module: nn.Module, generator: torch.Generator) -> Iterator[None]:
 
 def _reset(name: str, layer: nn.Module, reset: Callable[[], object], generator: torch.Generator) -> None:
     """Resets a layer by its own means; raises `ValueError` where that leaves what was learned."""
-    before = {path: p.clone() for path, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    noise = torch.Generator().manual_seed(0)
+    own = dict(layer.named_parameters(recurse=False))
+    before = {path: torch.rand(p.shape, generator=noise, device="cpu").to(p) for path, p in own.items()}
+    for path, drawn in before.items():
+        own[path].copy_(drawn)
     with seeded(layer, generator):
         reset()
-    for path, old in before.items():
-        if torch.equal(layer.get_parameter(path), old) and not bool((old == old.flatten()[:1]).all()):
-            raise ValueError(
-                f"reset_parameters() of layer {name!r} leaves {path!r} as it was learned: have it draw that, too"
-            )
+    for path, drawn in before.items():
+        if drawn.numel() and torch.equal(layer.get_parameter(path), drawn):
+            raise ValueError(f"reset_parameters() of layer {name!r} leaves {path!r} as it was: have it draw that, too")
 
 
 def _initialize_parametrized(name: str, layer: nn.Module, generator: torch.Generator) -> None:

@@ -255,7 +255,7 @@ class InjectedHead(nn.Module):
         if anchor == "frozen":
             heads.append(copy.deepcopy(fresh).requires_grad_(False))
         else:
-            _silence(fresh, anchor, probe)
+            _silence(fresh, anchor, probe, restoring=initializer is any_weights)
         grown = InjectedHead.__new__(InjectedHead)
         nn.Module.__init__(grown)
         grown.training = self.training
@@ -406,12 +406,16 @@ def silent_copy(head: nn.Module, generator: torch.Generator, initializer: Initia
         ValueError: the head does not end in two linear layers that follow each other.
     """
     fresh = fresh_copy(head, generator, initializer)
-    _silence(fresh, "mirrored")
+    _silence(fresh, "mirrored", restoring=initializer is any_weights)
     return fresh
 
 
-def _silence(head: nn.Module, anchor: Anchor, probe: Tensor | None = None) -> None:
-    """Makes a fresh head's output exactly zero, in place, by its last linear layer (`zero`) or its last two (`mirrored`)."""
+def _silence(head: nn.Module, anchor: Anchor, probe: Tensor | None = None, *, restoring: bool = False) -> None:
+    """Makes a fresh head's output exactly zero, in place, by its last linear layer (`zero`) or its last two (`mirrored`).
+
+    Whether it is zero is not looked at where only the architecture is wanted.
+    """
+    unknown = probe_features(head) is None
     linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
     needed, ends = (2, "two plain linear layers in a row") if anchor == "mirrored" else (1, "a plain linear layer")
     remedy = f"a fresh one cannot begin at exactly 0; name a head that ends in {ends}, or use growtrain.inject with anchor='frozen'"
@@ -439,9 +443,11 @@ def _silence(head: nn.Module, anchor: Anchor, probe: Tensor | None = None) -> No
             mirrored = MirroredLinear(output)
             mirrored.cancel()
             head.set_submodule(output_name, mirrored)
-            if not _is_silent(head, probe) and type(hidden) in (nn.Linear, HiddenLinear, BatchLinear):
+            if (unknown or not _is_silent(head, probe)) and type(hidden) in (nn.Linear, HiddenLinear, BatchLinear):
                 head.set_submodule(hidden_name, PairedLinear(hidden))
-        if probe is None and probe_features(head) is None:
+        if restoring:
+            return
+        if probe is None and unknown:
             raise ValueError(
                 "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
             )
@@ -464,6 +470,8 @@ def _is_silent(head: nn.Module, probe: Tensor | None = None) -> bool:
     """Whether the output is exactly zero, on the CPU; what another device rounds away is for `inject` to verify."""
     if any(p.device.type != "cpu" for p in head.parameters()):
         head = copy.deepcopy(head).cpu()
-    batches = [None if probe is None else probe.cpu()] + [probe_features(head, batch) for batch in _PROBE_BATCHES]
-    given = [features.clone() for features in batches if features is not None]
-    return bool(given) and all(bool(head(features).abs().max() == 0) for features in given)
+    if probe is not None:
+        batches: list[Tensor | None] = [probe.cpu(), probe[:1].cpu()]
+    else:
+        batches = [probe_features(head, batch) for batch in _PROBE_BATCHES]
+    return all(features is not None and bool(head(features.clone()).abs().max() == 0) for features in batches)

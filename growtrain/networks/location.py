@@ -14,7 +14,7 @@ from growtrain.networks.attachments import refuse_hooks
 from growtrain.networks.injectable import kept_buffers
 from growtrain.networks.injected import InjectedHead
 
-Observations = Tensor | Sequence[Tensor]  # a batch, or one for each input of a network
+Observations = Any  # a batch as a network takes it, a tensor or a dictionary of them; a list or a tuple is one for each of its inputs
 _OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # where PyTorch keeps what is registered
 
 
@@ -79,8 +79,8 @@ class Head:
                 self.network.set_submodule(part, nn.Identity())
         self.network.set_submodule(self.path, head)
 
-    def features(self, observations: Observations) -> Tensor:
-        """What the head is given for observations (B, ...), as the network takes them.
+    def features(self, observations: Observations) -> Tensor | None:
+        """What the head is given for observations (B, ...), as the network takes them; None of a module that is not given one tensor.
 
         Raises:
             ValueError: its modules do not follow each other, each on what the one before gives and on nothing else.
@@ -88,27 +88,27 @@ class Head:
         calls: list[tuple[str, tuple[Any, ...], Any]] = []
 
         def record(name: str) -> Any:
-            return lambda _, inputs, output: calls.append((name, inputs, output))
+            return lambda _, inputs, named, output: calls.append((name, (*inputs, *named.values()), output))
 
         holder = self.parts[0].rpartition(".")[0]
         with contextlib.ExitStack() as stack, kept_buffers(self.network), torch.no_grad():
-            for part in [holder] if self.is_tail else self.parts:
-                handle = self.network.get_submodule(part).register_forward_hook(record(part))
+            for part in (*self.parts, *([holder] if self.is_tail else [])):
+                handle = self.network.get_submodule(part).register_forward_hook(record(part), with_kwargs=True)
                 stack.callback(handle.remove)
-            self.network(*as_inputs(observations))
-            if self.is_tail:
-                return self._tail_features(holder, [inputs for _, inputs, _ in calls])
+            self.network(*as_inputs(copies_of_tensors(observations)))
+            if self.is_tail and (inputs := [inputs for name, inputs, _ in calls if name == holder]):
+                return self._tail_features(holder, inputs)
         order = [name for name, _, _ in calls]
         if order != list(self.parts):
             raise ValueError(f"head={self.parts}: they are computed in the order {order}, not each once in this order")
-        for (name, _, output), (following, inputs, _) in itertools.pairwise(calls):
-            if len(inputs) != 1 or not isinstance(output, Tensor) or not torch.equal(output, inputs[0]):
+        for (name, _, output), (following, given, _) in itertools.pairwise(calls):
+            if len(given) != 1 or not isinstance(output, Tensor) or not torch.equal(output, given[0]):
                 raise ValueError(
                     f"{following!r} is not given what {name!r} gives: something else is computed between them, "
                     "which the injected head would leave out; make it a module and name it in head=, too"
                 )
-        features: Tensor = calls[0][1][0]
-        return features
+        first = calls[0][1]
+        return first[0] if len(first) == 1 and isinstance(first[0], Tensor) else None
 
     def _tail_features(self, holder: str, calls: Sequence[tuple[Any, ...]]) -> Tensor:
         """What the layers before a tail make of what their `nn.Sequential` was given."""
@@ -126,8 +126,8 @@ class Head:
 
     def check_reached_by_name(self) -> None:
         """Raises `ValueError` if another module has the head's modules in a plain attribute, which would go on with the old ones."""
-        leaving = {id(each) for each in self.module.modules()}
-        leaving |= {id(self.network.get_submodule(part)) for part in self.parts}
+        parts = [self.module, *map(self.network.get_submodule, self.parts)]
+        leaving = {id(each) for part in parts for each in part.modules() if [*each.parameters(), *each.buffers()]}
         for path, module in self.network.named_modules():
             if id(module) in leaving:
                 continue
@@ -175,9 +175,18 @@ def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
     return Head(network, uncompiled(_submodule(network, where)), where, (where,))
 
 
-def as_inputs(observations: Observations) -> tuple[Tensor, ...]:
+def as_inputs(observations: Observations) -> tuple[Any, ...]:
     """What a network is called with."""
-    return (observations,) if isinstance(observations, Tensor) else tuple(observations)
+    return tuple(observations) if isinstance(observations, list | tuple) else (observations,)
+
+
+def copies_of_tensors(observations: Observations) -> Observations:
+    """The same with copies of its tensors, for a network that works on its input in place."""
+    if isinstance(observations, list | tuple):
+        return [copies_of_tensors(each) for each in observations]
+    if isinstance(observations, dict):
+        return {name: copies_of_tensors(each) for name, each in observations.items()}
+    return observations.clone() if hasattr(observations, "clone") else observations
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

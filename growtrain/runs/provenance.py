@@ -1,5 +1,6 @@
 """What a run ran on: versions, device, commit; for `config.json` and for checkpoints."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -79,17 +80,16 @@ def git_state() -> Mapping[str, Any]:
     """
     root = Path(__file__).resolve().parents[2]
     # Named, because git would look for a repository above as well, and a hook's environment may point it to another.
-    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    git = ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def says(*words: str) -> str:
         done = subprocess.run([*git, *words], capture_output=True, text=True, timeout=10, check=True, env=own, cwd=root)
         return done.stdout.strip()
 
-    try:
+    state: dict[str, Any] = {"git_commit": None, "git_modified": None}
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         if tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == "growtrain":
-            commit = says("rev-parse", "--verify", "HEAD")
-            return {"git_commit": commit, "git_modified": bool(says("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
-        pass
-    return {"git_commit": None, "git_modified": None}
+            state["git_commit"] = says("rev-parse", "--verify", "HEAD")
+            state["git_modified"] = bool(says("status", "--porcelain", "--untracked-files=no"))
+    return state

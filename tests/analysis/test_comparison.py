@@ -267,8 +267,10 @@ def test_an_arm_of_which_runs_diverged_is_not_said_to_be_better(write_run: Write
     assert text.startswith(
         "Cannot tell how grow1x compares with full3x: 1 of grow1x diverged, and only the others have a score. IQM"
     )
-    assert "2 of 5 runs of grow1x on pong ended before" in text
-    assert "2 of 5 runs of grow1x on pong ended before: the scores are those of the others" in str(comparisons([found]))
+    assert "2 of 5 runs of grow1x on pong have no score there" in text
+    assert "2 of 5 runs of grow1x on pong have no score there: the scores are those of the others" in str(
+        comparisons([found])
+    )
     late = next(time for time in found.times if time.level == 0.9 and time.axis == "frames")
     assert (late.reached, late.reference_reached) == ((3, 5), (5, 5))
 
@@ -290,6 +292,9 @@ def test_runs_of_different_budgets_are_judged_by_as_many_frames(write_run: Write
         write_run(f"long-{seed}", "pong", "grow1x", seed, line(seed), total_frames=400_000)
     found = first(study_of(tmp_path))
     assert found.points["frames"].difference.value == 0
+    write_run("pilot", "pong", "fixed", 0, line(0), until=1_000, status="failed", total_frames=4_000)
+    episodes = [entry.curve.episodes[-1] for entry in study_of(tmp_path).entries if entry.run.name != "pilot"]
+    assert episodes == [8.0] * 6
 
 
 def test_forks_of_one_run_are_no_other_seeds(write_run: WriteRun, tmp_path: Path) -> None:
@@ -300,6 +305,8 @@ def test_forks_of_one_run_are_no_other_seeds(write_run: WriteRun, tmp_path: Path
     change_about(fork, resumes=[{"frames": 10_000, "forked_from": str(parent / "checkpoints" / "000000010000")}])
     found = first(study_of(tmp_path))
     assert found.related == ["grow1x on pong"]
+    change_about(fork, resumes=[{"frames": 10_000, "forked_from": "pong-grow1x-0/checkpoints/000000010000"}])
+    assert first(study_of(tmp_path)).related == ["grow1x on pong"]
     assert "runs of grow1x on pong share a past (forks)" in str(comparisons([found]))
 
 
@@ -313,4 +320,5 @@ def test_a_run_that_moved_has_no_wall_clock_to_compare(write_run: WriteRun, tmp_
     assert found.machines == ["cpu (x86_64), 2 threads", "cpu (x86_64), 2 threads (num_threads 1 -> 2 on the way)"]
     assert "of its time" not in verdict(found)
     change_about(moved, resumes=[])
+    change_about(tmp_path / "runs" / "pong-grow1x-2", git_commit="b")
     assert "made by 2 versions of the code" in str(comparisons([first(study_of(tmp_path))]))

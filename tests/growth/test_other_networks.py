@@ -1,7 +1,8 @@
 """Networks of other people's code in which an injection could go wrong without a word: it is right, or refused with a line."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -205,7 +206,7 @@ def test_what_a_reset_does_not_draw_is_not_taken_for_fresh() -> None:
     network = nn.Sequential(nn.Linear(4, 8), Lapan(8, 8), nn.ReLU(), nn.Linear(8, 2))
     with torch.no_grad():
         network[1].sigma.uniform_(0, 0.5)
-    with pytest.raises(ValueError, match="leaves 'sigma' as it was learned"):
+    with pytest.raises(ValueError, match="leaves 'sigma' as it was"):
         inject(network, head="1:", optimizer=sgd(network))
 
 
@@ -260,6 +261,9 @@ def test_a_probe_does_what_the_refusal_promises(
             inject(network, optimizer=sgd(network), anchor=anchor)
         inject(network, optimizer=sgd(network), anchor=anchor, probe=probe)
         assert torch.equal(network["head"](probe), before)
+        again = InjectedHead(head(), checked=True).grow_to(network["head"].spec())
+        again.load_state_dict(network["head"].state_dict())
+        assert torch.equal(again(probe), before)
 
 
 def test_what_was_grown_is_restored_whatever_draws_its_weights() -> None:
@@ -368,3 +372,77 @@ def test_a_default_device_is_not_where_random_numbers_are_drawn() -> None:
     with torch.device("meta"):
         inject(network, head="2:", optimizer=sgd(network), anchor="mirrored")
     assert torch.equal(network(x), before)
+
+
+class Iterated(nn.Module):
+    """Never calls the `nn.Sequential` that holds its layers; takes a dictionary, and gives a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(4, 8, 8, 2)
+        self.kwargs = {"activation": self.net[3]}  # a ReLU, which has nothing that could be left behind
+
+    def forward(self, x: Mapping[str, Tensor]) -> "Output":
+        value = x["state"]
+        for layer in self.net:
+            value = layer(value)
+        return Output(value, value.masked_fill(value < 0, -torch.inf))
+
+
+@dataclass
+class Output:
+    """What it gives."""
+
+    q: Tensor
+    masked: Tensor
+
+
+def test_observations_and_outputs_are_what_a_network_takes_and_gives() -> None:
+    network, x = Iterated(), {"state": torch.randn(8, 4)}
+    before = network(x)
+    inject(network, head="net.2:", optimizer=sgd(network), observations=x)
+    assert torch.equal(network(x).q, before.q)
+    inject(network, head="net.2:", optimizer=sgd(network))
+    assert torch.equal(network(x).q, before.q)
+
+
+class Silent(SharedTrunk):
+    """What it gives is in a dataclass."""
+
+    def forward(self, x: Tensor) -> Any:
+        return Output(*super().forward(x))
+
+
+def test_an_output_in_a_dataclass_is_compared_and_none_is_refused() -> None:
+    network, x = Silent(), torch.randn(8, 4)
+    where = ("trunk.2", "trunk.3", "critic")
+    with pytest.raises(NotPreserved, match="something else uses a module of the head"):
+        inject(network, head=where, optimizer=sgd(network), observations=x)
+    network.forward = lambda x: print(SharedTrunk.forward(network, x)[0].shape)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="returns no tensor"):
+        inject(network, head=where, optimizer=sgd(network), observations=x)
+
+
+def test_a_network_that_never_gives_the_same_is_not_compared_as_a_whole() -> None:
+    class Drawn(nn.Module):
+        """Has a generator of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(x.shape, generator=self.generator)
+
+    network, x = nn.Sequential(nn.Linear(4, 8), Drawn(), *mlp(8, 8, 2)), torch.randn(8, 4)
+    inject(network, head="2:", optimizer=sgd(network), observations=x)
+    assert isinstance(network[2], InjectedHead)
+
+
+def test_a_cold_encoder_leaves_what_is_frozen_of_it() -> None:
+    frozen = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    frozen(torch.randn(64, 4))
+    network = InjectedNetwork(nn.Sequential(frozen.requires_grad_(False).eval(), *mlp(8, 8, 8, 2)))
+    x, before = torch.randn(8, 4), {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
+    inject_network(network, head="3:", optimizer=[], live_encoder="cold", observations=x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
