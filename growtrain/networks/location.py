@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,21 +132,19 @@ class Head:
             if id(module) in leaving:
                 continue
             for name, value in vars(module).items():
-                held = (
-                    value.values()
-                    if isinstance(value, dict)
-                    else value
-                    if isinstance(value, list | tuple)
-                    else (value,)
-                )
-                if name not in _OWN_ATTRIBUTES and any(
-                    isinstance(each, nn.Module) and id(each) in leaving for each in held
-                ):
+                if name not in _OWN_ATTRIBUTES and any(id(each) in leaving for each in _held(value)):
                     where = f"{path}.{name}" if path else name
                     raise ValueError(
                         f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), "
                         "or hold it in an nn.ModuleList"
                     )
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """What a plain attribute holds: what is in a container, or the thing itself."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
