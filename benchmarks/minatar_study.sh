@@ -4,10 +4,11 @@
 #
 #     bash benchmarks/minatar_study.sh [DIR]      DIR: results/minatar, unless given
 #
-# Runs what is missing in DIR, seed after seed, first of the arms that the question is about: five to ten minutes a run on one core, and
-# SEEDS x GAMES x 15 of them. WORKERS=2 runs two at a time. `network-equal`, `mirrored-equal` and `fixed-equal` do so many more updates that
+# Runs what is missing in DIR, seed after seed, first of the arms that the question is about: five to sixteen minutes a run on one core, and
+# SEEDS x GAMES x 16 of them. WORKERS=2 runs two at a time. `network-equal`, `mirrored-equal` and `fixed-equal` do so many more updates that
 # training takes 92 to 107 % of full3x's FLOPs, by the game (`plan` counts them); `wide`, whose live network has the full width from the
-# start, takes 106 %, and `mid`, with half of it, 63 %. Afterwards:
+# start, takes 106 %, `mid`, with half of it, 63 %. `quadruple` is the full width of `wide`: 512 units, as many parameters as its four
+# networks have together. Afterwards:
 #
 #     python -m growtrain report DIR/* --output DIR-report
 set -euo pipefail
@@ -28,6 +29,7 @@ for seed in $seeds; do
     arm heads "$seed" --width 32 --schedules fixed,full3x,grow3x --freeze heads
     arm wide "$seed" --width 128 --schedules grow3x --freeze network
     arm mid "$seed" --width 64 --schedules grow3x --freeze network
+    arm quadruple "$seed" --width 128 --schedules full3x --freeze heads
 done
 for seed in $seeds; do
     ratio=0.6 arm network-equal "$seed" --width 32 --schedules grow3x --freeze network

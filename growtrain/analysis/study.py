@@ -38,7 +38,7 @@ class Study:
 
     Attributes:
         entries: every run.
-        arms: labels, the wide networks first.
+        arms: labels, the wide networks first, of them the one with the most runs.
         schedules: schedule of each arm.
         settings: of each arm, those that decide what is learned, as far as they have an effect in it.
         games: every game that any run plays, by name.
@@ -89,7 +89,8 @@ def make_study(runs: Sequence[Run]) -> Study:
         entries.append(Entry(run, label, *both, "" if chosen is run else chosen.name))
     schedules = {entry.arm: entry.run.schedule for entry in entries}
     settings = dict(zip(labels, decided, strict=True))
-    first, *others = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), arm))
+    num_runs = Counter(labels)
+    first, *others = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), -num_runs[arm], arm))
     # Of a schedule's arms those come first that differ least from what they are compared with.
     others.sort(key=lambda arm: (_rank(schedules[arm]), _distance(settings[arm], settings[first]), arm))
     return Study(entries, [first, *others], schedules, settings, sorted({run.game for run in runs}))
@@ -150,12 +151,15 @@ def _decided(run: Run) -> dict[str, str]:
 
 
 def reference_of(study: Study, arm: str) -> str | None:
-    """The arm to compare with, None for the first: of a growing network its full width, of an alternative to growth the growing one."""
+    """The arm to compare with, None for the first: of a growing network, or one that never grows, its full width, of an alternative
+    to growth the growing one.
+    """
     if arm == study.arms[0]:
         return None
     schedule = study.schedules[arm]
     if schedule.startswith(("full", "fixed")):
-        return study.arms[0]
+        wide = [each for each in study.arms if study.schedules[each].startswith("full")]
+        return nearest(study, arm, wide) if wide and schedule == "fixed" else study.arms[0]
     growing = schedule.startswith(_GROWING)
     wanted = (
         (schedule.replace("grow", "full"), "full3x", "full1x", "fixed") if growing else ("grow3x", "grow1x", "fixed")
@@ -178,12 +182,15 @@ def _distance(settings: Mapping[str, str], others: Mapping[str, str]) -> int:
 
 
 def pairs_of(study: Study) -> list[tuple[str, str]]:
-    """Every arm with its reference; a growing one also with the small network that does not grow, the first that grows, and its nearest."""
+    """Every arm with its reference; a growing one also with the first arm, the small network that does not grow, the first that grows, and
+    its nearest.
+    """
     found = [(arm, reference) for arm in study.arms if (reference := reference_of(study, arm)) is not None]
     growing = [arm for arm in study.arms if study.schedules[arm].startswith(_GROWING)]
     small = [arm for arm in study.arms if study.schedules[arm] == "fixed"]
     for place, arm in enumerate(growing):
-        others = [nearest(study, arm, among) for among in (small, growing[:1], growing[:place][::-1]) if among]
+        alike = (study.arms[:1], small, growing[:1], growing[:place][::-1])
+        others = [nearest(study, arm, among) for among in alike if among]
         found += [(arm, other) for other in dict.fromkeys(others) if other != arm and (arm, other) not in found]
     # What the project is about comes first: growing against its full width.
     return sorted(found, key=lambda pair: not study.schedules[pair[0]].startswith("grow"))
