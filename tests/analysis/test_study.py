@@ -51,6 +51,14 @@ def test_the_reference_is_the_one_whose_settings_are_nearest(write_run: WriteRun
     assert ("full3x, --width 64", "full3x, --width 32") in pairs
 
 
+def test_of_two_full_widths_the_one_with_more_runs_leads(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("wider", schedule="full3x", width=128)
+    for seed in range(2):
+        write_run(f"full{seed}", schedule="full3x", width=32, seed=seed)
+        write_run(f"fixed{seed}", schedule="fixed", width=32, seed=seed)
+    assert study_of(tmp_path).arms == ["full3x, --width 32", "full3x, --width 128", "fixed"]
+
+
 def test_the_reference_of_growing_is_its_full_width_and_of_an_alternative_growing(
     write_run: WriteRun, tmp_path: Path
 ) -> None:
