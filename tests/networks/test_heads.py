@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import NoisyLinear
 
-from growtrain.networks.heads import HiddenLinear, hidden_linear, initialize, matrix_product
+from growtrain.networks import heads
+from growtrain.networks.heads import BatchLinear, HiddenLinear, hidden_linear, initialize, matrix_product
 
 SHAPES = [(1, 96, 33), (8, 3136, 512), (32, 3136, 512), (32, 77, 130), (5, 1568, 1)]
 
@@ -32,6 +33,24 @@ def test_hidden_linear_and_its_gradients_are_those_of_a_linear_layer(shape: tupl
     out, expected = hidden_linear(*given), F.linear(*exact)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     for gradient, oracle in zip(gradients(out, given), gradients(expected, exact), strict=True):
+        torch.testing.assert_close(gradient.double(), oracle, rtol=1e-5, atol=1e-5 * float(oracle.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [(256, 256, 256), (256, 23, 256), (3, 256, 7)])
+@pytest.mark.parametrize("by_onednn", [True, False])
+def test_a_layer_for_many_rows_and_its_gradients_are_those_of_a_linear_layer(
+    shape: tuple[int, int, int], by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_onednn and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("PyTorch without oneDNN")
+    monkeypatch.setattr(heads, "_MANY_ROWS_BY_ONEDNN", by_onednn)
+    layer = BatchLinear(*shape[1:])
+    given = operands(*shape)[0].detach()[:, torch.randperm(shape[1])].requires_grad_()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (given, *layer.parameters())]
+    out, expected = layer(given), F.linear(*exact)
+    assert (type(out.grad_fn).__name__ == "_BiasedProductBackward") == by_onednn
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    for gradient, oracle in zip(gradients(out, [given, *layer.parameters()]), gradients(expected, exact), strict=True):
         torch.testing.assert_close(gradient.double(), oracle, rtol=1e-5, atol=1e-5 * float(oracle.abs().max()))
 
 
