@@ -1,7 +1,8 @@
 """Arms of a study against each other: where they can be compared, and what can be said about it in one sentence.
 
 Arms are compared at equal frames, equal wall-clock and equal FLOPs, each at the greatest value that every run of both arms has reached
-that is done or still running. A run that ended earlier has no score there: it is counted as missing.
+that is done or still running. A run that ended earlier has no score there: it is counted as missing. Of an arm that has no such run on a
+game, those count that were stopped.
 
 Units: scores are normalised, 0 a random player, 1 the game's reference (a human, of Atari games); times are hours.
 """
@@ -28,7 +29,7 @@ from growtrain.analysis.aggregate import (
     score_estimate,
     value_at,
 )
-from growtrain.analysis.runs import Run, at_frames
+from growtrain.analysis.runs import Run, at_frames, number
 from growtrain.analysis.study import HEALTHY, Entry, Study
 from growtrain.environments.games import reference_scores, references_of
 from growtrain.settings.text import format_count
@@ -42,12 +43,23 @@ MARGIN = 0.25  # of the reference's score: an arm that may have lost more is not
 def limits(study: Study, arms: Iterable[str], axis: Axis) -> dict[str, float]:
     """For each game the greatest value on an axis that every healthy run of these arms has a score at; games without one are left out."""
     found: dict[str, float] = {}
+    arms = list(arms)
     for game in study.games:
         entries = [entry for arm in arms for entry in study.cell(arm, game)]
         healthy = [e for e in entries if e.run.status in HEALTHY and len(e.curve.frames)]
         ends = [float(getattr(e.curve, axis)[-1]) for e in healthy or entries if len(e.curve.frames)]
         if ends and np.isfinite(ends).all():
             found[game] = min(ends)
+    return found
+
+
+def pair_limits(study: Study, pair: Sequence[str], axis: Axis) -> dict[str, float]:
+    """The same for two arms. On a game where one has no healthy run, those count that were stopped."""
+    found, each = limits(study, pair, axis), [limits(study, [arm], axis) for arm in pair]
+    for game in found:
+        failed = [all(entry.run.status == "failed" for entry in study.cell(arm, game)) for arm in pair]
+        if not any(failed) and all(game in of_arm for of_arm in each):
+            found[game] = min(of_arm[game] for of_arm in each)
     return found
 
 
@@ -136,23 +148,26 @@ class Comparison:
         arm, reference: labels.
         games: where both have a score at equal frames.
         elsewhere: games that either of the two was run on without a score of both.
+        unknown: why no game is compared.
         short: cells with fewer runs than an interval needs, as text.
         points: by axis; an axis is missing where it cannot be compared.
         costs: ratio of hours and of FLOPs for the same frames.
         times: time-to-score, over the games where the reference clearly learned.
         unlearned: the other ones.
         machines: what the runs ran on, more than one entry if wall-clock is not comparable.
-        missing: runs without a score at equal frames, as text by arm and game.
+        missing: runs without a score at equal frames, as text by arm and game, of every game that both were run on.
         diverged: those of them that could not go on, by arm.
         unscored: runs that have no score yet where an axis ends, as text by axis, which then is left out.
         related: cells whose runs share a past, as text.
         commits: how many versions of the code the runs were made by.
+        epsilons: of their evaluations.
     """
 
     arm: str
     reference: str
     games: list[str]
     elsewhere: list[str]
+    unknown: str
     short: list[str]
     points: dict[Axis, Point]
     costs: dict[Axis, Estimate]
@@ -164,12 +179,14 @@ class Comparison:
     unscored: dict[Axis, str]
     related: list[str]
     commits: int
+    epsilons: list[float]
 
 
 def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) -> Comparison:
     """Everything that can be said about an arm and its reference."""
     pair = (arm, reference)
-    at = limits(study, pair, "frames")
+    study = study.between(pair)
+    at = pair_limits(study, pair, "frames")
     counts = {
         (a, game): sum(not np.isnan(score) for score in cell_scores(study, a, game, "frames", at[game]).values())
         for game in study.scored_games
@@ -188,7 +205,7 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
     costs: dict[Axis, Estimate] = {}
     unscored: dict[Axis, str] = {}
     for axis in AXES if games else ():
-        limit = limits(study, pair, axis)
+        limit = pair_limits(study, pair, axis)
         if all(game in limit for game in games):
             late = [_unscored(study, a, game, axis, limit[game]) for a in pair for game in games if axis != "frames"]
             late = [text for text in late if text]
@@ -204,12 +221,19 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
     unlearned = [game for game in games if game not in learned]
     cells = [(a, game, study.cell(a, game)) for a in pair for game in games]
     machines = sorted({_machine(e.run) for _, _, cell in cells for e in cell})
-    ended = [(a, game, [e for e in cell if np.isnan(score_at(e, "frames", at[game]))], cell) for a, game, cell in cells]
+    both = [game for game in study.scored_games if all(study.cell(a, game) for a in pair)]
+    ended = [
+        (a, game, [e for e in cell if game not in at or np.isnan(score_at(e, "frames", at[game]))], cell)
+        for game in both
+        for a in pair
+        for cell in [study.cell(a, game)]
+    ]
     return Comparison(
         arm,
         reference,
         games,
         elsewhere,
+        _why_unknown(study, pair) if not games else "",
         short,
         points,
         costs,
@@ -234,7 +258,18 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
                 if (c := e.run.about.get("git_commit"))
             }
         ),
+        epsilons=sorted({number(e.run.settings, "eval_epsilon", 0.0) for *_, cell in cells for e in cell}),
     )
+
+
+def _why_unknown(study: Study, pair: tuple[str, str]) -> str:
+    """Why no game can be compared."""
+    both = [game for game in study.games if all(study.cell(arm, game) for arm in pair)]
+    if not both:
+        return "no game was played by both"
+    if not any(game in study.scored_games for game in both):
+        return f"{', '.join(both)} {'has' if len(both) == 1 else 'have'} no reference scores to normalise by"
+    return "no game has a score of both"
 
 
 def has_diverged(run: Run) -> bool:
@@ -378,24 +413,57 @@ def ratio_text(ratio: Estimate) -> str:
 
 def verdict(comparison: Comparison, evaluated: Comparison | None = None) -> str:
     """One honest sentence, or two, by the scores of training; another, if they are given, by evaluations."""
-    by_training = _verdict(comparison)
-    point = evaluated.points.get("frames") if evaluated else None
+    by_training, by_evaluations = _verdict(comparison), _by_evaluations(evaluated, comparison) if evaluated else ""
+    return f"{by_training} {by_evaluations}".rstrip()
+
+
+def _by_evaluations(evaluated: Comparison, trained: Comparison) -> str:
+    """What evaluations say, and of which games and frames if not of training's; nothing without an interval."""
+    point = evaluated.points.get("frames")
     if point is None or point.difference.low is None or point.difference.high is None:
-        return by_training
-    says = "higher" if point.difference.low > 0 else "lower" if point.difference.high < 0 else ""
-    outcome = f"score {says}" if says else "are not told apart"
-    return (
-        f"{by_training} Its evaluations {outcome}: IQM {interval_text(point.arm)} against {interval_text(point.reference)}, "
-        f"difference {interval_text(point.difference)}."
+        return ""
+    if len(evaluated.epsilons) > 1:
+        different = " and ".join(f"{epsilon:g}" for epsilon in evaluated.epsilons)
+        return f"Its evaluations are not compared: they are at epsilon {different}."
+    means = (
+        f"IQM {interval_text(point.arm)} against {interval_text(point.reference)}, difference {interval_text(point.difference)}"
+        f"{_missing_clause(evaluated)}"
     )
+    at = trained.points["frames"].at if "frames" in trained.points else {}
+    of = f" on {', '.join(evaluated.games)} alone" if evaluated.games != trained.games else ""
+    if any(point.at[game] < at.get(game, 0.0) for game in evaluated.games):
+        of += f", at {_frames_text(point)}"
+    if diverged := _diverged_text(evaluated):
+        return f"Its evaluations{of} do not tell: {diverged}. {means}."
+    says = "higher" if point.difference.low > 0 else "lower" if point.difference.high < 0 else ""
+    return f"Its evaluations{of} {f'score {says}' if says else 'are not told apart'}: {means}."
+
+
+def _frames_text(point: Point) -> str:
+    return ", ".join(sorted({format_count(frames) for frames in point.at.values()})) + " frames"
+
+
+def _missing_clause(comparison: Comparison) -> str:
+    """Which runs have no score, and which are no other seeds."""
+    clause = f"; {'; '.join(comparison.missing)}" if comparison.missing else ""
+    if comparison.related:
+        clause += f"; runs of {', '.join(comparison.related)} share a past, so intervals are too narrow"
+    return clause
+
+
+def _diverged_text(comparison: Comparison) -> str:
+    which = " and ".join(f"{count} of {a}" for a, count in comparison.diverged.items() if count)
+    return f"{which} diverged, and only the others have a score" if which else ""
 
 
 def _verdict(comparison: Comparison) -> str:
     arm, reference = comparison.arm, comparison.reference
+    diverged = _diverged_text(comparison)
     if "frames" not in comparison.points:
-        return f"Cannot tell how {arm} compares with {reference}: no game has a score of both."
+        why = comparison.unknown + (f": {diverged}" if diverged else "") + _missing_clause(comparison)
+        return f"Cannot tell how {arm} compares with {reference}: {why}."
     point = comparison.points["frames"]
-    where = ", ".join(sorted({format_count(frames) for frames in point.at.values()})) + " frames"
+    where = _frames_text(point)
     scope = f"{point.difference.runs} runs, {len(comparison.games)} game{'s' if len(comparison.games) > 1 else ''}"
     how = f"{references_of(comparison.games)}-normalised"
     means = f"IQM {interval_text(point.arm)} against {interval_text(point.reference)}"
@@ -405,12 +473,9 @@ def _verdict(comparison: Comparison) -> str:
             f"Cannot tell whether {arm} keeps up with {reference}: {why}, and an interval needs {MIN_RUNS}. "
             f"So far, at {where}: {means}, {how} ({scope})."
         )
-    means += f", difference {interval_text(point.difference)}, {how} ({scope})"
-    if comparison.missing:
-        means += f"; {'; '.join(comparison.missing)}"
-    if any(comparison.diverged.values()):
-        which = " and ".join(f"{count} of {a}" for a, count in comparison.diverged.items() if count)
-        return f"Cannot tell how {arm} compares with {reference}: {which} diverged, and only the others have a score. {means}."
+    means += f", difference {interval_text(point.difference)}, {how} ({scope}){_missing_clause(comparison)}"
+    if diverged:
+        return f"Cannot tell how {arm} compares with {reference}: {diverged}. {means}."
     if all(e.low is not None and e.low <= 0 for e in (point.arm, point.reference)):
         return (
             f"Cannot tell whether {arm} keeps up with {reference}: at {where} neither is clearly better than a random policy, "

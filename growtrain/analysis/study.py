@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from growtrain.analysis.runs import Curve, Run, evaluation_curve, training_curve
+from growtrain.analysis.runs import Curve, Run, StagePrice, evaluation_curve, training_curve
 from growtrain.environments.games import reference_scores
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.text import ConfigError, flag
@@ -22,7 +22,7 @@ _GROWING = ("grow", "at:", "adaptive")
 class Entry:
     """A run in a study: its arm, its curve, and the run that stands for it if the same cell and seed were run again.
 
-    `curve` is of training scores, `evaluated` of evaluations.
+    `curve` is of training scores, `evaluated` of evaluations; `prices` are what each stage of it takes.
     """
 
     run: Run
@@ -30,6 +30,7 @@ class Entry:
     curve: Curve
     evaluated: Curve
     superseded_by: str = ""
+    prices: tuple[StagePrice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Study:
 
     Attributes:
         entries: every run.
-        arms: labels, the wide networks first, of them the one with the most runs.
+        arms: labels, the wide networks first, of them the one with the most runs that count.
         schedules: schedule of each arm.
         settings: of each arm, those that decide what is learned, as far as they have an effect in it.
         games: every game that any run plays, by name.
+        budgets: of each game in frames, the least of the runs that count.
+        evaluated: whether runs are judged by their evaluations.
     """
 
     entries: list[Entry]
@@ -49,6 +52,8 @@ class Study:
     schedules: dict[str, str]
     settings: dict[str, dict[str, str]]
     games: list[str]
+    budgets: dict[str, int]
+    evaluated: bool = False
 
     def cell(self, arm: str, game: str) -> list[Entry]:
         """The runs of an arm on a game, one for each seed."""
@@ -56,7 +61,18 @@ class Study:
 
     def by_evaluation(self) -> "Study":
         """The same runs, judged by their evaluations."""
-        return replace(self, entries=[replace(entry, curve=entry.evaluated) for entry in self.entries])
+        return replace(self, entries=[replace(entry, curve=entry.evaluated) for entry in self.entries], evaluated=True)
+
+    def between(self, arms: Sequence[str]) -> "Study":
+        """The same, these arms' training scores being of as many frames as the shortest budget among them allows, whatever others had."""
+        budgets = least_budgets([e.run for e in self.entries if e.arm in arms and not e.superseded_by])
+        if self.evaluated or all(budget == self.budgets[game] for game, budget in budgets.items()):
+            return self
+        entries = [
+            replace(e, curve=training_curve(e.run, e.prices, budgets.get(e.run.game, 0))) if e.arm in arms else e
+            for e in self.entries
+        ]
+        return replace(self, entries=entries, budgets=self.budgets | budgets)
 
     @property
     def scored_games(self) -> list[str]:
@@ -73,27 +89,30 @@ def make_study(runs: Sequence[Run]) -> Study:
     done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
     costs = {(label, run.game): run.stage_costs for label, run in done}
     best = _best(runs, labels)
-    # By as many frames are the scores of all runs of a game that count.
-    counted = [run for run in best.values() if run.status in HEALTHY and run.budget > 0]
-    budgets = {
-        game: min((run.budget for run in counted if run.game == game), default=0) for game in {run.game for run in runs}
-    }
-    curves = []
+    budgets = dict.fromkeys((run.game for run in runs), 0) | least_budgets(list(best.values()))
+    entries = []
     for label, run in zip(labels, runs, strict=True):
         # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
         prices = run.stage_costs if run.summary or run.has_other_past else costs.get((label, run.game), ())
-        curves.append((training_curve(run, prices, budgets[run.game]), evaluation_curve(run, prices)))
-    entries = []
-    for label, run, both in zip(labels, runs, curves, strict=True):
         chosen = best[label, run.game, run.seed]
-        entries.append(Entry(run, label, *both, "" if chosen is run else chosen.name))
+        curves = training_curve(run, prices, budgets[run.game]), evaluation_curve(run, prices)
+        entries.append(Entry(run, label, *curves, "" if chosen is run else chosen.name, tuple(prices)))
     schedules = {entry.arm: entry.run.schedule for entry in entries}
     settings = dict(zip(labels, decided, strict=True))
-    num_runs = Counter(labels)
+    num_runs = Counter(label for (label, _, _), run in best.items() if run.status in HEALTHY)
     first, *others = sorted(schedules, key=lambda arm: (_rank(schedules[arm]), -num_runs[arm], arm))
     # Of a schedule's arms those come first that differ least from what they are compared with.
     others.sort(key=lambda arm: (_rank(schedules[arm]), _distance(settings[arm], settings[first]), arm))
-    return Study(entries, [first, *others], schedules, settings, sorted({run.game for run in runs}))
+    return Study(entries, [first, *others], schedules, settings, sorted(budgets), budgets)
+
+
+def least_budgets(runs: Sequence[Run]) -> dict[str, int]:
+    """The least budget of the healthy runs of each game; by as many frames are their scores compared."""
+    budgets: dict[str, int] = {}
+    for run in runs:
+        if run.status in HEALTHY and run.budget > 0:
+            budgets[run.game] = min(run.budget, budgets.get(run.game, run.budget))
+    return budgets
 
 
 def _best(runs: Sequence[Run], labels: Sequence[str]) -> dict[tuple[str, str, int], Run]:

@@ -118,7 +118,11 @@ def evaluations(evaluated: Sequence[Comparison]) -> list[Block]:
         "of one snapshot and of few episodes, so seeds differ more. Between two evaluations the score is read off the line from one to the "
         "other."
     )
-    notes = [f"{c.arm} against {c.reference}: {note}" for c in evaluated for note in _unscored_notes(c)]
+    notes = [
+        f"{c.arm} against {c.reference}: {note}"
+        for c in evaluated
+        for note in [*_missing_notes(c), *_unscored_notes(c)]
+    ]
     found: list[Block] = [Heading("Arm against arm, by evaluations"), Table(_POINT_HEADER, rows), Paragraph(text)]
     return [*found, Items(notes)] if notes else found
 
@@ -183,15 +187,14 @@ def _comparison_notes(c: Comparison) -> list[str]:
     if c.unlearned:
         why = f"not every run of {c.reference} ends above a random policy and above where it began"
         notes.append(f"no time-to-score on {', '.join(c.unlearned)}: {why}")
-    if c.missing:
-        notes.append(f"{'; '.join(c.missing)}: the scores are those of the others")
-    notes += _unscored_notes(c)
+    notes += [*_missing_notes(c), *_unscored_notes(c)]
     if c.related:
         notes.append(
             f"runs of {', '.join(c.related)} share a past (forks): intervals, which speak of other seeds, are too narrow"
         )
     if c.elsewhere:
-        notes.append(f"over {', '.join(c.games)} only: one of the two has no score on {', '.join(c.elsewhere)}")
+        only = f"over {', '.join(c.games)} only" if c.games else c.unknown
+        notes.append(f"{only}: not compared on {', '.join(c.elsewhere)}")
     if len(c.machines) > 1:
         notes.append(f"wall-clock is not comparable: the runs had {' and '.join(c.machines)}")
     elif c.commits > 1 and c.games:
@@ -202,6 +205,10 @@ def _comparison_notes(c: Comparison) -> list[str]:
             "none, and no run has any whose network became another than its schedule planned"
         )
     return notes
+
+
+def _missing_notes(c: Comparison) -> list[str]:
+    return [f"{'; '.join(c.missing)}: the scores are those of the others"] if c.missing else []
 
 
 def _unscored_notes(c: Comparison) -> list[str]:

@@ -1,6 +1,7 @@
 """Where arms are compared, and what is said about it: each kind of verdict, from runs whose truth is known."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -147,8 +148,27 @@ def test_verdict_no_common_game(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("a", "pong", "full3x")
     write_run("b", "breakout", "grow1x")
     found = first(study_of(tmp_path))
-    assert "no game has a score of both" in verdict(found)
+    assert verdict(found) == "Cannot tell how grow1x compares with full3x: no game was played by both."
     assert found.elsewhere == ["breakout", "pong"]
+
+
+def test_verdict_of_a_game_without_reference_scores_says_so(write_run: WriteRun, tmp_path: Path) -> None:
+    chain = "minatar/space_invaders+asterix"
+    for schedule in ("full3x", "grow1x"):
+        for seed in range(3):
+            write_run(f"{schedule}-{seed}", chain, schedule, seed)
+    assert verdict(first(study_of(tmp_path))).endswith(f"{chain} has no reference scores to normalise by.")
+
+
+def test_an_arm_that_was_stopped_everywhere_is_compared_at_what_it_reached(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0})
+    for seed in range(3):
+        write_run(f"grow1x-{seed}", "pong", "grow1x", seed, line(seed), until=36_000, status="stopped")
+    study = study_of(tmp_path)
+    found = first(study)
+    assert found.points["frames"].at == {"pong": 36_000}
+    assert found.points["frames"].difference.value == 0
+    assert limits(study, study.arms, "frames") == {"pong": 40_000}  # which takes nothing from the others
 
 
 def test_wall_clock_of_different_machines_is_not_compared(write_run: WriteRun, tmp_path: Path) -> None:
@@ -275,6 +295,61 @@ def test_an_arm_of_which_runs_diverged_is_not_said_to_be_better(write_run: Write
     assert (late.reached, late.reference_reached) == ((3, 5), (5, 5))
 
 
+@pytest.mark.parametrize("until", [2_000, 20_000])
+def test_a_game_on_which_an_arm_diverged_in_all_its_runs_is_not_left_out(
+    write_run: WriteRun, tmp_path: Path, until: int
+) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.2})
+    write_arms(write_run, {"full3x": 1.0}, game="breakout")
+    for seed in range(3):
+        ended = write_run(f"breakout-grow1x-{seed}", "breakout", "grow1x", seed, until=until, status="failed")
+        change_summary(ended, reason="Diverged: a weight is not finite")
+    found = first(study_of(tmp_path))
+    text = verdict(found)
+    assert found.games == ["pong"]
+    assert text.startswith("Cannot tell how grow1x compares with full3x: 3 of grow1x diverged, and only the others")
+    assert "3 of 3 runs of grow1x on breakout have no score there" in text
+    for run in (tmp_path / "runs").glob("pong-*"):
+        shutil.rmtree(run)
+    assert "no game has a score of both: 3 of grow1x diverged" in verdict(first(study_of(tmp_path)))
+
+
+def test_evaluations_say_of_what_they_are(write_run: WriteRun, tmp_path: Path) -> None:
+    def evaluated_text() -> str:
+        study = study_of(tmp_path)
+        return verdict(first(study), first(study.by_evaluation())).split("Its evaluations")[1]
+
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0})
+    assert evaluated_text().startswith(" are not told apart: IQM")
+    for seed in range(3):
+        for schedule in ("full3x", "grow1x"):
+            times = (20_000, 40_000) if schedule == "full3x" else (20_000,)
+            evaluations = {frames: line(seed)(frames) for frames in times}
+            write_run(f"long-{schedule}-{seed}", "breakout", schedule, seed, line(seed), evaluations=evaluations)
+            (tmp_path / "runs" / f"pong-{schedule}-{seed}" / "evaluations.jsonl").write_text("")
+    assert evaluated_text().startswith(" on breakout alone, at 20k frames are not told apart: IQM")
+    ended = write_run("diverged", "breakout", "grow1x", 3, status="failed", until=3_000, evaluations={3_000: 1.0})
+    change_summary(ended, reason="Diverged: a weight is not finite")
+    assert "do not tell: 1 of grow1x diverged, and only the others have a score. IQM" in evaluated_text()
+    shutil.rmtree(ended)
+    path = tmp_path / "runs" / "long-grow1x-1" / "config.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"config": about["config"] | {"eval_epsilon": 0.1}}))
+    assert evaluated_text() == " are not compared: they are at epsilon 0.01 and 0.1."
+
+
+def test_a_short_run_of_another_arm_changes_no_comparison(write_run: WriteRun, tmp_path: Path) -> None:
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.05})
+    before = first(study_of(tmp_path)).points["frames"]
+    write_run("smoke", "pong", "fixed", 0, line(0), until=4_000, total_frames=4_000)
+    study = study_of(tmp_path)
+    assert study.budgets == {"pong": 4_000}
+    after = first(study).points["frames"]
+    assert (after.difference, after.arm) == (before.difference, before.arm)
+    (smoke,) = (arm for arm in study.arms if study.schedules[arm] == "fixed")
+    assert first(study, smoke).points["frames"].at == {"pong": 4_000}
+
+
 def test_an_axis_on_which_a_run_has_no_score_yet_is_left_out(write_run: WriteRun, tmp_path: Path) -> None:
     """At the hours of a run that is ten times as fast, the others have played less than the tenth that their first score takes."""
     for seed in range(3):
@@ -308,6 +383,7 @@ def test_forks_of_one_run_are_no_other_seeds(write_run: WriteRun, tmp_path: Path
     change_about(fork, resumes=[{"frames": 10_000, "forked_from": "pong-grow1x-0/checkpoints/000000010000"}])
     assert first(study_of(tmp_path)).related == ["grow1x on pong"]
     assert "runs of grow1x on pong share a past (forks)" in str(comparisons([found]))
+    assert "; runs of grow1x on pong share a past, so intervals are too narrow." in verdict(found)
 
 
 def test_a_run_that_moved_has_no_wall_clock_to_compare(write_run: WriteRun, tmp_path: Path) -> None:

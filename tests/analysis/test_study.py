@@ -57,6 +57,9 @@ def test_of_two_full_widths_the_one_with_more_runs_leads(write_run: WriteRun, tm
         write_run(f"full{seed}", schedule="full3x", width=32, seed=seed)
         write_run(f"fixed{seed}", schedule="fixed", width=32, seed=seed)
     assert study_of(tmp_path).arms == ["full3x, --width 32", "full3x, --width 128", "fixed"]
+    for seed in range(1, 4):
+        write_run(f"failed{seed}", schedule="full3x", width=128, seed=seed, status="failed", until=5_000)
+    assert study_of(tmp_path).arms[0] == "full3x, --width 32"
 
 
 def test_the_reference_of_growing_is_its_full_width_and_of_an_alternative_growing(
