@@ -7,6 +7,7 @@ script; figures are inside it. The Markdown refers to them as files.
 import html
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,22 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of sentences."""
+    """A list of sentences; one with a `summary` is folded behind it in HTML."""
 
     texts: list[str]
+    summary: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns in which every cell is a number, with an interval or a unit, are aligned to the right."""
+    """A table; columns in which every cell is a number, with an interval or a unit, are aligned to the right.
+
+    Of one that is `grouped`, rows that follow each other and begin with the same text have it once in HTML.
+    """
 
     header: list[str]
     rows: list[list[str]]
+    grouped: bool = False
 
     @property
     def numeric(self) -> list[bool]:
@@ -64,13 +70,13 @@ class Listing:
 Block = Heading | Paragraph | Items | Table | Figure | Listing
 
 
-_NUMBER = re.compile(r"(-|x?-?\d[-\d.,/ ]*(\[.*\])?( \(\d+\))?( ?[A-Za-z%]{1,3})?)?")
+_NUMBER = re.compile(r"((-|never|first|unknown|x?-?\d[-\d.,/ ]*)( ?\[.*\])?( \(\d+\))?( ?[A-Za-z%]{1,3})?)?")
 
 
-def compact(header: list[str], rows: list[list[str]]) -> Table:
+def compact(header: list[str], rows: list[list[str]], *, grouped: bool = False) -> Table:
     """A table without the columns that are empty in every row."""
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    return Table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    return Table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], grouped)
 
 
 def visible(text: str) -> str:
@@ -110,8 +116,9 @@ def _html_block(block: Block) -> str:
             return f'<h2 id="{_anchor(text)}">{_html(text)}</h2>'
         case Paragraph(text, strong):
             return f'<p class="strong">{_html(text)}</p>' if strong else f"<p>{_html(text)}</p>"
-        case Items(texts):
-            return "<ul>" + "".join(f"<li>{_html(text)}</li>\n" for text in texts) + "</ul>"
+        case Items(texts, summary):
+            items = "<ul>" + "".join(f"<li>{_html(text)}</li>\n" for text in texts) + "</ul>"
+            return f"<details><summary>{_html(summary)}</summary>\n{items}</details>" if summary else items
         case Table():
             return _html_table(block)
         case Figure(_, svg, caption):
@@ -123,12 +130,27 @@ def _html_block(block: Block) -> str:
 def _html_table(table: Table) -> str:
     styles = [' class="number"' if numeric else "" for numeric in table.numeric]
 
-    def cells(tag: str, texts: list[str]) -> str:
-        aligned = zip(styles, texts, strict=True)
-        return "<tr>" + "".join(f"<{tag}{style}>{_html(text)}</{tag}>" for style, text in aligned) + "</tr>"
+    def cells(tag: str, texts: list[str]) -> list[str]:
+        return [f"<{tag}{style}>{_cell(text)}</{tag}>" for style, text in zip(styles, texts, strict=True)]
 
-    body = "\n".join(cells("td", row) for row in table.rows)
-    return f'<div class="table"><table>\n<thead>{cells("th", table.header)}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    def line(cells: list[str]) -> str:
+        return f"<tr>{''.join(cells)}</tr>"
+
+    def group(rows: list[list[str]]) -> list[str]:
+        first, *others = (cells("td", row) for row in rows)
+        if table.grouped and others:
+            first[0] = first[0].replace("<td", f'<td rowspan="{len(rows)}"', 1)
+            others = [each[1:] for each in others]
+        return [line(each) for each in (first, *others)]
+
+    groups = groupby(table.rows, key=lambda row: row[0])
+    body = "\n".join(text for _, rows in groups for text in group(list(rows)))
+    return f'<div class="table"><table>\n<thead>{line(cells("th", table.header))}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    """A cell's text, in which no line breaks within a flag."""
+    return re.sub(r"--[a-z0-9-]+( [\w.]+)?", r'<span class="flag">\g<0></span>', _html(text))
 
 
 def _markdown(text: str) -> str:
@@ -142,8 +164,9 @@ def _markdown_block(block: Block, figures: str) -> str:
             return f"## {_markdown(text)}"
         case Paragraph(text, strong):
             return f"**{_markdown(text)}**" if strong else _markdown(text)
-        case Items(texts):
-            return "\n".join(f"- {_markdown(text)}" for text in texts)
+        case Items(texts, summary):
+            items = "\n".join(f"- {_markdown(text)}" for text in texts)
+            return f"{_markdown(summary)}:\n\n{items}" if summary else items
         case Table(header, rows):
             rule = ["---:" if numeric else "---" for numeric in block.numeric]
             lines = [[_markdown(text) for text in header], rule, *([_markdown(text) for text in row] for row in rows)]
@@ -162,6 +185,7 @@ body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, A
 h1 { font-size: 1.5rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-top: .5rem; border-top: 1px solid #ddd; break-after: avoid; }
 nav { font-size: .85rem; margin-bottom: 1.2rem; } nav a { margin-right: 1.1em; color: #0072B2; text-decoration: none; }
+summary { cursor: pointer; color: #0072B2; }
 p, li { max-width: 85ch; overflow-wrap: anywhere; }
 p.strong { font-size: 1.1rem; max-width: none; background: #f2f6fa; border-left: 5px solid #0072B2; padding: .7rem 1rem; margin: 1rem 0; }
 .table { overflow-x: auto; margin: .8rem 0; }
@@ -169,6 +193,7 @@ table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabu
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e3e3; max-width: 46ch;
   overflow-wrap: break-word; }
 th { border-bottom: 1.5px solid #555; font-weight: 600; overflow-wrap: normal; }
+.flag { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; } th.number { white-space: normal; }
 figure { margin: 1rem 0 1.4rem; break-inside: avoid; } svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .84rem; color: #444; max-width: 110ch; margin-top: .2rem; }

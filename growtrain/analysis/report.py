@@ -39,7 +39,7 @@ from growtrain.analysis.pages import (
     to_markdown,
 )
 from growtrain.analysis.runs import find_runs, ledger_notes
-from growtrain.analysis.study import Study, make_study, pairs_of
+from growtrain.analysis.study import Study, make_study, pairs_of, reference_of
 from growtrain.environments.games import normalization, reference_scores, references_of, zeros_of
 from growtrain.settings.text import episodes_text, format_count
 
@@ -103,19 +103,21 @@ def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -
         *_commands(study, command),
         *_method(study, at),
     ]
-    return f"{', '.join(study.arms[:6])} on {games}", blocks
+    arms = ", ".join(study.arms) if len(study.arms) <= 3 else f"{len(study.arms)} arms"
+    return f"{arms} on {games}", blocks
 
 
 def _verdict(study: Study, compared: list[Comparison], evaluated: list[Comparison]) -> list[Block]:
+    others: list[str] = []
+    more: list[str] = []
     if compared:
-        first, *others = map(verdict, compared, evaluated)
+        first, *rest = map(verdict, compared, evaluated)
+        for pair, text in zip(compared[1:], rest, strict=True):
+            (others if pair.reference == reference_of(study, pair.arm) else more).append(text)
     elif any(len(entry.curve.frames) for entry in study.entries):
-        first, others = f"Only {study.arms[0]} was run: there is nothing to compare it with.", []
+        first = f"Only {study.arms[0]} was run: there is nothing to compare it with."
     else:
-        first, others = (
-            "No run has a score yet: none has trained for a tenth of its budget and seen an episode end.",
-            [],
-        )
+        first = "No run has a score yet: none has trained for a tenth of its budget and seen an episode end."
     statuses = Counter(entry.run.status for entry in study.entries)
     holds = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     empty = [f"{arm} on {game}" for game in study.games for arm in study.arms if not study.cell(arm, game)]
@@ -127,7 +129,9 @@ def _verdict(study: Study, compared: list[Comparison], evaluated: list[Compariso
     read = time.strftime("%Y-%m-%d %H:%M")
     about = f"{len(study.entries)} runs: {holds}.{lacks} Brackets are 95 % intervals over seeds. Read {read}."
     blocks: list[Block] = [Paragraph(first, strong=True)]
-    return [*blocks, *([Items(others)] if others else []), Paragraph(about)]
+    blocks += [Items(others)] if others else []
+    blocks += [Items(more, f"{len(more)} more {'pairs' if len(more) > 1 else 'pair'} of arms")] if more else []
+    return [*blocks, Paragraph(about)]
 
 
 def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> list[Block]:

@@ -74,7 +74,7 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
         return []
     blocks: list[Block] = [
         Heading("Arm against arm"),
-        Table(_POINT_HEADER, [row for c in compared for row in _point_rows(c)]),
+        Table(_POINT_HEADER, [row for c in compared for row in _point_rows(c)], grouped=True),
         Paragraph(
             "Difference: of the interquartile means (IQM). P(improvement): how often a run beats a run of the reference, ties "
             "half. Paired difference: mean over pairs of the same game and seed. Cost ratio: time or FLOPs for the same "
@@ -93,7 +93,7 @@ def comparisons(compared: Sequence[Comparison]) -> list[Block]:
             "note",
         ]
         blocks += [
-            compact(header, times),
+            compact(header, times, grouped=True),
             Paragraph(
                 "Time ratio: time until the smoothed score first reaches this share of the way from a random policy to the "
                 "reference's mean score at the end; medians over seeds, their median over games. A run that does not get "
@@ -123,7 +123,11 @@ def evaluations(evaluated: Sequence[Comparison]) -> list[Block]:
         for c in evaluated
         for note in [*_missing_notes(c), *_unscored_notes(c)]
     ]
-    found: list[Block] = [Heading("Arm against arm, by evaluations"), Table(_POINT_HEADER, rows), Paragraph(text)]
+    found: list[Block] = [
+        Heading("Arm against arm, by evaluations"),
+        Table(_POINT_HEADER, rows, grouped=True),
+        Paragraph(text),
+    ]
     return [*found, Items(notes)] if notes else found
 
 

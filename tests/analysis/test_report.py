@@ -24,7 +24,7 @@ from growtrain.commands.commandline import Parser, add_config_flags, explicit_se
 from growtrain.settings.config import Config
 from growtrain.settings.presets import resolve
 
-from .conftest import WriteRun
+from .conftest import WriteRun, write_arms
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 HOSTILE = "<script>alert('x')</script> & \"q\" | `a` *b*\n[c](javascript:d) \u202etxt é日"
@@ -197,6 +197,16 @@ def test_blocks_in_both_forms() -> None:
     assert "| --- | ---: |" in markdown
     assert "````bash\necho ```\n````" in markdown
     assert "![caption](figures/f.svg)" in markdown
+
+
+def test_rows_that_begin_alike_are_grouped_and_flags_keep_to_a_line() -> None:
+    table = Table(["arm", "n"], [["a, --freeze heads", "1"], ["a, --freeze heads", "2"], ["b", "3"]], grouped=True)
+    page = to_html("t", [table])
+    Page(page)
+    first = '<td rowspan="2">a, <span class="flag">--freeze heads</span></td>'
+    assert f'<tr>{first}<td class="number">1</td></tr>\n<tr><td class="number">2</td></tr>\n<tr><td>b</td>' in page
+    assert to_markdown("t", [table], "figures").count("--freeze heads") == 2
+    assert "rowspan" not in to_html("t", [Table(table.header, table.rows)])
 
 
 @pytest.mark.parametrize(
@@ -393,3 +403,21 @@ def test_compose_needs_no_files(write_run: WriteRun, tmp_path: Path) -> None:
     title, blocks = compose(make_study(find_runs([tmp_path / "runs"])), ["x"], ["a note"])
     assert title == "fixed on pong"
     assert any(isinstance(block, Items) and "a note" in block.texts for block in blocks)
+
+
+def test_verdicts_beyond_an_arms_own_reference_are_folded(write_run: WriteRun, tmp_path: Path) -> None:
+    from growtrain.analysis.runs import find_runs
+    from growtrain.analysis.study import make_study
+
+    write_arms(write_run, {"full3x": 1.0, "grow1x": 1.0, "fixed": 0.9, "reset": 0.8})
+    title, blocks = compose(make_study(find_runs([tmp_path / "runs"])), ["x"], [])
+    assert title == "4 arms on pong"
+    assert isinstance(blocks[0], Paragraph)
+    assert blocks[0].text.startswith("grow1x reaches full3x's")
+    open_ones, folded = (block for block in blocks if isinstance(block, Items) and "IQM" in block.texts[0])
+    assert [text.split(" ")[0] for text in open_ones.texts] == ["fixed", "reset"]
+    assert open_ones.summary == ""
+    assert (len(folded.texts), folded.summary) == (1, "1 more pair of arms")
+    assert " than fixed " in folded.texts[0]
+    assert "<details><summary>1 more pair of arms</summary>" in to_html(title, blocks)
+    assert "1 more pair of arms:\n\n- grow1x" in to_markdown(title, blocks, "figures")
