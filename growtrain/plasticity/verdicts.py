@@ -10,7 +10,8 @@ lost plasticity in that part). Three kinds of evidence, judged apart and then pu
 Everything is paired by seed. A gain is *clear* if its 95 % interval excludes 0, its mean is at least the threshold, and chance does not
 explain it among so many: by Holm's step-down (Holm 1979) over all gains of a verdict, those beyond what fresh slots gain among them, the
 probability that any is clear where none is there is at most 5 %. It is clearly *absent* if the whole interval is below the threshold;
-otherwise the evidence is *unclear*, as it always is with fewer than three seeds.
+otherwise the evidence is *unclear*, as it always is with fewer than three seeds, and where every score is the same: it is at the game's
+floor or ceiling, where no gain can show.
 A learning test in which no copy learned anything to speak of is unclear, too. So is the absence of a gain at a place that learns nothing
 even when made fresh, while other copies learn: another place stands in its way. A clear gain in one kind against a clear absence in
 another is a contradiction: both are named, and nothing is claimed from them. Where one kind is clear and another is not, the clear one
@@ -335,10 +336,15 @@ def _gains(
     known = [
         dict(zip(measured, seed, strict=True)) for seed in zip(*measured.values(), strict=True) if None not in seed
     ]
-    return {
+    gains = {
         name: judge(name, [scale * (seed[name] - seed[reference]) for seed in known], threshold)
         for name in measured
         if name != reference
+    }
+    flat = {name for name in gains if len({seed[each] for seed in known for each in (name, reference)}) == 1}
+    return {
+        name: dataclasses.replace(gain, sign="unclear", p=None) if name in flat else gain
+        for name, gain in gains.items()
     }
 
 
@@ -407,10 +413,12 @@ def _finding(
         return Finding(place=place, outcome="cannot tell", basis=(), reason="it was not tested")
     if all(len(gain.values) < MIN_SEEDS for each in signs.values() for gain, _ in each):
         reason = f"fewer than {MIN_SEEDS} seeds with a value"
-    elif learned < MIN_LEARNED:
+    elif learned < MIN_LEARNED and signs["learning"]:
         reason = f"no copy learned more than {learned:.1%} of what the learning test asked for"
     elif blocked:
         reason = "even made fresh it learns nothing: another part stands in its way"
+    elif any(gain.low is not None and gain.p is None for basis in FORKED for gain, _ in signs[basis]):
+        reason = "every score is the same, at the game's floor or ceiling"
     elif any(explained_by_chance(gain, threshold) for each in signs.values() for gain, _ in each):
         reason = "a gain shows, and among so many that were measured chance can explain it"
     else:

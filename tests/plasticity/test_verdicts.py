@@ -307,6 +307,17 @@ def test_a_test_in_which_nobody_learns_says_nothing() -> None:
     assert decide(flat, returns(inject=40)).places == ("head",)
 
 
+@pytest.mark.parametrize("score", [0.0, 21.0])
+def test_forks_that_all_score_the_same_say_nothing(score: float) -> None:
+    """At a game's floor or ceiling no gain can show."""
+    flat: dict[str, list[float | None]] = {arm: [score] * 3 for arm in ("untouched", "inject", "reset-head")}
+    found = verdict(Evidence(errors={}, returns=flat, return_scale=1.0))
+    assert found.outcome == "cannot tell"
+    assert "every score is the same, at the game's floor or ceiling" in found.sentence
+    one = flat | {"untouched": [score, score, score + 0.01]}
+    assert verdict(Evidence(errors={}, returns=one, return_scale=1.0)).gains["returns"]["inject"].sign == "no gain"
+
+
 def test_a_seed_without_a_score_is_left_out_of_every_arm() -> None:
     forks = returns(seeds=4, inject=40)
     forks["fresh-optimizer"][1] = None
