@@ -13,6 +13,7 @@ from growtrain.planning.costs import CHECKPOINTS, Plan, compressed_share, format
 from growtrain.planning.hardware import Hardware
 from growtrain.planning.limits import Model, sensitivity
 from growtrain.planning.speed import Speed
+from growtrain.plasticity.adaptive import DECIDING
 from growtrain.settings.schedules import schedule_of
 from growtrain.settings.text import format_count
 
@@ -45,6 +46,7 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
     schedule = schedule_of(plan.config)
     plain = schedule.intervention == "inject" and not schedule.adaptive
     lines += [] if plain else ["", f"does     {schedule.describe()}"]
+    lines += _decision_lines(plan, schedule.adaptive.period) if schedule.adaptive else []
     lines += ["", *_evaluation_lines(plan)]
     lines += f"""\
 compute  {plan.flops / 1e15:.4g} PFLOP of training, {share}; {evaluation} of evaluation{_beside_not_growing(plan)}
@@ -75,6 +77,16 @@ def _beside_not_growing(plan: Plan) -> str:
         return ""
     alone = make_plan(dataclasses.replace(config, schedule="fixed", intervention="inject", freeze="heads"), plan.spec)
     return f"\n         {plan.flops / alone.flops:.0%} of the network that it begins with, left alone"
+
+
+def _decision_lines(plan: Plan, period: int) -> list[str]:
+    """What an adaptive schedule measures, which no FLOPs or hours here count."""
+    config = plan.config
+    count = config.total_frames // period - config.learning_starts // period
+    updates = 2 * DECIDING.seeds * (DECIDING.warm_up + DECIDING.updates)  # two copies
+    own = format_count(round(config.replay_ratio * period / config.frame_skip))
+    told = f"{count} decisions, each of {format_count(updates)} updates of copies, beside {own} of training"
+    return [f"         not counted below: {told}"]
 
 
 def _evaluation_lines(plan: Plan) -> list[str]:

@@ -19,9 +19,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from growtrain.plasticity.learning_test import LearningTest
 from growtrain.plasticity.verdicts import MIN_LEARNED
 from growtrain.records import Decision
 from growtrain.settings.schedules import Rule
+
+DECIDING = LearningTest(seeds=2)  # of the network as it is and of its injected copy
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 
 from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed, apply, freeze_encoder
-from growtrain.plasticity.adaptive import decide
-from growtrain.plasticity.learning_test import LearningTest, compare_copies, count_flops, mean_errors
+from growtrain.plasticity.adaptive import DECIDING, decide
+from growtrain.plasticity.learning_test import compare_copies, count_flops, mean_errors
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Decision, Record
 from growtrain.runs.acting import Collector
@@ -25,7 +25,6 @@ from growtrain.settings.config import Config
 from growtrain.settings.schedules import Schedule
 from growtrain.telemetry.accounts import Accounts
 
-DECIDING = LearningTest(seeds=2)  # four fits of 450 updates
 _DECISION_STREAM = 0xDEC1DE  # sets the draws of decisions apart from the run's own streams, which are numbered from 0
 
 

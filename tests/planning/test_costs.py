@@ -163,6 +163,9 @@ def test_what_never_grows_is_its_own_baseline_and_the_plan_says_what_happens():
     assert "does     net2wider at 25M, 50M, 100M" in render(make_plan(paper(schedule="widen3x"), make_spec(6)))
     assert "does     redo 12487 times from 208k to 200M" in render(make_plan(paper(schedule="redo"), make_spec(6)))
     assert "does" not in render(make_plan(paper(), make_spec(6)))
+    adaptive = render(make_plan(paper(schedule="adaptive"), make_spec(6)))
+    # every 4M frames, two copies by two seeds of 450 updates, beside an update for 16 frames
+    assert "not counted below: 50 decisions, each of 1.8k updates of copies, beside 250k of training" in adaptive
 
 
 def test_flops_of_the_nature_network_by_hand():
