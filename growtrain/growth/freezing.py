@@ -22,9 +22,9 @@ from growtrain.growth.inject import (
     own_stream,
     plan_injection,
     same_function,
-    tensors_in,
     undone_on_failure,
 )
+from growtrain.growth.reached import tensors_in
 from growtrain.networks.attachments import first_hooked, hooks_aside
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize

@@ -6,7 +6,7 @@ the same fresh weights, so that neither its output nor its lag moves (the paper'
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.membership import Membership
+from growtrain.growth.reached import reached, tensors_in
 from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize, seeded
 from growtrain.networks.injectable import check_injectable, kept_buffers, probe_features
@@ -63,8 +64,9 @@ def inject(
         trainable_heads: `newest`, or `all`: the old live head goes on training beside the new one and keeps its slots (the appendix's
             ablation); anchors never train.
         probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
-        observations: a batch as the network takes it, or one for each of its inputs, on which all of the network is compared, too, and the
-            head on what it is given for it; needed only for a head of several modules, to see that they follow each other.
+        observations: a batch as the network takes it, or one for each of its inputs, on which all of the network is compared, too, the head
+            on what it is given for it, and the live head is seen to be what is computed; needed only for a head of several modules, to see
+            that they follow each other.
         initializer: draws the fresh weights, in place, from the generator it is given or from the global one.
 
     Returns:
@@ -73,7 +75,7 @@ def inject(
     Raises:
         ValueError: the head cannot be injected, is partly frozen, shares parameters with the rest or with the target, differs from the
             target's, or has a hook that cannot go over; or its parameters are not in an optimizer, or in one that cannot be mended.
-        NotPreserved: the outputs would have changed.
+        NotPreserved: the outputs would have changed, or the live head would not be what computes them.
     """
     start = time.perf_counter()
     before = count_parameters(find_head(network, head).network, trainable=True)
@@ -90,11 +92,10 @@ def inject(
         initializer=initializer,
     )
     with undone_on_failure(planned.networks, planned.members.optimizers):
-        compared = [] if observations is None else [_repeated(each, observations) for each in planned.networks]
+        wholes = [] if observations is None else [_Whole.of(each, observations) for each in planned.prepared]
         planned.carry_out()
-        for each, expected in zip(planned.networks, compared, strict=bool(compared)):
-            if expected is not None:
-                _require_same(expected, tensors_in(output_of(each, copies_of_tensors(observations))))
+        for whole in wholes:
+            whole.check()
     return GrowthEvent(
         stage=planned.new.num_injections,
         anchor=anchor,
@@ -173,8 +174,7 @@ def plan_injection(
         probe = online.features(observations)
     members = Membership(optimizer)
     online.check_untied()
-    if observations is None:  # else all of the network is compared
-        online.check_reached_by_name()
+    online.check_reached_by_name()
     trained = {online.names[id(p)]: p for p in online.module.parameters() if p.requires_grad}
     if not any(p.requires_grad for p in online.live.parameters()):
         raise ValueError("the head is frozen: nothing of it trains; unfreeze it with requires_grad_(True)")
@@ -187,8 +187,7 @@ def plan_injection(
             lagging = find_head(target, head)
             _check_target(online.module, lagging.module)
             lagging.check_untied()
-            if observations is None:
-                lagging.check_reached_by_name()
+            lagging.check_reached_by_name()
             theirs = [p for p in lagging.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
             members.check({}, theirs)
             prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
@@ -196,38 +195,70 @@ def plan_injection(
     return PlannedInjection(prepared, members, [each.verify(probe) for each in prepared])
 
 
-@torch.no_grad()
-def output_of(network: nn.Module, observations: Observations) -> Any:
+def output_of(network: nn.Module, observations: Observations, *, graph: bool = False) -> Any:
     """What a network gives, always with the same random numbers; buffers and generators are as before."""
-    with kept_buffers(network), seeded(network, torch.Generator().manual_seed(0)):
+    with torch.set_grad_enabled(graph), kept_buffers(network), seeded(network, torch.Generator().manual_seed(0)):
         return network(*as_inputs(observations))
 
 
-def _repeated(network: nn.Module, observations: Observations) -> list[Tensor] | None:
-    """The tensors of its output; None if it gives others each time, by a state or a generator of its own, and cannot be compared.
+@dataclass(frozen=True)
+class _Whole:
+    """What a network gives for observations before it is injected, and what that is computed from.
 
-    Raises:
-        ValueError: there are none.
+    Attributes:
+        prepared: what is to take the place of its head.
+        observations: a batch as it takes them.
+        outputs: the tensors that it gives; None for those that are others each time, by a state or a generator of its own.
+        reached: ids of the live head's parameters that they are computed from.
     """
-    first, again = (tensors_in(output_of(network, copies_of_tensors(observations))) for _ in range(2))
-    if not first:
-        raise ValueError(
-            "the network returns no tensor, on which it could be compared: leave observations= out, or return one"
+
+    prepared: "_Prepared"
+    observations: Observations
+    outputs: Sequence[Tensor | None]
+    reached: set[int]
+
+    @classmethod
+    def of(cls, prepared: "_Prepared", observations: Observations) -> "_Whole":
+        """Of a network as it is.
+
+        Raises:
+            ValueError: it gives no tensor, or none that could be compared where nothing else would show a change.
+        """
+        network, head = prepared.head.network, prepared.head
+        first, again = (tensors_in(output_of(network, copies_of_tensors(observations))) for _ in range(2))
+        if not first:
+            raise ValueError(
+                "the network returns no tensor, on which it could be compared: leave observations= out, or return one"
+            )
+        alike = len(first) == len(again)
+        outputs = [
+            one if alike and equal_with_nan(one, other) else None for one, other in zip(first, again, strict=alike)
+        ]
+        if all(each is None for each in outputs) and len(head.parts) > 1 and not head.is_tail:
+            raise ValueError(
+                "the network gives other outputs each time, by a state or a generator of its own: it could not be seen that "
+                "nothing else uses what is between a head's modules; have it return an output that the same input gives again"
+            )
+        return cls(
+            prepared, observations, outputs, reached(lambda: _graph_of(network, observations), head.live.parameters())
         )
-    return first if all(map(equal_with_nan, first, again)) else None
+
+    def check(self) -> None:
+        """Raises `NotPreserved` if the injected network gives something else, or computes it from something else."""
+        network = self.prepared.head.network
+        try:
+            after = tensors_in(output_of(network, copies_of_tensors(self.observations)))
+        except Exception as error:
+            raise NotPreserved(
+                f"the network does not run with the injected head ({type(error).__name__}: {error}): reach the head's layers through "
+                "the nn.Sequential that holds them, called as a whole, or name each of them in head=; nothing was changed"
+            ) from error
+        _require_same(self.outputs, after)
+        self.prepared.check_reached(self.reached, lambda: _graph_of(network, self.observations))
 
 
-def tensors_in(value: Any, depth: int = 4) -> list[Tensor]:
-    """All tensors that a value holds, in containers and attributes, as of a dataclass or a distribution."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, list | tuple):
-        parts = list(value)
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    return [tensor for part in parts if depth for tensor in tensors_in(part, depth - 1)]
+def _graph_of(network: nn.Module, observations: Observations) -> Any:
+    return output_of(network, copies_of_tensors(observations), graph=True)
 
 
 def equal_with_nan(one: Tensor, other: Tensor) -> bool:
@@ -237,9 +268,11 @@ def equal_with_nan(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _require_same(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+def _require_same(before: Sequence[Tensor | None], after: Sequence[Tensor]) -> None:
     """Raises `NotPreserved` if an output of the network has changed."""
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(before, after, strict=all(each is not None for each in before)):
+        if old is None:
+            continue
         if old.shape != new.shape or not (equal_with_nan(old, new) or _nearly_equal_each(old, new)):
             raise NotPreserved(
                 "an output of the network would have changed, though the head's is the same: something else uses a module of the head, "
@@ -353,9 +386,33 @@ class _Prepared:
     new: InjectedHead
     attached: Attachments
 
+    def check_reached(self, before: set[int], run: Callable[[], Any]) -> None:
+        """Raises `NotPreserved` if an output is still computed from the old head, or not from what takes its place.
+
+        Args:
+            before: ids of the old live head's parameters that it was computed from.
+            run: gives it.
+        """
+        stay = {id(p) for p in self.new.parameters()}
+        leaving = [p for p in self.head.module.parameters() if id(p) not in stay]
+        after = reached(run, [*leaving, *self.new.live.parameters()])
+        for p in leaving:
+            if id(p) in after:
+                raise NotPreserved(
+                    f"{self.attached.names[id(p)]!r} would leave, and the network would go on computing with it: a function set on a "
+                    "module (forward = torch.compile(...), a lambda) holds on to the old head; make it a method, or use module.compile(); "
+                    "nothing was changed"
+                )
+        for name, p in self.head.live.named_parameters():
+            if id(p) in before and id(self.new.live.get_parameter(name)) not in after:
+                raise NotPreserved(
+                    f"what takes the place of {self.attached.names[id(p)]!r} would never be computed: the network reaches the head past "
+                    "its name, or a function that is set on one of its modules holds on to it; nothing was changed"
+                )
+
     @torch.no_grad()
     def verify(self, probe: Tensor | None) -> float:
-        """The largest change of an output; raises `NotPreserved` if it is more than rounding."""
+        """The largest change of an output; raises `NotPreserved` if it is more than rounding, or as `check_reached` does."""
         old = self.head.module
         features = probe_features(old) if probe is None else probe
         if features is None:
@@ -364,6 +421,8 @@ class _Prepared:
             )
         with self.attached.aside():
             before, after = old(features.clone()), self.new(features.clone())
+            live = reached(lambda: old(features.clone()), self.head.live.parameters())
+            self.check_reached(live, lambda: self.new(features.clone()))
         change = float((after - before).abs().max())
         if not same_function(before, after):
             raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")

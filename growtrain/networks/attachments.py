@@ -108,9 +108,9 @@ def _slots(thing: Any) -> list[str]:
     return [name for each in found for name in ([each] if isinstance(each, str) else each) if not name.startswith("__")]
 
 
-def holds(thing: Any, ids: set[int], aside: Iterable[Any] = ()) -> bool:
-    """Whether a thing holds on to any object of these ids, other than through what is `aside`."""
-    return any(id(each) in ids for each in reachable(thing, seen={id(each) for each in aside}))
+def holds(thing: Any, ids: set[int], aside: Iterable[Any] = (), names: frozenset[str] | None = None) -> bool:
+    """Whether a thing holds on to any object of these ids, other than through what is `aside`; `names` as in `reachable`."""
+    return any(id(each) in ids for each in reachable(thing, names, {id(each) for each in aside}))
 
 
 class Attachments:

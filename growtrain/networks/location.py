@@ -3,14 +3,14 @@
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from growtrain.networks.attachments import refuse_hooks
+from growtrain.networks.attachments import holds, refuse_hooks
 from growtrain.networks.injectable import kept_buffers
 from growtrain.networks.injected import InjectedHead
 
@@ -125,26 +125,22 @@ class Head:
         return features
 
     def check_reached_by_name(self) -> None:
-        """Raises `ValueError` if another module has the head's modules in a plain attribute, which would go on with the old ones."""
+        """Raises `ValueError` if another module has the head's modules in a plain attribute, which would go on with the old ones.
+
+        That is in containers, and in what functions are bound to or enclose, too.
+        """
         parts = [self.module, *map(self.network.get_submodule, self.parts)]
         leaving = {id(each) for part in parts for each in part.modules() if [*each.parameters(), *each.buffers()]}
         for path, module in self.network.named_modules():
             if id(module) in leaving:
                 continue
             for name, value in vars(module).items():
-                if name not in _OWN_ATTRIBUTES and any(id(each) in leaving for each in _held(value)):
+                if name not in _OWN_ATTRIBUTES and holds(value, leaving, names=frozenset()):
                     where = f"{path}.{name}" if path else name
                     raise ValueError(
                         f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), "
                         "or hold it in an nn.ModuleList"
                     )
-
-
-def _held(value: Any) -> Iterable[Any]:
-    """What a plain attribute holds: what is in a container, or the thing itself."""
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else (value,)
 
 
 def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:

@@ -68,9 +68,95 @@ class Staged(nn.Module):
 
 def test_a_head_that_is_reached_past_its_name_is_refused() -> None:
     network = Staged()
+    for observations in (None, torch.randn(8, 4)):
+        with pytest.raises(ValueError, match="'stages' holds a module of the head"):
+            inject(network, optimizer=sgd(network), observations=observations)
+    assert isinstance(network.head, nn.Sequential)
+
+
+class Stages:
+    """Something that holds modules."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
+
+    def run(self, x: Tensor) -> Tensor:
+        for module in self.modules:
+            x = module(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda network: {"all": [network.encoder, network.head]},
+        lambda network: network.head.forward,
+        lambda network: Stages(network.head).run,
+        lambda network: (lambda head: lambda x: head(x))(network.head),
+    ],
+)
+def test_a_head_that_is_held_deeper_is_refused(hold: Callable[[Any], Any]) -> None:
+    network = Staged()
+    network.stages = hold(network)
     with pytest.raises(ValueError, match="'stages' holds a module of the head"):
         inject(network, optimizer=sgd(network))
-    assert isinstance(network.head, nn.Sequential)
+
+
+def test_a_head_that_is_held_by_an_object_is_seen_not_to_be_computed() -> None:
+    class Hidden(Staged):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = []
+            self.run = Stages(self.encoder, self.head)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run.run(x)
+
+    network, x = Hidden(), torch.randn(8, 4)
+    optimizer, modules = sgd(network), list(network.modules())
+    with pytest.raises(
+        NotPreserved, match=r"'head\.0\.weight' would leave, and the network would go on computing with it"
+    ):
+        inject(network, optimizer=optimizer, observations=x)
+    assert list(network.modules()) == modules
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in network.parameters()]
+
+
+class Closed(nn.Module):
+    """One of its functions is bound to it, which a copy is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.activated = lambda x: F.relu(self.hidden(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.activated(x))
+        return out
+
+
+def with_forward_set(module: nn.Module) -> nn.Module:
+    """As `module.forward = torch.compile(module.forward)` leaves it."""
+    bound = module.forward
+    module.forward = lambda *inputs: bound(*inputs)  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize("make", [Closed, lambda: with_forward_set(mlp(8, 8, 2))])
+def test_a_copy_that_computes_with_the_old_head_is_refused(
+    make: Callable[[], nn.Module], lags: bool, anchor: Anchor
+) -> None:
+    head = make()
+    network: nn.Module = nn.ModuleDict({"head": head})
+    target: nn.Module = nn.ModuleDict({"head": make()}).requires_grad_(False)
+    if lags and isinstance(head, nn.Sequential):
+        del head.forward
+    with pytest.raises((NotPreserved, ValueError), match=r"would leave|cannot be seen that this head gives 0"):
+        inject(network, optimizer=sgd(network), target=target if lags else None, anchor=anchor)
+    assert network["head"] is head
+    assert not any(p.requires_grad for p in target.parameters())
 
 
 class InTwoParts(nn.Module):
