@@ -207,7 +207,8 @@ def _submodule(network: nn.Module, path: str) -> nn.Module:
 
 def _tail(network: nn.Module, path: str, start: str) -> Head:
     layers = _submodule(network, path)
-    if not isinstance(layers, nn.Sequential) or not is_plain_sequential(layers):
+    # One whose own `forward` was compiled reaches its layers as it did.
+    if not isinstance(layers, nn.Sequential) or type(layers).forward is not nn.Sequential.forward:
         raise ValueError(f"{path or 'the network'!r} is no plain nn.Sequential, of which {start}: could be the tail")
     names = list(layers._modules)
     last = layers[-1] if len(layers) else None
@@ -252,7 +253,16 @@ def _several(network: nn.Module, paths: tuple[str, ...]) -> Head:
 
 def is_plain_sequential(module: nn.Module) -> bool:
     """Whether a module computes its modules one after the other, and nothing else."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return (
+        isinstance(module, nn.Sequential)
+        and computes_as_its_class(module)
+        and type(module).forward is nn.Sequential.forward
+    )
+
+
+def computes_as_its_class(module: nn.Module) -> bool:
+    """Whether no other `forward` is set on this one module, as `module.forward = torch.compile(module.forward)` sets one."""
+    return "forward" not in vars(module)
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

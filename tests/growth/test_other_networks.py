@@ -532,3 +532,39 @@ def test_a_cold_encoder_leaves_what_is_frozen_of_it() -> None:
     x, before = torch.randn(8, 4), {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
     inject_network(network, head="3:", optimizer=[], live_encoder="cold", observations=x)
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
+
+
+@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize(
+    ("make", "observed"),
+    [
+        (lambda: nn.Sequential(Closed(), nn.ReLU(), *mlp(2, 16, 2)), True),
+        (lambda: nn.Sequential(with_forward_set(mlp(8, 8, 8)), nn.ReLU(), *mlp(8, 16, 2)), False),
+        (lambda: with_forward_set(nn.Sequential(mlp(8, 8, 8), nn.ReLU(), *mlp(8, 16, 2))), False),
+    ],
+)
+def test_a_frozen_network_that_computes_with_the_live_one_is_refused(
+    make: Callable[[], nn.Module], observed: bool, lags: bool
+) -> None:
+    network, target, x = InjectedNetwork(make()), InjectedNetwork(make()).requires_grad_(False), torch.randn(16, 8)
+    if lags:
+        head = list(network.live)[2:]
+        network = InjectedNetwork(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, head[0].in_features), *head))
+    before = list(network.modules())
+    if not observed:
+        with pytest.raises(ValueError, match="pass observations="):
+            inject_network(network, head="2:", optimizer=[], target=target)
+    with pytest.raises(ValueError, match="the frozen copy would go on computing with '0"):
+        inject_network(network, head="2:", optimizer=[], target=target if lags else None, observations=x)
+    assert list(network.modules()) == before
+    assert not network.num_injections
+
+
+def test_a_sequential_whose_forward_was_compiled_keeps_it() -> None:
+    network, x = with_forward_set(mlp(4, 8, 8, 2)), torch.randn(8, 4)
+    before = network(x)
+    for observations in (None, x):
+        inject(network, head="2:", optimizer=sgd(network), observations=observations)
+        assert torch.equal(network(x), before)
+    network(x).sum().backward()
+    assert network[2].live[0].weight.grad is not None
