@@ -568,3 +568,27 @@ def test_a_sequential_whose_forward_was_compiled_keeps_it() -> None:
         assert torch.equal(network(x), before)
     network(x).sum().backward()
     assert network[2].live[0].weight.grad is not None
+
+
+class Explorer(SharedTrunk):
+    """Adds noise from a generator of its own to one of its outputs, or to all."""
+
+    def __init__(self, noisy: int) -> None:
+        super().__init__()
+        self.noisy, self.generator = noisy, torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = super().forward(x)
+        noise = [torch.rand((), generator=self.generator) for _ in range(self.noisy)]
+        return tuple(output + (noise.pop() if noise else 0) for output in reversed(outputs))
+
+
+def test_what_a_network_gives_again_is_compared_though_not_all_is() -> None:
+    where, x = ("trunk.2", "trunk.3", "critic"), torch.randn(8, 4)
+    network = Explorer(noisy=1)
+    with pytest.raises(NotPreserved, match="something else uses a module of the head"):
+        inject(network, head=where, optimizer=sgd(network), observations=x)
+    network = Explorer(noisy=2)
+    with pytest.raises(ValueError, match="gives other outputs each time"):
+        inject(network, head=where, optimizer=sgd(network), observations=x)
+    assert isinstance(network.trunk[2], nn.Linear)
