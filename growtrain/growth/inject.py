@@ -56,6 +56,7 @@ def inject(
         network: any module with a head: a module, or several, from features (B, F) to action values (B, A).
         head: path of the head; `path.7:`, an `nn.Sequential` from its layer 7 on, whose place the injected head takes as its last layer; or
             paths of modules that are computed one after the other, of which the last becomes the injected head and the others an identity.
+            A tail is compared as its Sequential computes it: where `forward()` goes through the layers itself, pass `observations` too.
         optimizer: the optimizer that trains it, or several, each of any class; together they must hold all the head's trainable parameters.
             An empty list: those that train it are built anew afterwards.
         target: target network of the same structure.
@@ -65,8 +66,8 @@ def inject(
             ablation); anchors never train.
         probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
         observations: a batch as the network takes it, or one for each of its inputs, on which all of the network is compared, too, the head
-            on what it is given for it, and the live head is seen to be what is computed; needed only for a head of several modules, to see
-            that they follow each other.
+            on what it is given for it, and the live head is seen to be what is computed; needed for a head of several modules, to see that
+            they follow each other, and for a tail whose Sequential is not called as a whole.
         initializer: draws the fresh weights, in place, from the generator it is given or from the global one.
 
     Returns:

@@ -492,6 +492,34 @@ def test_observations_and_outputs_are_what_a_network_takes_and_gives() -> None:
     assert torch.equal(network(x).q, before.q)
 
 
+class Sliced(Iterated):
+    """Takes the `nn.Sequential` apart by numbers."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net[4](self.net[:4](x))
+
+
+class Normed(Iterated):
+    """Computes something between the layers of its `nn.Sequential`."""
+
+    def forward(self, x: Tensor) -> Any:
+        *hidden, last = self.net
+        for layer in hidden:
+            x = layer(F.layer_norm(x, x.shape[1:]))
+        return last(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [(Sliced, "does not run with the injected head"), (Normed, "something else is computed between")]
+)
+def test_a_tail_whose_sequential_is_taken_apart_is_refused(kind: Callable[[], Iterated], says: str) -> None:
+    network, x = kind(), torch.randn(8, 4)
+    before = network(x)
+    with pytest.raises((NotPreserved, ValueError), match=says):
+        inject(network, head="net.2:", optimizer=sgd(network), observations=x)
+    assert torch.equal(network(x), before)
+
+
 class Silent(SharedTrunk):
     """What it gives is in a dataclass."""
 
