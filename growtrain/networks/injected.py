@@ -36,7 +36,7 @@ from growtrain.networks.heads import (
     initialize,
     seeded,
 )
-from growtrain.networks.injectable import check_injectable, probe_features
+from growtrain.networks.injectable import check_alike_in_training, check_injectable, probe_features
 from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
 from growtrain.settings.config import Anchor, TrainableHeads
 
@@ -240,6 +240,8 @@ class InjectedHead(nn.Module):
             raise ValueError(
                 "inside torch.inference_mode() fresh weights could never train: inject outside it (torch.no_grad() is fine)"
             )
+        if anchor == "frozen" and initializer is not any_weights:
+            check_alike_in_training(self.live)
         requires_grad = {name: p.requires_grad for name, p in self.live.named_parameters()}
         if len(set(requires_grad.values())) > 1:
             still = ", ".join(name for name, trains in requires_grad.items() if not trains)
