@@ -52,6 +52,10 @@ def inject(
     bit-equal on the CPU in float32, else within 1e-5 of the Q scale. Anything built from the old parameters (a CUDA graph, a loss module
     that captured them) must be rebuilt; what `torch.compile` made of the network compiles itself again.
 
+    Frozen heads are parameters that require no gradient. A loop that switches gradients of the network off and on, as Spinning Up's does,
+    must do so for those alone that require one, `[p for p in network.parameters() if p.requires_grad]`: set free, frozen heads still do not
+    train, but their gradients count in `clip_grad_norm_`.
+
     Args:
         network: any module with a head: a module, or several, from features (B, F) to action values (B, A).
         head: path of the head; `path.7:`, an `nn.Sequential` from its layer 7 on, whose place the injected head takes as its last layer; or
@@ -163,7 +167,10 @@ def plan_injection(
     observations: Observations | None,
     initializer: Initializer,
 ) -> PlannedInjection:
-    """What `inject` is to put in place, verified; arguments and errors are its own. Nothing has changed but the generator."""
+    """What `inject` is to put in place, verified; arguments and errors are its own.
+
+    Nothing has changed but the generator, and that what earlier injections froze is frozen again.
+    """
     fresh = own_stream(generator)
     online = find_head(network, head)
     if observations is None and len(online.parts) > 1 and not isinstance(head, str):
@@ -176,6 +183,7 @@ def plan_injection(
     members = Membership(optimizer)
     online.check_untied()
     online.check_reached_by_name()
+    _freeze_again(online.module, members)
     trained = {online.names[id(p)]: p for p in online.module.parameters() if p.requires_grad}
     if not any(p.requires_grad for p in online.live.parameters()):
         raise ValueError("the head is frozen: nothing of it trains; unfreeze it with requires_grad_(True)")
@@ -194,6 +202,15 @@ def plan_injection(
             prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
     _fuse_alike([each.new for each in prepared])
     return PlannedInjection(prepared, members, [each.verify(probe) for each in prepared])
+
+
+def _freeze_again(head: nn.Module, members: Membership) -> None:
+    """Freezes what was frozen and a loop has set free that switches a whole network off and on: what no optimizer holds never trains."""
+    if isinstance(head, InjectedHead) and head.frozen is not None and not members.is_empty:
+        held = {id(p) for group in members.groups for p in group["params"]}
+        for p in head.frozen.parameters():
+            if id(p) not in held:
+                p.requires_grad_(False)
 
 
 def output_of(network: nn.Module, observations: Observations, *, graph: bool = False) -> Any:

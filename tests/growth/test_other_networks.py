@@ -620,3 +620,33 @@ def test_what_a_network_gives_again_is_compared_though_not_all_is() -> None:
     with pytest.raises(ValueError, match="gives other outputs each time"):
         inject(network, head=where, optimizer=sgd(network), observations=x)
     assert isinstance(network.trunk[2], nn.Linear)
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_loop_that_sets_all_of_a_network_free_injects_again(anchor: Anchor) -> None:
+    network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
+    optimizer = sgd(network)
+    for _ in range(3):
+        inject(network, head="2:", optimizer=optimizer, anchor=anchor)
+        held = {id(p) for p in optimizer.param_groups[0]["params"]}
+        assert {id(p) for p in network.parameters() if p.requires_grad} == held
+        for trains in (False, True):  # Spinning Up's: the critic rests while the actor learns
+            for p in network.parameters():
+                p.requires_grad_(trains)
+        before = network(x)
+        before.sum().backward()
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="the head is frozen"):
+        inject(network, head="2:", optimizer=optimizer, anchor=anchor)
+
+
+def test_older_heads_that_train_go_on() -> None:
+    network = mlp(4, 8, 8, 2)
+    optimizer = sgd(network)
+    for number in (1, 2, 3):
+        inject(network, head="2:", optimizer=optimizer, trainable_heads="all")
+        assert len(network[2].beside) == number
+        assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+            id(p) for p in network.parameters() if p.requires_grad
+        }
+        network.requires_grad_(True)  # the anchors, too
