@@ -58,26 +58,47 @@ class Head:
 
     def check_untied(self) -> None:
         """Raises `ValueError` if the rest of the network has a parameter of the head, too."""
-        inside = [id(p) for _, p in self.module.named_parameters(remove_duplicate=False)]
-        names = {
-            name: id(p) for name, p in self.network.named_parameters(remove_duplicate=False) if id(p) in set(inside)
-        }
-        if len(names) > len(inside):
-            outside = [name for name in names if not any(name.startswith(f"{part}.") for part in self.parts)]
-            raise ValueError(
-                f"head {self.path!r} shares its parameters with {outside[0]!r}: freezing it would freeze that too; "
-                "untie them first"
-            )
+        parts = [self.module, *map(self.network.get_submodule, self.parts)]
+        inside = {id(each) for part in parts for each in part.modules()}
+        parameters, places = {id(p) for p in self.module.parameters()}, self._places()
+        says = "freezing it would freeze that too"
+        for path, module in self.network.named_modules():
+            prefix = f"{path}." if path else ""
+            for name, p in module._parameters.items() if id(module) not in inside else ():
+                if id(p) in parameters:
+                    raise ValueError(
+                        f"head {self.path!r} shares its parameters with {prefix + name!r}: {says}; untie them first"
+                    )
+            for name, child in module._modules.items() if id(module) not in inside else ():
+                if child is None or id(child) not in inside or parameters.isdisjoint(map(id, child.parameters())):
+                    continue
+                if not any(holder is module and name == place for holder, place in places):
+                    raise ValueError(
+                        f"head {self.path!r} shares its parameters with {prefix + name!r}, the same module under another name: {says}; "
+                        "keep one of the names, that by which forward() reaches it"
+                    )
+
+    def _places(self) -> list[tuple[nn.Module, str]]:
+        """Where its parts are held, each a module and a name in it; of a head that is one module, every name that it has."""
+        places = [part.rpartition(".")[::2] for part in self.parts]
+        own = [(self.network.get_submodule(holder), name) for holder, name in places]
+        if self.is_tail or len(own) > 1:
+            return own
+        ((first, its_name),) = own
+        named = [(each, name) for each in self.network.modules() for name in each._modules]
+        return [(each, name) for each, name in named if each._modules[name] is first._modules[its_name]]
 
     def put(self, head: InjectedHead) -> None:
-        """Puts a head in the place of this one."""
-        for part in self.parts:
-            if part != self.path and self.is_tail:
-                holder, _, name = part.rpartition(".")
-                del self.network.get_submodule(holder)._modules[name]
-            elif part != self.path:
-                self.network.set_submodule(part, nn.Identity())
-        self.network.set_submodule(self.path, head)
+        """Puts a head in the place of this one, under all of its names."""
+        path = self.path.rpartition(".")
+        place = self.network.get_submodule(path[0]), path[2]
+        for holder, name in self._places():
+            if (holder, name) == place or len(self.parts) == 1:
+                holder._modules[name] = head
+            elif self.is_tail:
+                del holder._modules[name]
+            else:
+                holder._modules[name] = nn.Identity()
 
     def features(self, observations: Observations) -> Tensor | None:
         """What the head is given for observations (B, ...), as the network takes them; None of a module that is not given one tensor.
@@ -138,8 +159,8 @@ class Head:
                 if name not in _OWN_ATTRIBUTES and holds(value, leaving, names=frozenset()):
                     where = f"{path}.{name}" if path else name
                     raise ValueError(
-                        f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), "
-                        "or hold it in an nn.ModuleList"
+                        f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), hold it "
+                        f"in an nn.ModuleList, too, or name it as a tail if it is an nn.Sequential: head='{self.path}.0:'"
                     )
 
 

@@ -1,5 +1,6 @@
 """Networks of other people's code in which an injection could go wrong without a word: it is right, or refused with a line."""
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,58 @@ def test_a_head_that_is_held_by_an_object_is_seen_not_to_be_computed() -> None:
         inject(network, optimizer=optimizer, observations=x)
     assert list(network.modules()) == modules
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in network.parameters()]
+
+
+class TwoNames(nn.Module):
+    """Its head, and what holds that, have two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(4, 8), mlp(8, 8, 2)
+        self.parts = nn.ModuleList([self.encoder, self.head])
+        self.alias = self.parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.alias:
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "head", ["head", "parts.1", "alias.1", "head.0:", "parts.1.0:", ("head.0", "head.1", "head.2")]
+)
+def test_a_head_with_two_names_is_injected_under_both(head: Any) -> None:
+    network, x = TwoNames(), torch.randn(8, 4)
+    target, optimizer = copy.deepcopy(network).requires_grad_(False), sgd(network)
+    for number in (1, 2):
+        before = network(x)
+        inject(
+            network, head=head, optimizer=optimizer, target=target, observations=None if isinstance(head, str) else x
+        )
+        assert torch.equal(network(x), before)
+        assert torch.equal(target(x), before)
+        assert network.head is network.parts[1] is network.alias[1]
+        live = [module for module in network.modules() if isinstance(module, InjectedHead)]
+        assert [module.num_injections for module in live] == [number]
+        optimizer.zero_grad()
+        network(x).sum().backward()
+        assert all(p.grad is not None for p in optimizer.param_groups[0]["params"])
+
+
+def test_a_part_of_a_head_that_has_another_name_is_refused_and_the_remedy_works() -> None:
+    network = TwoNames()
+    network.output = network.head[2]
+    with pytest.raises(ValueError, match=r"with 'output', the same module under another name.*keep one of the names"):
+        inject(network, optimizer=sgd(network))
+    del network.output
+    inject(network, optimizer=sgd(network))
+    network = Staged()
+    with pytest.raises(ValueError, match=r"in an nn.ModuleList, too, or .* a tail .*: head='head\.0:'"):
+        inject(network, optimizer=sgd(network))
+    inject(network, head="head.0:", optimizer=sgd(network), observations=torch.randn(8, 4))
+    network = Staged()
+    network.stages = nn.ModuleList(network.stages)
+    inject(network, optimizer=sgd(network), observations=torch.randn(8, 4))
 
 
 class Closed(nn.Module):
