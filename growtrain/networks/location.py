@@ -232,7 +232,7 @@ def _tail(network: nn.Module, path: str, start: str) -> Head:
     if not isinstance(layers, nn.Sequential) or type(layers).forward is not nn.Sequential.forward:
         raise ValueError(f"{path or 'the network'!r} is no plain nn.Sequential, of which {start}: could be the tail")
     names = list(layers._modules)
-    last = layers[-1] if len(layers) else None
+    last = uncompiled(layers[-1]) if len(layers) else None
     inside = len(last.live) if isinstance(last, InjectedHead) and isinstance(last.live, nn.Sequential) else 1
     length = len(names) - 1 + inside  # as before it was injected
     try:

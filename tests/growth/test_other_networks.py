@@ -703,3 +703,16 @@ def test_older_heads_that_train_go_on() -> None:
             id(p) for p in network.parameters() if p.requires_grad
         }
         network.requires_grad_(True)  # the anchors, too
+
+
+def test_a_tail_that_was_compiled_after_its_injection_is_injected_again() -> None:
+    network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
+    optimizer = sgd(network)
+    inject(network, head="2:", optimizer=optimizer)
+    network[2] = torch.compile(network[2], backend="eager")
+    with pytest.raises(ValueError, match="was injected from layer 2 on"):
+        inject(network, head="1:", optimizer=optimizer)
+    before = network(x)
+    assert inject(network, head="2:", optimizer=optimizer).stage == 2
+    assert torch.equal(network(x), before)
+    assert isinstance(network[2], InjectedHead)
