@@ -178,6 +178,10 @@ def plan_injection(
             "a head of several modules needs observations=, a batch as the network takes it: "
             "it is run once to see that nothing else is computed between them"
         )
+    if not isinstance(probe, Tensor | None):
+        raise ValueError(
+            f"probe is {type(probe).__name__}: pass one tensor, a batch of features (B, F) as the head takes them"
+        )
     if observations is not None:
         probe = online.features(observations)
     members = Membership(optimizer)

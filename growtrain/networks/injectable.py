@@ -115,6 +115,11 @@ def _check_purity(head: nn.Module, features: Tensor) -> None:
     with kept_buffers(head) as before:
         try:
             output = head(features.clone())
+        except TypeError as error:
+            raise ValueError(
+                f"this head does not take one tensor of features ({error}): hold the layers behind the place where its inputs are joined "
+                "in an nn.Sequential, have forward() call that, and name it in head="
+            ) from error
         except RuntimeError as error:
             raise ValueError(
                 f"this head does not take features of shape {tuple(features.shape)}: "

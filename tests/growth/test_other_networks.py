@@ -716,3 +716,45 @@ def test_a_tail_that_was_compiled_after_its_injection_is_injected_again() -> Non
     assert inject(network, head="2:", optimizer=optimizer).stage == 2
     assert torch.equal(network(x), before)
     assert isinstance(network[2], InjectedHead)
+
+
+class SoftQ(nn.Module):
+    """CleanRL's critic, which joins its inputs itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(torch.cat([x, action], 1))))))
+        return out
+
+
+class SoftQs(nn.Module):
+    """Holds one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = SoftQ()
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.q(x, action)
+        return out
+
+
+@pytest.mark.parametrize("given", ["nothing", "probe", "pair", "observations"])
+def test_a_head_of_two_inputs_is_refused_with_what_to_do(given: str) -> None:
+    network, x = SoftQs(), (torch.randn(8, 4), torch.randn(8, 2))
+    what: dict[str, Any] = {
+        "nothing": {},
+        "probe": {"probe": torch.cat(x, 1)},
+        "pair": {"probe": x},
+        "observations": {"observations": x},
+    }[given]
+    with pytest.raises(
+        ValueError, match=r"probe is tuple|does not take one tensor of features .* in an nn\.Sequential"
+    ):
+        inject(network, head="q", optimizer=sgd(network), **what)
+    assert isinstance(network.q, SoftQ)
+    network = Joined()
+    inject(network, optimizer=sgd(network), observations=x)
