@@ -25,7 +25,7 @@ from growtrain.growth.inject import (
     undone_on_failure,
 )
 from growtrain.growth.reached import reached, tensors_in
-from growtrain.networks.attachments import first_hooked, hooks_aside
+from growtrain.networks.attachments import copied, first_hooked, hooks_aside
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize
 from growtrain.networks.injectable import check_deterministic
@@ -248,7 +248,7 @@ def _fresh_rest(
 
 def _without_frozen(network: nn.Module) -> nn.Module:
     """A copy of a network without the modules that have parameters none of which trains."""
-    bare, left = copy.deepcopy(network), list[str]()
+    bare, left = copied(network), list[str]()
     for name, module in network.named_modules():
         frozen = any(True for _ in module.parameters()) and not count_parameters(module, trainable=True)
         if name and frozen and not any(name.startswith(f"{each}.") for each in left):

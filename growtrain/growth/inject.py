@@ -146,8 +146,8 @@ class PlannedInjection:
         names = {key: name for each in reversed(self.prepared) for key, name in each.head.names.items()}
         for each in self.prepared:
             each.attached.hand_over(each.new)
-            # A target whose parameters do not train (the usual case) stays so.
-            if not any(p.requires_grad for p in each.head.network.parameters()):
+            # A target's head that does not train (the usual case) stays so.
+            if not any(p.requires_grad for p in each.head.live.parameters()):
                 each.new.requires_grad_(False)
             each.head.put(each.new)
         after = [{id(p): name for name, p in network.named_parameters()} for network in self.networks]
@@ -247,6 +247,8 @@ class _Whole:
             ValueError: it gives no tensor, or none that could be compared where nothing else would show a change.
         """
         network, head = prepared.head.network, prepared.head
+        # The last pass is one without a graph: a module may keep what it computes.
+        found = reached(lambda: _graph_of(network, observations), head.live.parameters())
         first, again = (tensors_in(output_of(network, copies_of_tensors(observations))) for _ in range(2))
         if not first:
             raise ValueError(
@@ -261,14 +263,13 @@ class _Whole:
                 "the network gives other outputs each time, by a state or a generator of its own: it could not be seen that "
                 "nothing else uses what is between a head's modules; have it return an output that the same input gives again"
             )
-        return cls(
-            prepared, observations, outputs, reached(lambda: _graph_of(network, observations), head.live.parameters())
-        )
+        return cls(prepared, observations, outputs, found)
 
     def check(self) -> None:
         """Raises `NotPreserved` if the injected network gives something else, or computes it from something else."""
         network = self.prepared.head.network
         try:
+            found = self.prepared.reached(lambda: _graph_of(network, self.observations))
             after = tensors_in(output_of(network, copies_of_tensors(self.observations)))
         except Exception as error:
             raise NotPreserved(
@@ -276,7 +277,7 @@ class _Whole:
                 "the nn.Sequential that holds them, called as a whole, or name each of them in head=; nothing was changed"
             ) from error
         _require_same(self.outputs, after)
-        self.prepared.check_reached(self.reached, lambda: _graph_of(network, self.observations))
+        self.prepared.check_reached(self.reached, found)
 
 
 def _graph_of(network: nn.Module, observations: Observations) -> Any:
@@ -408,17 +409,24 @@ class _Prepared:
     new: InjectedHead
     attached: Attachments
 
-    def check_reached(self, before: set[int], run: Callable[[], Any]) -> None:
+    @property
+    def leaving(self) -> list[nn.Parameter]:
+        """The old head's parameters that the injected one does not have."""
+        stay = {id(p) for p in self.new.parameters()}
+        return [p for p in self.head.module.parameters() if id(p) not in stay]
+
+    def reached(self, run: Callable[[], Any]) -> set[int]:
+        """The ids of the parameters that leave, and of those of the fresh live head, that what `run` gives is computed from."""
+        return reached(run, [*self.leaving, *self.new.live.parameters()])
+
+    def check_reached(self, before: set[int], after: set[int]) -> None:
         """Raises `NotPreserved` if an output is still computed from the old head, or not from what takes its place.
 
         Args:
             before: ids of the old live head's parameters that it was computed from.
-            run: gives it.
+            after: ids of those that it is now.
         """
-        stay = {id(p) for p in self.new.parameters()}
-        leaving = [p for p in self.head.module.parameters() if id(p) not in stay]
-        after = reached(run, [*leaving, *self.new.live.parameters()])
-        for p in leaving:
+        for p in self.leaving:
             if id(p) in after:
                 raise NotPreserved(
                     f"{self.attached.names[id(p)]!r} would leave, and the network would go on computing with it: a function set on a "
@@ -442,12 +450,13 @@ class _Prepared:
                 "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
             )
         with self.attached.aside():
-            before, after = old(features.clone()), self.new(features.clone())
             live = reached(lambda: old(features.clone()), self.head.live.parameters())
-            self.check_reached(live, lambda: self.new(features.clone()))
+            self.check_reached(live, self.reached(lambda: self.new(features.clone())))
+            before, after = old(features.clone()), self.new(features.clone())
         change = float((after - before).abs().max())
         if not same_function(before, after):
-            raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")
+            remedy = "if a layer is random in training mode, use .eval(); " if old.training else ""
+            raise NotPreserved(f"injection would have changed an output by {change:g}; {remedy}nothing was changed")
         return change
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from growtrain.networks.attachments import holds, refuse_hooks
+from growtrain.networks.heads import seeded
 from growtrain.networks.injectable import kept_buffers
 from growtrain.networks.injected import InjectedHead
 
@@ -113,6 +114,7 @@ class Head:
 
         holder = self.parts[0].rpartition(".")[0]
         with contextlib.ExitStack() as stack, kept_buffers(self.network), torch.no_grad():
+            stack.enter_context(seeded(self.network, torch.Generator().manual_seed(0)))
             for part in (*self.parts, *([holder] if self.is_tail else [])):
                 handle = self.network.get_submodule(part).register_forward_hook(record(part), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -198,7 +200,8 @@ def as_inputs(observations: Observations) -> tuple[Any, ...]:
 def copies_of_tensors(observations: Observations) -> Observations:
     """The same with copies of its tensors, for a network that works on its input in place."""
     if isinstance(observations, list | tuple):
-        return [copies_of_tensors(each) for each in observations]
+        copies = [copies_of_tensors(each) for each in observations]
+        return type(observations)(*copies) if hasattr(observations, "_fields") else copies
     if isinstance(observations, dict):
         return {name: copies_of_tensors(each) for name, each in observations.items()}
     return observations.clone() if hasattr(observations, "clone") else observations

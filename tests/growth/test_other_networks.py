@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -758,3 +758,99 @@ def test_a_head_of_two_inputs_is_refused_with_what_to_do(given: str) -> None:
     assert isinstance(network.q, SoftQ)
     network = Joined()
     inject(network, optimizer=sgd(network), observations=x)
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_head_that_begins_in_place_trains(anchor: Anchor) -> None:
+    network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), *mlp(8, 8, 2)), torch.randn(8, 4)
+    optimizer = sgd(network)
+    for _ in range(2):
+        before = network(x)
+        inject(network, head="1:", optimizer=optimizer, anchor=anchor, probe=torch.randn(8, 8))
+        assert torch.equal(network(x), before)
+        network(x).sum().backward()
+        optimizer.step()
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed last."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(inputs, 8), nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = {"hidden": F.relu(self.hidden(x))}
+        out: Tensor = self.out(self.kept["hidden"])
+        return out
+
+
+def test_what_a_forward_pass_left_in_an_attribute_is_no_hindrance() -> None:
+    network, x = nn.Sequential(Keeping(4, 8), nn.ReLU(), Keeping(8, 2)), torch.randn(8, 4)
+    optimizer = sgd(network)
+    for _ in range(2):
+        before = network(x)
+        before.sum().backward()
+        inject(network, head="2", optimizer=optimizer)
+        assert torch.equal(network(x), before)
+    whole = InjectedNetwork(nn.Sequential(Keeping(4, 8), nn.ReLU(), *mlp(8, 8, 2)))
+    for live_encoder in ("warm", "cold"):
+        before = whole(x)
+        inject_network(whole, head="2:", optimizer=[], observations=x, live_encoder=live_encoder)
+        assert torch.equal(whole(x), before)
+
+
+class Pair(NamedTuple):
+    """Two observations."""
+
+    first: Tensor
+    second: Tensor
+
+
+class Masked(nn.Module):
+    """Forbids an action; takes a named tuple; has a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.dropout, self.head = nn.Linear(4, 8), nn.Dropout(0.5), mlp(8, 8, 2)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x: Mapping[str, Pair]) -> Tensor:
+        pair = x["pair"]
+        out: Tensor = self.head(self.dropout(self.encoder(pair.first + pair.second)).relu()) + self.mask
+        return out
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"steps": 3}
+
+
+def test_infinite_masks_extra_state_and_named_tuples() -> None:
+    network, x = Masked(), {"pair": Pair(torch.randn(8, 4), torch.randn(8, 4))}
+    state = torch.get_rng_state()
+    inject(network, optimizer=sgd(network), observations=x, generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), state)
+    whole = InjectedNetwork(Masked().eval())
+    before = whole(x)
+    inject_network(whole, optimizer=[], observations=x)
+    assert torch.equal(whole(x), before)
+    with torch.no_grad():
+        whole.live.mask[0] = torch.nan
+    with pytest.raises(ValueError, match="mask is not finite"):
+        inject_network(whole, optimizer=[], observations=x)
+
+
+def test_a_targets_head_that_does_not_train_stays_so_on_an_encoder_that_does() -> None:
+    network = mlp(4, 8, 8, 2)
+    target = nn.Sequential(*network[:2], *copy.deepcopy(network[2:]).requires_grad_(False))
+    inject(network, head="2:", optimizer=sgd(network), target=target)
+    assert [name for name, p in target.named_parameters() if p.requires_grad] == ["0.weight", "0.bias"]
+
+
+def test_a_head_that_is_random_in_training_mode_is_refused_with_the_remedy() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), Noisy(), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(NotPreserved, match=r"random in training mode, use \.eval\(\)"):
+        inject(network, head="2:", optimizer=sgd(network))
+    inject(network.eval(), head="2:", optimizer=sgd(network))
