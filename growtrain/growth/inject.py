@@ -56,6 +56,9 @@ def inject(
     must do so for those alone that require one, `[p for p in network.parameters() if p.requires_grad]`: set free, frozen heads still do not
     train, but their gradients count in `clip_grad_norm_`.
 
+    What is not passed is not looked at: another network that holds modules of this one, as an actor on a critic's layers does, has them
+    changed, too. Hold both in one module, inject into that, and give `observations`, on which the outputs of both are compared.
+
     Args:
         network: any module with a head: a module, or several, from features (B, F) to action values (B, A).
         head: path of the head; `path.7:`, an `nn.Sequential` from its layer 7 on, whose place the injected head takes as its last layer; or
