@@ -276,8 +276,8 @@ class _Whole:
             after = tensors_in(output_of(network, copies_of_tensors(self.observations)))
         except Exception as error:
             raise NotPreserved(
-                f"the network does not run with the injected head ({type(error).__name__}: {error}): reach the head's layers through "
-                "the nn.Sequential that holds them, called as a whole, or name each of them in head=; nothing was changed"
+                f"the network does not run with the injected head ({type(error).__name__}: {error}): something else uses a module of the "
+                "head, or what holds its layers is not called as a whole; name each of them in head=; nothing was changed"
             ) from error
         _require_same(self.outputs, after)
         self.prepared.check_reached(self.reached, found)

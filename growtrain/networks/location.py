@@ -62,22 +62,30 @@ class Head:
         parts = [self.module, *map(self.network.get_submodule, self.parts)]
         inside = {id(each) for part in parts for each in part.modules()}
         parameters, places = {id(p) for p in self.module.parameters()}, self._places()
-        says = "freezing it would freeze that too"
+
+        def refuse(name: str, remedy: str) -> None:
+            raise ValueError(
+                f"head {self.path!r} shares its parameters with {name!r}: freezing it would freeze that too; {remedy}"
+            )
+
+        one_name = "it is the same module under another name: keep that by which forward() reaches it"
         for path, module in self.network.named_modules():
             prefix = f"{path}." if path else ""
             for name, p in module._parameters.items() if id(module) not in inside else ():
                 if id(p) in parameters:
-                    raise ValueError(
-                        f"head {self.path!r} shares its parameters with {prefix + name!r}: {says}; untie them first"
-                    )
+                    refuse(prefix + name, "untie them first")
             for name, child in module._modules.items() if id(module) not in inside else ():
                 if child is None or id(child) not in inside or parameters.isdisjoint(map(id, child.parameters())):
                     continue
                 if not any(holder is module and name == place for holder, place in places):
-                    raise ValueError(
-                        f"head {self.path!r} shares its parameters with {prefix + name!r}, the same module under another name: {says}; "
-                        "keep one of the names, that by which forward() reaches it"
-                    )
+                    refuse(prefix + name, one_name)
+        if (
+            len(self.parts) > 1 and not self.is_tail
+        ):  # who reaches the others by another name would be given an identity
+            for name, module in self.network.named_modules(remove_duplicate=False):
+                is_part = any(module is part for part in parts) and any(True for _ in module.parameters())
+                if is_part and name not in self.parts:
+                    refuse(name, one_name)
 
     def _places(self) -> list[tuple[nn.Module, str]]:
         """Where its parts are held, each a module and a name in it; of a head that is one module, every name that it has."""
