@@ -22,15 +22,21 @@ from growtrain.growth.inject import (
     own_stream,
     plan_injection,
     same_function,
-    tensors_in,
     undone_on_failure,
 )
-from growtrain.networks.attachments import first_hooked, hooks_aside
+from growtrain.growth.reached import reached, tensors_in
+from growtrain.networks.attachments import copied, first_hooked, hooks_aside
 from growtrain.networks.build import QNetwork
 from growtrain.networks.heads import initialize
 from growtrain.networks.injectable import check_deterministic
 from growtrain.networks.injected import Initializer, InjectedHead, fresh_copy
-from growtrain.networks.location import Observations, copies_of_tensors, find_head, is_plain_sequential
+from growtrain.networks.location import (
+    Observations,
+    computes_as_its_class,
+    copies_of_tensors,
+    find_head,
+    is_plain_sequential,
+)
 from growtrain.networks.snapshot import InjectedNetwork
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import LiveEncoder
@@ -182,12 +188,21 @@ def _check_alone(network: nn.Module, head: str | Sequence[str]) -> None:
 def _is_pytorchs(module: nn.Module) -> bool:
     """Whether a module computes as one of PyTorch's own, and no random one."""
     made_by = type(module).__module__.startswith(("torch.nn.modules.", "growtrain.networks."))
-    return (made_by and not isinstance(module, nn.RReLU)) or is_plain_sequential(module)
+    return (made_by and computes_as_its_class(module) and not isinstance(module, nn.RReLU)) or is_plain_sequential(
+        module
+    )
 
 
 def _check_copy(network: nn.Module, frozen: nn.Module, observations: Observations) -> None:
-    """Raises if a network's copy does not give what the network gives."""
+    """Raises if a network's copy does not give what the network gives, or computes it with the network's weights."""
     before, copied = _outputs([network, frozen], observations)
+    moving = reached(lambda: output_of(frozen, copies_of_tensors(observations), graph=True), network.parameters())
+    for name, p in network.named_parameters():
+        if id(p) in moving:
+            raise ValueError(
+                f"the frozen copy would go on computing with {name!r}, which trains: a function that is set on a module "
+                "(forward = torch.compile(...), a lambda) holds on to it; make it a method, or use module.compile()"
+            )
     if same_function(before, copied):
         return
     with hooks_aside(network, network.modules()):
@@ -233,7 +248,7 @@ def _fresh_rest(
 
 def _without_frozen(network: nn.Module) -> nn.Module:
     """A copy of a network without the modules that have parameters none of which trains."""
-    bare, left = copy.deepcopy(network), list[str]()
+    bare, left = copied(network), list[str]()
     for name, module in network.named_modules():
         frozen = any(True for _ in module.parameters()) and not count_parameters(module, trainable=True)
         if name and frozen and not any(name.startswith(f"{each}.") for each in left):

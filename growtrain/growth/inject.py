@@ -6,7 +6,7 @@ the same fresh weights, so that neither its output nor its lag moves (the paper'
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from growtrain.growth.alternatives import Replacement, Subject, head_of
 from growtrain.growth.membership import Membership
+from growtrain.growth.reached import reached, tensors_in
 from growtrain.networks.attachments import Attachments
 from growtrain.networks.heads import initialize, seeded
 from growtrain.networks.injectable import check_injectable, kept_buffers, probe_features
@@ -51,10 +52,18 @@ def inject(
     bit-equal on the CPU in float32, else within 1e-5 of the Q scale. Anything built from the old parameters (a CUDA graph, a loss module
     that captured them) must be rebuilt; what `torch.compile` made of the network compiles itself again.
 
+    Frozen heads are parameters that require no gradient. A loop that switches gradients of the network off and on, as Spinning Up's does,
+    must do so for those alone that require one, `[p for p in network.parameters() if p.requires_grad]`: set free, frozen heads still do not
+    train, but their gradients count in `clip_grad_norm_`.
+
+    What is not passed is not looked at: another network that holds modules of this one, as an actor on a critic's layers does, has them
+    changed, too. Hold both in one module, inject into that, and give `observations`, on which the outputs of both are compared.
+
     Args:
         network: any module with a head: a module, or several, from features (B, F) to action values (B, A).
         head: path of the head; `path.7:`, an `nn.Sequential` from its layer 7 on, whose place the injected head takes as its last layer; or
             paths of modules that are computed one after the other, of which the last becomes the injected head and the others an identity.
+            A tail is compared as its Sequential computes it: where `forward()` goes through the layers itself, pass `observations` too.
         optimizer: the optimizer that trains it, or several, each of any class; together they must hold all the head's trainable parameters.
             An empty list: those that train it are built anew afterwards.
         target: target network of the same structure.
@@ -63,8 +72,9 @@ def inject(
         trainable_heads: `newest`, or `all`: the old live head goes on training beside the new one and keeps its slots (the appendix's
             ablation); anchors never train.
         probe: features to verify on, as the head takes them; needed only for heads that do not begin with a linear layer.
-        observations: a batch as the network takes it, or one for each of its inputs, on which all of the network is compared, too, and the
-            head on what it is given for it; needed only for a head of several modules, to see that they follow each other.
+        observations: a batch as the network takes it, or one for each of its inputs, on which all of the network is compared, too, the head
+            on what it is given for it, and the live head is seen to be what is computed; needed for a head of several modules, to see that
+            they follow each other, and for a tail whose Sequential is not called as a whole.
         initializer: draws the fresh weights, in place, from the generator it is given or from the global one.
 
     Returns:
@@ -73,7 +83,7 @@ def inject(
     Raises:
         ValueError: the head cannot be injected, is partly frozen, shares parameters with the rest or with the target, differs from the
             target's, or has a hook that cannot go over; or its parameters are not in an optimizer, or in one that cannot be mended.
-        NotPreserved: the outputs would have changed.
+        NotPreserved: the outputs would have changed, or the live head would not be what computes them.
     """
     start = time.perf_counter()
     before = count_parameters(find_head(network, head).network, trainable=True)
@@ -90,11 +100,10 @@ def inject(
         initializer=initializer,
     )
     with undone_on_failure(planned.networks, planned.members.optimizers):
-        compared = [] if observations is None else [_repeated(each, observations) for each in planned.networks]
+        wholes = [] if observations is None else [_Whole.of(each, observations) for each in planned.prepared]
         planned.carry_out()
-        for each, expected in zip(planned.networks, compared, strict=bool(compared)):
-            if expected is not None:
-                _require_same(expected, tensors_in(output_of(each, copies_of_tensors(observations))))
+        for whole in wholes:
+            whole.check()
     return GrowthEvent(
         stage=planned.new.num_injections,
         anchor=anchor,
@@ -140,8 +149,8 @@ class PlannedInjection:
         names = {key: name for each in reversed(self.prepared) for key, name in each.head.names.items()}
         for each in self.prepared:
             each.attached.hand_over(each.new)
-            # A target whose parameters do not train (the usual case) stays so.
-            if not any(p.requires_grad for p in each.head.network.parameters()):
+            # A target's head that does not train (the usual case) stays so.
+            if not any(p.requires_grad for p in each.head.live.parameters()):
                 each.new.requires_grad_(False)
             each.head.put(each.new)
         after = [{id(p): name for name, p in network.named_parameters()} for network in self.networks]
@@ -161,7 +170,10 @@ def plan_injection(
     observations: Observations | None,
     initializer: Initializer,
 ) -> PlannedInjection:
-    """What `inject` is to put in place, verified; arguments and errors are its own. Nothing has changed but the generator."""
+    """What `inject` is to put in place, verified; arguments and errors are its own.
+
+    Nothing has changed but the generator, and that what earlier injections froze is frozen again.
+    """
     fresh = own_stream(generator)
     online = find_head(network, head)
     if observations is None and len(online.parts) > 1 and not isinstance(head, str):
@@ -169,12 +181,16 @@ def plan_injection(
             "a head of several modules needs observations=, a batch as the network takes it: "
             "it is run once to see that nothing else is computed between them"
         )
+    if not isinstance(probe, Tensor | None):
+        raise ValueError(
+            f"probe is {type(probe).__name__}: pass one tensor, a batch of features (B, F) as the head takes them"
+        )
     if observations is not None:
         probe = online.features(observations)
     members = Membership(optimizer)
     online.check_untied()
-    if observations is None:  # else all of the network is compared
-        online.check_reached_by_name()
+    online.check_reached_by_name()
+    _freeze_again(online.module, members)
     trained = {online.names[id(p)]: p for p in online.module.parameters() if p.requires_grad}
     if not any(p.requires_grad for p in online.live.parameters()):
         raise ValueError("the head is frozen: nothing of it trains; unfreeze it with requires_grad_(True)")
@@ -187,8 +203,7 @@ def plan_injection(
             lagging = find_head(target, head)
             _check_target(online.module, lagging.module)
             lagging.check_untied()
-            if observations is None:
-                lagging.check_reached_by_name()
+            lagging.check_reached_by_name()
             theirs = [p for p in lagging.module.parameters() if trainable_heads == "newest" or not p.requires_grad]
             members.check({}, theirs)
             prepared.append(_prepare(lagging, members, fresh, anchor, trainable_heads, initializer, probe))
@@ -196,38 +211,80 @@ def plan_injection(
     return PlannedInjection(prepared, members, [each.verify(probe) for each in prepared])
 
 
-@torch.no_grad()
-def output_of(network: nn.Module, observations: Observations) -> Any:
+def _freeze_again(head: nn.Module, members: Membership) -> None:
+    """Freezes what was frozen and a loop has set free that switches a whole network off and on: what no optimizer holds never trains."""
+    if isinstance(head, InjectedHead) and head.frozen is not None and not members.is_empty:
+        held = {id(p) for group in members.groups for p in group["params"]}
+        for p in head.frozen.parameters():
+            if id(p) not in held:
+                p.requires_grad_(False)
+
+
+def output_of(network: nn.Module, observations: Observations, *, graph: bool = False) -> Any:
     """What a network gives, always with the same random numbers; buffers and generators are as before."""
-    with kept_buffers(network), seeded(network, torch.Generator().manual_seed(0)):
+    with torch.set_grad_enabled(graph), kept_buffers(network), seeded(network, torch.Generator().manual_seed(0)):
         return network(*as_inputs(observations))
 
 
-def _repeated(network: nn.Module, observations: Observations) -> list[Tensor] | None:
-    """The tensors of its output; None if it gives others each time, by a state or a generator of its own, and cannot be compared.
+@dataclass(frozen=True)
+class _Whole:
+    """What a network gives for observations before it is injected, and what that is computed from.
 
-    Raises:
-        ValueError: there are none.
+    Attributes:
+        prepared: what is to take the place of its head.
+        observations: a batch as it takes them.
+        outputs: the tensors that it gives; None for those that are others each time, by a state or a generator of its own.
+        reached: ids of the live head's parameters that they are computed from.
     """
-    first, again = (tensors_in(output_of(network, copies_of_tensors(observations))) for _ in range(2))
-    if not first:
-        raise ValueError(
-            "the network returns no tensor, on which it could be compared: leave observations= out, or return one"
-        )
-    return first if all(map(equal_with_nan, first, again)) else None
+
+    prepared: "_Prepared"
+    observations: Observations
+    outputs: Sequence[Tensor | None]
+    reached: set[int]
+
+    @classmethod
+    def of(cls, prepared: "_Prepared", observations: Observations) -> "_Whole":
+        """Of a network as it is.
+
+        Raises:
+            ValueError: it gives no tensor, or none that could be compared where nothing else would show a change.
+        """
+        network, head = prepared.head.network, prepared.head
+        # The last pass is one without a graph: a module may keep what it computes.
+        found = reached(lambda: _graph_of(network, observations), head.live.parameters())
+        first, again = (tensors_in(output_of(network, copies_of_tensors(observations))) for _ in range(2))
+        if not first:
+            raise ValueError(
+                "the network returns no tensor, on which it could be compared: leave observations= out, or return one"
+            )
+        alike = len(first) == len(again)
+        outputs = [
+            one if alike and equal_with_nan(one, other) else None for one, other in zip(first, again, strict=alike)
+        ]
+        if all(each is None for each in outputs) and len(head.parts) > 1 and not head.is_tail:
+            raise ValueError(
+                "the network gives other outputs each time, by a state or a generator of its own: it could not be seen that "
+                "nothing else uses what is between a head's modules; have it return an output that the same input gives again"
+            )
+        return cls(prepared, observations, outputs, found)
+
+    def check(self) -> None:
+        """Raises `NotPreserved` if the injected network gives something else, or computes it from something else."""
+        network = self.prepared.head.network
+        try:
+            found = self.prepared.reached(lambda: _graph_of(network, self.observations))
+            after = tensors_in(output_of(network, copies_of_tensors(self.observations)))
+        except Exception as error:
+            raise NotPreserved(
+                f"the network does not run with the injected head ({type(error).__name__}: {error}): something else uses a module of the "
+                "head, or what holds its layers is not called as a whole; name each of them in head=; nothing was changed"
+            ) from error
+        _require_same(self.outputs, after)
+        self.prepared.check_reached(self.reached, found)
 
 
-def tensors_in(value: Any, depth: int = 4) -> list[Tensor]:
-    """All tensors that a value holds, in containers and attributes, as of a dataclass or a distribution."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, list | tuple):
-        parts = list(value)
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    return [tensor for part in parts if depth for tensor in tensors_in(part, depth - 1)]
+def _graph_of(network: nn.Module, observations: Observations) -> Any:
+    return output_of(network, copies_of_tensors(observations), graph=True)
 
 
 def equal_with_nan(one: Tensor, other: Tensor) -> bool:
@@ -237,9 +294,11 @@ def equal_with_nan(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _require_same(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+def _require_same(before: Sequence[Tensor | None], after: Sequence[Tensor]) -> None:
     """Raises `NotPreserved` if an output of the network has changed."""
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(before, after, strict=all(each is not None for each in before)):
+        if old is None:
+            continue
         if old.shape != new.shape or not (equal_with_nan(old, new) or _nearly_equal_each(old, new)):
             raise NotPreserved(
                 "an output of the network would have changed, though the head's is the same: something else uses a module of the head, "
@@ -353,9 +412,40 @@ class _Prepared:
     new: InjectedHead
     attached: Attachments
 
+    @property
+    def leaving(self) -> list[nn.Parameter]:
+        """The old head's parameters that the injected one does not have."""
+        stay = {id(p) for p in self.new.parameters()}
+        return [p for p in self.head.module.parameters() if id(p) not in stay]
+
+    def reached(self, run: Callable[[], Any]) -> set[int]:
+        """The ids of the parameters that leave, and of those of the fresh live head, that what `run` gives is computed from."""
+        return reached(run, [*self.leaving, *self.new.live.parameters()])
+
+    def check_reached(self, before: set[int], after: set[int]) -> None:
+        """Raises `NotPreserved` if an output is still computed from the old head, or not from what takes its place.
+
+        Args:
+            before: ids of the old live head's parameters that it was computed from.
+            after: ids of those that it is now.
+        """
+        for p in self.leaving:
+            if id(p) in after:
+                raise NotPreserved(
+                    f"{self.attached.names[id(p)]!r} would leave, and the network would go on computing with it: a function set on a "
+                    "module (forward = torch.compile(...), a lambda) holds on to the old head; make it a method, or use module.compile(); "
+                    "nothing was changed"
+                )
+        for name, p in self.head.live.named_parameters():
+            if id(p) in before and id(self.new.live.get_parameter(name)) not in after:
+                raise NotPreserved(
+                    f"what takes the place of {self.attached.names[id(p)]!r} would never be computed: the network reaches the head past "
+                    "its name, or a function that is set on one of its modules holds on to it; nothing was changed"
+                )
+
     @torch.no_grad()
     def verify(self, probe: Tensor | None) -> float:
-        """The largest change of an output; raises `NotPreserved` if it is more than rounding."""
+        """The largest change of an output; raises `NotPreserved` if it is more than rounding, or as `check_reached` does."""
         old = self.head.module
         features = probe_features(old) if probe is None else probe
         if features is None:
@@ -363,10 +453,13 @@ class _Prepared:
                 "this head does not begin with a linear layer: pass probe=, a batch of its input features (B, F)"
             )
         with self.attached.aside():
+            live = reached(lambda: old(features.clone()), self.head.live.parameters())
+            self.check_reached(live, self.reached(lambda: self.new(features.clone())))
             before, after = old(features.clone()), self.new(features.clone())
         change = float((after - before).abs().max())
         if not same_function(before, after):
-            raise NotPreserved(f"injection would have changed an output by {change:g}; nothing was changed")
+            remedy = "if a layer is random in training mode, use .eval(); " if old.training else ""
+            raise NotPreserved(f"injection would have changed an output by {change:g}; {remedy}nothing was changed")
         return change
 
 

@@ -108,9 +108,9 @@ def _slots(thing: Any) -> list[str]:
     return [name for each in found for name in ([each] if isinstance(each, str) else each) if not name.startswith("__")]
 
 
-def holds(thing: Any, ids: set[int], aside: Iterable[Any] = ()) -> bool:
-    """Whether a thing holds on to any object of these ids, other than through what is `aside`."""
-    return any(id(each) in ids for each in reachable(thing, seen={id(each) for each in aside}))
+def holds(thing: Any, ids: set[int], aside: Iterable[Any] = (), names: frozenset[str] | None = None) -> bool:
+    """Whether a thing holds on to any object of these ids, other than through what is `aside`; `names` as in `reachable`."""
+    return any(id(each) in ids for each in reachable(thing, names, {id(each) for each in aside}))
 
 
 class Attachments:
@@ -250,6 +250,17 @@ def hooks_aside(root: nn.Module, modules: Iterable[nn.Module]) -> Iterator[None]
             setattr(module, kind, hooks)
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy; what a forward pass has left in an attribute, which PyTorch does not copy with its graph, is there without it."""
+    left = dict[int, Any]()
+    for each in module.modules():
+        for value in vars(each).values():
+            for tensor in reachable(value, frozenset()):
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    left[id(tensor)] = tensor.detach()
+    return copy.deepcopy(module, left)
+
+
 def copy_without_hooks(network: nn.Module) -> nn.Module:
     """A copy of a network without the hooks that others registered on its modules, and so without what these hold on to.
 
@@ -260,7 +271,7 @@ def copy_without_hooks(network: nn.Module) -> nn.Module:
         for hook in module._forward_pre_hooks.values():
             _refuse_computing(hook, repr(name or type(module).__name__))
     with hooks_aside(network, network.modules()):
-        return copy.deepcopy(network)
+        return copied(network)
 
 
 def first_hooked(network: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import TorchFunctionMode
 
 from growtrain.networks.heads import ConvolutionalHead
@@ -40,11 +40,22 @@ def check_deterministic(network: nn.Module, what: str = "layer") -> None:
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             raise ValueError(
-                f"{what} {name!r} is BatchNorm in training mode: its copies would not agree; use LayerNorm or .eval()"
+                f"{what} {name!r} is BatchNorm in training mode: its copies would not agree; use LayerNorm, or .eval() "
+                "(in a head with anchor='mirrored' or 'zero')"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(
                 f"{what} {name!r} is dropout in training mode: its copies would not agree; remove it or use .eval()"
+            )
+
+
+def check_alike_in_training(head: nn.Module) -> None:
+    """Raises `ValueError` if a live head and its anchor, which stays in evaluation mode, would part in training mode."""
+    for name, module in head.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            raise ValueError(
+                f"head layer {name!r} is {type(module).__name__}, whose live head would not be what its frozen anchor is after .train(): "
+                "use anchor='mirrored' or 'zero', or LayerNorm"
             )
 
 
@@ -104,6 +115,11 @@ def _check_purity(head: nn.Module, features: Tensor) -> None:
     with kept_buffers(head) as before:
         try:
             output = head(features.clone())
+        except TypeError as error:
+            raise ValueError(
+                f"this head does not take one tensor of features ({error}): hold the layers behind the place where its inputs are joined "
+                "in an nn.Sequential, have forward() call that, and name it in head="
+            ) from error
         except RuntimeError as error:
             raise ValueError(
                 f"this head does not take features of shape {tuple(features.shape)}: "

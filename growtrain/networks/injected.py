@@ -17,6 +17,7 @@ Deviations: 1. `zero`, `mirrored` and the fused bank are not in the paper; 2. th
 
 import contextlib
 import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain.networks.activations import CReLU, Fourier
-from growtrain.networks.attachments import Attachments
+from growtrain.networks.attachments import Attachments, copied
 from growtrain.networks.heads import (
     BatchLinear,
     HiddenLinear,
@@ -36,7 +37,7 @@ from growtrain.networks.heads import (
     initialize,
     seeded,
 )
-from growtrain.networks.injectable import check_injectable, probe_features
+from growtrain.networks.injectable import check_alike_in_training, check_injectable, probe_features
 from growtrain.networks.paired import ALIGNED, MirroredLinear, PairedLinear
 from growtrain.settings.config import Anchor, TrainableHeads
 
@@ -57,9 +58,7 @@ class FrozenBank(nn.Module):
 
     def __init__(self, heads: list[nn.Module], anchors: list[Anchor], *, fused: bool, trainable: bool = False) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(
-            head if trainable and trains(head) else copy.deepcopy(head).requires_grad_(False).eval() for head in heads
-        )
+        self.heads = nn.ModuleList(head if trainable and trains(head) else _frozen_copy(head) for head in heads)
         self.training = False
         self.anchors = anchors
         self.fused = fused
@@ -85,7 +84,7 @@ class FrozenBank(nn.Module):
     def unfused(self) -> list[nn.Module]:
         """The frozen heads as they were before they were fused, sharing no memory with the bank; those that train are the bank's own."""
         if not self.fused:
-            return [head if trains(head) else copy.deepcopy(head) for head in self.heads]
+            return [head if trains(head) else copied(head) for head in self.heads]
         heads: list[nn.Module] = []
         parts = zip(
             torch.split(self.hidden_weight, self.widths),
@@ -240,6 +239,8 @@ class InjectedHead(nn.Module):
             raise ValueError(
                 "inside torch.inference_mode() fresh weights could never train: inject outside it (torch.no_grad() is fine)"
             )
+        if anchor == "frozen" and initializer is not any_weights:
+            check_alike_in_training(self.live)
         requires_grad = {name: p.requires_grad for name, p in self.live.named_parameters()}
         if len(set(requires_grad.values())) > 1:
             still = ", ".join(name for name, trains in requires_grad.items() if not trains)
@@ -339,6 +340,16 @@ def trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
+def _frozen_copy(head: nn.Module) -> nn.Module:
+    """A copy that never trains, and leaves the features as they are, of which the live head needs them for its gradients."""
+    frozen = copied(head).requires_grad_(False).eval()
+    leaves = (module for module in frozen.modules() if not module._modules)
+    for leaf in itertools.takewhile(lambda leaf: not leaf._parameters, leaves):
+        if getattr(leaf, "inplace", False):
+            leaf.inplace = False  # type: ignore[assignment]
+    return frozen
+
+
 def _is_shared(module: nn.Module) -> bool:
     """Whether any parameter is in memory that processes share."""
     return any(p.device.type == "cpu" and p.is_shared() for p in module.parameters())  # type: ignore[no-untyped-call]
@@ -385,7 +396,7 @@ def fresh_copy(network: nn.Module, generator: torch.Generator, initializer: Init
 
     Another's initializer may draw from the global generator, too: it is seeded from `generator` meanwhile.
     """
-    fresh = copy.deepcopy(network)
+    fresh = copied(network)
     for name, module in list(fresh.named_modules()):
         if isinstance(module, MirroredLinear | PairedLinear):
             units, inputs = module.weight.shape

@@ -3,14 +3,15 @@
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from growtrain.networks.attachments import refuse_hooks
+from growtrain.networks.attachments import holds, refuse_hooks
+from growtrain.networks.heads import seeded
 from growtrain.networks.injectable import kept_buffers
 from growtrain.networks.injected import InjectedHead
 
@@ -58,26 +59,55 @@ class Head:
 
     def check_untied(self) -> None:
         """Raises `ValueError` if the rest of the network has a parameter of the head, too."""
-        inside = [id(p) for _, p in self.module.named_parameters(remove_duplicate=False)]
-        names = {
-            name: id(p) for name, p in self.network.named_parameters(remove_duplicate=False) if id(p) in set(inside)
-        }
-        if len(names) > len(inside):
-            outside = [name for name in names if not any(name.startswith(f"{part}.") for part in self.parts)]
+        parts = [self.module, *map(self.network.get_submodule, self.parts)]
+        inside = {id(each) for part in parts for each in part.modules()}
+        parameters, places = {id(p) for p in self.module.parameters()}, self._places()
+
+        def refuse(name: str, remedy: str) -> None:
             raise ValueError(
-                f"head {self.path!r} shares its parameters with {outside[0]!r}: freezing it would freeze that too; "
-                "untie them first"
+                f"head {self.path!r} shares its parameters with {name!r}: freezing it would freeze that too; {remedy}"
             )
 
+        one_name = "it is the same module under another name: keep that by which forward() reaches it"
+        for path, module in self.network.named_modules():
+            prefix = f"{path}." if path else ""
+            for name, p in module._parameters.items() if id(module) not in inside else ():
+                if id(p) in parameters:
+                    refuse(prefix + name, "untie them first")
+            for name, child in module._modules.items() if id(module) not in inside else ():
+                if child is None or id(child) not in inside or parameters.isdisjoint(map(id, child.parameters())):
+                    continue
+                if not any(holder is module and name == place for holder, place in places):
+                    refuse(prefix + name, one_name)
+        if (
+            len(self.parts) > 1 and not self.is_tail
+        ):  # who reaches the others by another name would be given an identity
+            for name, module in self.network.named_modules(remove_duplicate=False):
+                is_part = any(module is part for part in parts) and any(True for _ in module.parameters())
+                if is_part and name not in self.parts:
+                    refuse(name, one_name)
+
+    def _places(self) -> list[tuple[nn.Module, str]]:
+        """Where its parts are held, each a module and a name in it; of a head that is one module, every name that it has."""
+        places = [part.rpartition(".")[::2] for part in self.parts]
+        own = [(self.network.get_submodule(holder), name) for holder, name in places]
+        if self.is_tail or len(own) > 1:
+            return own
+        ((first, its_name),) = own
+        named = [(each, name) for each in self.network.modules() for name in each._modules]
+        return [(each, name) for each, name in named if each._modules[name] is first._modules[its_name]]
+
     def put(self, head: InjectedHead) -> None:
-        """Puts a head in the place of this one."""
-        for part in self.parts:
-            if part != self.path and self.is_tail:
-                holder, _, name = part.rpartition(".")
-                del self.network.get_submodule(holder)._modules[name]
-            elif part != self.path:
-                self.network.set_submodule(part, nn.Identity())
-        self.network.set_submodule(self.path, head)
+        """Puts a head in the place of this one, under all of its names."""
+        path = self.path.rpartition(".")
+        place = self.network.get_submodule(path[0]), path[2]
+        for holder, name in self._places():
+            if (holder, name) == place or len(self.parts) == 1:
+                holder._modules[name] = head
+            elif self.is_tail:
+                del holder._modules[name]
+            else:
+                holder._modules[name] = nn.Identity()
 
     def features(self, observations: Observations) -> Tensor | None:
         """What the head is given for observations (B, ...), as the network takes them; None of a module that is not given one tensor.
@@ -92,6 +122,7 @@ class Head:
 
         holder = self.parts[0].rpartition(".")[0]
         with contextlib.ExitStack() as stack, kept_buffers(self.network), torch.no_grad():
+            stack.enter_context(seeded(self.network, torch.Generator().manual_seed(0)))
             for part in (*self.parts, *([holder] if self.is_tail else [])):
                 handle = self.network.get_submodule(part).register_forward_hook(record(part), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -125,26 +156,22 @@ class Head:
         return features
 
     def check_reached_by_name(self) -> None:
-        """Raises `ValueError` if another module has the head's modules in a plain attribute, which would go on with the old ones."""
+        """Raises `ValueError` if another module has the head's modules in a plain attribute, which would go on with the old ones.
+
+        That is in containers, and in what functions are bound to or enclose, too.
+        """
         parts = [self.module, *map(self.network.get_submodule, self.parts)]
         leaving = {id(each) for part in parts for each in part.modules() if [*each.parameters(), *each.buffers()]}
         for path, module in self.network.named_modules():
             if id(module) in leaving:
                 continue
             for name, value in vars(module).items():
-                if name not in _OWN_ATTRIBUTES and any(id(each) in leaving for each in _held(value)):
+                if name not in _OWN_ATTRIBUTES and holds(value, leaving, names=frozenset()):
                     where = f"{path}.{name}" if path else name
                     raise ValueError(
-                        f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), "
-                        "or hold it in an nn.ModuleList"
+                        f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), hold it "
+                        f"in an nn.ModuleList, too, or name it as a tail if it is an nn.Sequential: head='{self.path}.0:'"
                     )
-
-
-def _held(value: Any) -> Iterable[Any]:
-    """What a plain attribute holds: what is in a container, or the thing itself."""
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else (value,)
 
 
 def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
@@ -181,7 +208,8 @@ def as_inputs(observations: Observations) -> tuple[Any, ...]:
 def copies_of_tensors(observations: Observations) -> Observations:
     """The same with copies of its tensors, for a network that works on its input in place."""
     if isinstance(observations, list | tuple):
-        return [copies_of_tensors(each) for each in observations]
+        copies = [copies_of_tensors(each) for each in observations]
+        return type(observations)(*copies) if hasattr(observations, "_fields") else copies
     if isinstance(observations, dict):
         return {name: copies_of_tensors(each) for name, each in observations.items()}
     return observations.clone() if hasattr(observations, "clone") else observations
@@ -211,10 +239,11 @@ def _submodule(network: nn.Module, path: str) -> nn.Module:
 
 def _tail(network: nn.Module, path: str, start: str) -> Head:
     layers = _submodule(network, path)
-    if not isinstance(layers, nn.Sequential) or not is_plain_sequential(layers):
+    # One whose own `forward` was compiled reaches its layers as it did.
+    if not isinstance(layers, nn.Sequential) or type(layers).forward is not nn.Sequential.forward:
         raise ValueError(f"{path or 'the network'!r} is no plain nn.Sequential, of which {start}: could be the tail")
     names = list(layers._modules)
-    last = layers[-1] if len(layers) else None
+    last = uncompiled(layers[-1]) if len(layers) else None
     inside = len(last.live) if isinstance(last, InjectedHead) and isinstance(last.live, nn.Sequential) else 1
     length = len(names) - 1 + inside  # as before it was injected
     try:
@@ -256,7 +285,16 @@ def _several(network: nn.Module, paths: tuple[str, ...]) -> Head:
 
 def is_plain_sequential(module: nn.Module) -> bool:
     """Whether a module computes its modules one after the other, and nothing else."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return (
+        isinstance(module, nn.Sequential)
+        and computes_as_its_class(module)
+        and type(module).forward is nn.Sequential.forward
+    )
+
+
+def computes_as_its_class(module: nn.Module) -> bool:
+    """Whether no other `forward` is set on this one module, as `module.forward = torch.compile(module.forward)` sets one."""
+    return "forward" not in vars(module)
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

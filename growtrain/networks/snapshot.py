@@ -45,8 +45,9 @@ class Snapshot(nn.Module):
         Raises:
             ValueError: a weight is not finite, which F would be for ever, or a hook computes it.
         """
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        buffers = [(name, ~buffer.isnan()) for name, buffer in network.named_buffers()]  # a mask may be infinite
+        for name, good in [*((name, p.isfinite()) for name, p in network.named_parameters()), *buffers]:
+            if not bool(good.all()):
                 raise ValueError(f"{name} is not finite: a network frozen with it would stay so")
         return Snapshot([*self.networks, copy_without_hooks(network)])
 

@@ -1,9 +1,10 @@
 """Networks of other people's code in which an injection could go wrong without a word: it is right, or refused with a line."""
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -68,9 +69,145 @@ class Staged(nn.Module):
 
 def test_a_head_that_is_reached_past_its_name_is_refused() -> None:
     network = Staged()
+    for observations in (None, torch.randn(8, 4)):
+        with pytest.raises(ValueError, match="'stages' holds a module of the head"):
+            inject(network, optimizer=sgd(network), observations=observations)
+    assert isinstance(network.head, nn.Sequential)
+
+
+class Stages:
+    """Something that holds modules."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
+
+    def run(self, x: Tensor) -> Tensor:
+        for module in self.modules:
+            x = module(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda network: {"all": [network.encoder, network.head]},
+        lambda network: network.head.forward,
+        lambda network: Stages(network.head).run,
+        lambda network: (lambda head: lambda x: head(x))(network.head),
+    ],
+)
+def test_a_head_that_is_held_deeper_is_refused(hold: Callable[[Any], Any]) -> None:
+    network = Staged()
+    network.stages = hold(network)
     with pytest.raises(ValueError, match="'stages' holds a module of the head"):
         inject(network, optimizer=sgd(network))
-    assert isinstance(network.head, nn.Sequential)
+
+
+def test_a_head_that_is_held_by_an_object_is_seen_not_to_be_computed() -> None:
+    class Hidden(Staged):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = []
+            self.run = Stages(self.encoder, self.head)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run.run(x)
+
+    network, x = Hidden(), torch.randn(8, 4)
+    optimizer, modules = sgd(network), list(network.modules())
+    with pytest.raises(
+        NotPreserved, match=r"'head\.0\.weight' would leave, and the network would go on computing with it"
+    ):
+        inject(network, optimizer=optimizer, observations=x)
+    assert list(network.modules()) == modules
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in network.parameters()]
+
+
+class TwoNames(nn.Module):
+    """Its head, and what holds that, have two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(4, 8), mlp(8, 8, 2)
+        self.parts = nn.ModuleList([self.encoder, self.head])
+        self.alias = self.parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.alias:
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize("head", ["head", "parts.1", "alias.1", "head.0:", "parts.1.0:"])
+def test_a_head_with_two_names_is_injected_under_both(head: str) -> None:
+    network, x = TwoNames(), torch.randn(8, 4)
+    target, optimizer = copy.deepcopy(network).requires_grad_(False), sgd(network)
+    for number in (1, 2):
+        before = network(x)
+        inject(network, head=head, optimizer=optimizer, target=target, observations=x if number == 2 else None)
+        assert torch.equal(network(x), before)
+        assert torch.equal(target(x), before)
+        assert network.head is network.parts[1] is network.alias[1]
+        live = [module for module in network.modules() if isinstance(module, InjectedHead)]
+        assert [module.num_injections for module in live] == [number]
+        optimizer.zero_grad()
+        network(x).sum().backward()
+        assert all(p.grad is not None for p in optimizer.param_groups[0]["params"])
+
+
+def test_a_part_of_a_head_that_has_another_name_is_refused_and_the_remedy_works() -> None:
+    network = TwoNames()
+    with pytest.raises(ValueError, match=r"with 'parts\.1\.0': .* the same module under another name"):
+        inject(network, head=("head.0", "head.1", "head.2"), optimizer=sgd(network), observations=torch.randn(8, 4))
+    network.output = network.head[2]
+    with pytest.raises(ValueError, match=r"with 'output': .* the same module under another name: keep that"):
+        inject(network, optimizer=sgd(network))
+    del network.output
+    inject(network, optimizer=sgd(network))
+    network = Staged()
+    with pytest.raises(ValueError, match=r"in an nn.ModuleList, too, or .* a tail .*: head='head\.0:'"):
+        inject(network, optimizer=sgd(network))
+    inject(network, head="head.0:", optimizer=sgd(network), observations=torch.randn(8, 4))
+    network = Staged()
+    network.stages = nn.ModuleList(network.stages)
+    inject(network, optimizer=sgd(network), observations=torch.randn(8, 4))
+
+
+class Closed(nn.Module):
+    """One of its functions is bound to it, which a copy is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.activated = lambda x: F.relu(self.hidden(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.activated(x))
+        return out
+
+
+def with_forward_set(module: nn.Module) -> nn.Module:
+    """As `module.forward = torch.compile(module.forward)` leaves it."""
+    bound = module.forward
+    module.forward = lambda *inputs: bound(*inputs)  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize("make", [Closed, lambda: with_forward_set(mlp(8, 8, 2))])
+def test_a_copy_that_computes_with_the_old_head_is_refused(
+    make: Callable[[], nn.Module], lags: bool, anchor: Anchor
+) -> None:
+    head = make()
+    network: nn.Module = nn.ModuleDict({"head": head})
+    target: nn.Module = nn.ModuleDict({"head": make()}).requires_grad_(False)
+    if lags and isinstance(head, nn.Sequential):
+        del head.forward
+    with pytest.raises((NotPreserved, ValueError), match=r"would leave|cannot be seen that this head gives 0"):
+        inject(network, optimizer=sgd(network), target=target if lags else None, anchor=anchor)
+    assert network["head"] is head
+    assert not any(p.requires_grad for p in target.parameters())
 
 
 class InTwoParts(nn.Module):
@@ -406,6 +543,34 @@ def test_observations_and_outputs_are_what_a_network_takes_and_gives() -> None:
     assert torch.equal(network(x).q, before.q)
 
 
+class Sliced(Iterated):
+    """Takes the `nn.Sequential` apart by numbers."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net[4](self.net[:4](x))
+
+
+class Normed(Iterated):
+    """Computes something between the layers of its `nn.Sequential`."""
+
+    def forward(self, x: Tensor) -> Any:
+        *hidden, last = self.net
+        for layer in hidden:
+            x = layer(F.layer_norm(x, x.shape[1:]))
+        return last(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [(Sliced, "does not run with the injected head"), (Normed, "something else is computed between")]
+)
+def test_a_tail_whose_sequential_is_taken_apart_is_refused(kind: Callable[[], Iterated], says: str) -> None:
+    network, x = kind(), torch.randn(8, 4)
+    before = network(x)
+    with pytest.raises((NotPreserved, ValueError), match=says):
+        inject(network, head="net.2:", optimizer=sgd(network), observations=x)
+    assert torch.equal(network(x), before)
+
+
 class Silent(SharedTrunk):
     """What it gives is in a dataclass."""
 
@@ -446,3 +611,244 @@ def test_a_cold_encoder_leaves_what_is_frozen_of_it() -> None:
     x, before = torch.randn(8, 4), {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
     inject_network(network, head="3:", optimizer=[], live_encoder="cold", observations=x)
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
+
+
+@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize(
+    ("make", "observed"),
+    [
+        (lambda: nn.Sequential(Closed(), nn.ReLU(), *mlp(2, 16, 2)), True),
+        (lambda: nn.Sequential(with_forward_set(mlp(8, 8, 8)), nn.ReLU(), *mlp(8, 16, 2)), False),
+        (lambda: with_forward_set(nn.Sequential(mlp(8, 8, 8), nn.ReLU(), *mlp(8, 16, 2))), False),
+    ],
+)
+def test_a_frozen_network_that_computes_with_the_live_one_is_refused(
+    make: Callable[[], nn.Module], observed: bool, lags: bool
+) -> None:
+    network, target, x = InjectedNetwork(make()), InjectedNetwork(make()).requires_grad_(False), torch.randn(16, 8)
+    if lags:
+        head = list(network.live)[2:]
+        network = InjectedNetwork(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, head[0].in_features), *head))
+    before = list(network.modules())
+    if not observed:
+        with pytest.raises(ValueError, match="pass observations="):
+            inject_network(network, head="2:", optimizer=[], target=target)
+    with pytest.raises(ValueError, match="the frozen copy would go on computing with '0"):
+        inject_network(network, head="2:", optimizer=[], target=target if lags else None, observations=x)
+    assert list(network.modules()) == before
+    assert not network.num_injections
+
+
+def test_a_sequential_whose_forward_was_compiled_keeps_it() -> None:
+    network, x = with_forward_set(mlp(4, 8, 8, 2)), torch.randn(8, 4)
+    before = network(x)
+    for observations in (None, x):
+        inject(network, head="2:", optimizer=sgd(network), observations=observations)
+        assert torch.equal(network(x), before)
+    network(x).sum().backward()
+    assert network[2].live[0].weight.grad is not None
+
+
+class Explorer(SharedTrunk):
+    """Adds noise from a generator of its own to one of its outputs, or to all."""
+
+    def __init__(self, noisy: int) -> None:
+        super().__init__()
+        self.noisy, self.generator = noisy, torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = super().forward(x)
+        noise = [torch.rand((), generator=self.generator) for _ in range(self.noisy)]
+        return tuple(output + (noise.pop() if noise else 0) for output in reversed(outputs))
+
+
+def test_what_a_network_gives_again_is_compared_though_not_all_is() -> None:
+    where, x = ("trunk.2", "trunk.3", "critic"), torch.randn(8, 4)
+    network = Explorer(noisy=1)
+    with pytest.raises(NotPreserved, match="something else uses a module of the head"):
+        inject(network, head=where, optimizer=sgd(network), observations=x)
+    network = Explorer(noisy=2)
+    with pytest.raises(ValueError, match="gives other outputs each time"):
+        inject(network, head=where, optimizer=sgd(network), observations=x)
+    assert isinstance(network.trunk[2], nn.Linear)
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_loop_that_sets_all_of_a_network_free_injects_again(anchor: Anchor) -> None:
+    network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
+    optimizer = sgd(network)
+    for _ in range(3):
+        inject(network, head="2:", optimizer=optimizer, anchor=anchor)
+        held = {id(p) for p in optimizer.param_groups[0]["params"]}
+        assert {id(p) for p in network.parameters() if p.requires_grad} == held
+        for trains in (False, True):  # Spinning Up's: the critic rests while the actor learns
+            for p in network.parameters():
+                p.requires_grad_(trains)
+        before = network(x)
+        before.sum().backward()
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="the head is frozen"):
+        inject(network, head="2:", optimizer=optimizer, anchor=anchor)
+
+
+def test_older_heads_that_train_go_on() -> None:
+    network = mlp(4, 8, 8, 2)
+    optimizer = sgd(network)
+    for number in (1, 2, 3):
+        inject(network, head="2:", optimizer=optimizer, trainable_heads="all")
+        assert len(network[2].beside) == number
+        assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+            id(p) for p in network.parameters() if p.requires_grad
+        }
+        network.requires_grad_(True)  # the anchors, too
+
+
+def test_a_tail_that_was_compiled_after_its_injection_is_injected_again() -> None:
+    network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
+    optimizer = sgd(network)
+    inject(network, head="2:", optimizer=optimizer)
+    network[2] = torch.compile(network[2], backend="eager")
+    with pytest.raises(ValueError, match="was injected from layer 2 on"):
+        inject(network, head="1:", optimizer=optimizer)
+    before = network(x)
+    assert inject(network, head="2:", optimizer=optimizer).stage == 2
+    assert torch.equal(network(x), before)
+    assert isinstance(network[2], InjectedHead)
+
+
+class SoftQ(nn.Module):
+    """CleanRL's critic, which joins its inputs itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(torch.cat([x, action], 1))))))
+        return out
+
+
+class SoftQs(nn.Module):
+    """Holds one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = SoftQ()
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.q(x, action)
+        return out
+
+
+@pytest.mark.parametrize("given", ["nothing", "probe", "pair", "observations"])
+def test_a_head_of_two_inputs_is_refused_with_what_to_do(given: str) -> None:
+    network, x = SoftQs(), (torch.randn(8, 4), torch.randn(8, 2))
+    what: dict[str, Any] = {
+        "nothing": {},
+        "probe": {"probe": torch.cat(x, 1)},
+        "pair": {"probe": x},
+        "observations": {"observations": x},
+    }[given]
+    with pytest.raises(
+        ValueError, match=r"probe is tuple|does not take one tensor of features .* in an nn\.Sequential"
+    ):
+        inject(network, head="q", optimizer=sgd(network), **what)
+    assert isinstance(network.q, SoftQ)
+    network = Joined()
+    inject(network, optimizer=sgd(network), observations=x)
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_head_that_begins_in_place_trains(anchor: Anchor) -> None:
+    network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), *mlp(8, 8, 2)), torch.randn(8, 4)
+    optimizer = sgd(network)
+    for _ in range(2):
+        before = network(x)
+        inject(network, head="1:", optimizer=optimizer, anchor=anchor, probe=torch.randn(8, 8))
+        assert torch.equal(network(x), before)
+        network(x).sum().backward()
+        optimizer.step()
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed last."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(inputs, 8), nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = {"hidden": F.relu(self.hidden(x))}
+        out: Tensor = self.out(self.kept["hidden"])
+        return out
+
+
+def test_what_a_forward_pass_left_in_an_attribute_is_no_hindrance() -> None:
+    network, x = nn.Sequential(Keeping(4, 8), nn.ReLU(), Keeping(8, 2)), torch.randn(8, 4)
+    optimizer = sgd(network)
+    for _ in range(2):
+        before = network(x)
+        before.sum().backward()
+        inject(network, head="2", optimizer=optimizer)
+        assert torch.equal(network(x), before)
+    whole = InjectedNetwork(nn.Sequential(Keeping(4, 8), nn.ReLU(), *mlp(8, 8, 2)))
+    for live_encoder in ("warm", "cold"):
+        before = whole(x)
+        inject_network(whole, head="2:", optimizer=[], observations=x, live_encoder=live_encoder)
+        assert torch.equal(whole(x), before)
+
+
+class Pair(NamedTuple):
+    """Two observations."""
+
+    first: Tensor
+    second: Tensor
+
+
+class Masked(nn.Module):
+    """Forbids an action; takes a named tuple; has a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.dropout, self.head = nn.Linear(4, 8), nn.Dropout(0.5), mlp(8, 8, 2)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x: Mapping[str, Pair]) -> Tensor:
+        pair = x["pair"]
+        out: Tensor = self.head(self.dropout(self.encoder(pair.first + pair.second)).relu()) + self.mask
+        return out
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"steps": 3}
+
+
+def test_infinite_masks_extra_state_and_named_tuples() -> None:
+    network, x = Masked(), {"pair": Pair(torch.randn(8, 4), torch.randn(8, 4))}
+    state = torch.get_rng_state()
+    inject(network, optimizer=sgd(network), observations=x, generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), state)
+    whole = InjectedNetwork(Masked().eval())
+    before = whole(x)
+    inject_network(whole, optimizer=[], observations=x)
+    assert torch.equal(whole(x), before)
+    with torch.no_grad():
+        whole.live.mask[0] = torch.nan
+    with pytest.raises(ValueError, match="mask is not finite"):
+        inject_network(whole, optimizer=[], observations=x)
+
+
+def test_a_targets_head_that_does_not_train_stays_so_on_an_encoder_that_does() -> None:
+    network = mlp(4, 8, 8, 2)
+    target = nn.Sequential(*network[:2], *copy.deepcopy(network[2:]).requires_grad_(False))
+    inject(network, head="2:", optimizer=sgd(network), target=target)
+    assert [name for name, p in target.named_parameters() if p.requires_grad] == ["0.weight", "0.bias"]
+
+
+def test_a_head_that_is_random_in_training_mode_is_refused_with_the_remedy() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), Noisy(), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(NotPreserved, match=r"random in training mode, use \.eval\(\)"):
+        inject(network, head="2:", optimizer=sgd(network))
+    inject(network.eval(), head="2:", optimizer=sgd(network))

@@ -268,10 +268,13 @@ def test_evaluation_mode_dropout_and_batchnorm_stay_frozen_under_train() -> None
     )
     head = InjectedHead(base.eval())
     before = head(features()).detach()
-    head.inject(torch.Generator().manual_seed(0), "frozen")
+    with pytest.raises(ValueError, match=r"'1' is BatchNorm1d.* after \.train\(\): use anchor='mirrored' or 'zero'"):
+        head.inject(torch.Generator().manual_seed(0), "frozen")
+    head.inject(torch.Generator().manual_seed(0), "zero")
     assert torch.equal(head(features()), before)
     head.train()
     assert head.live.training
+    assert torch.equal(head(features()), before)
     assert head.frozen is not None
     assert not any(module.training for module in head.frozen.modules())
 
