@@ -341,7 +341,12 @@ def _gains(
         for name in measured
         if name != reference
     }
-    flat = {name for name in gains if len({seed[each] for seed in known for each in (name, reference)}) == 1}
+    # Of errors, which are no scores, that says that nothing differs.
+    flat = {
+        name
+        for name in gains
+        if reference == "untouched" and len({seed[each] for seed in known for each in (name, reference)}) == 1
+    }
     return {
         name: dataclasses.replace(gain, sign="unclear", p=None) if name in flat else gain
         for name, gain in gains.items()

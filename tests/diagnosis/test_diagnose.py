@@ -418,10 +418,13 @@ def test_the_learning_test_alone_makes_no_forks_and_has_the_threads_of_the_run(
 def test_the_next_command_follows_from_the_verdict(
     errors: dict[Copy, float], returns: dict[Arm, float], command: str
 ) -> None:
-    """Errors are 0.8 and returns 100 but where they are named; `nothing` learned where that is 1."""
+    """Errors are 0.8 and returns some 100 but where they are named; `nothing` learned where that is 1."""
     copies: dict[Copy, float] = {copy: errors.get("current", 0.8) for copy in COPIES} | errors
     learning = {copy: [[error]] * 3 for copy, error in copies.items()}
-    forks: dict[Arm, list[float | None]] = {arm: [returns.get(arm, 100.0)] * 3 for arm in ARMS} if returns else {}
+    seeds = range(3)
+    forks: dict[Arm, list[float | None]] = {
+        arm: [returns.get(arm, 100.0) + k for k in seeds] for arm in ARMS if returns
+    }
     evidence = Evidence(errors=mean_errors(learning), returns=forks, return_scale=100.0)
     found = Diagnosis(
         run="RUN", game="pong", frames=10_000, total_frames=20_000,
