@@ -4,7 +4,7 @@
 #
 #     bash benchmarks/minatar_chain.sh [DIR]      DIR: results/minatar-chain, unless given
 #
-# Runs what is missing in DIR, seed after seed: a quarter of an hour a run on one core, and SEEDS x 11 of them. WORKERS=2 runs two at a
+# Runs what is missing in DIR, seed after seed: an hour a run on one core without AVX-512, and SEEDS x 11 of them. WORKERS=2 runs two at a
 # time. Interventions come at the two switches. Afterwards:
 #
 #     python -m growtrain report DIR/* --output DIR-report
