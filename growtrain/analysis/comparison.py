@@ -30,7 +30,7 @@ from growtrain.analysis.aggregate import (
     value_at,
 )
 from growtrain.analysis.runs import Run, at_frames, number
-from growtrain.analysis.study import HEALTHY, Entry, Study
+from growtrain.analysis.study import HEALTHY, Entry, Study, those_that_count
 from growtrain.environments.games import reference_scores, references_of
 from growtrain.settings.text import format_count
 
@@ -41,20 +41,19 @@ MARGIN = 0.25  # of the reference's score: an arm that may have lost more is not
 
 
 def limits(study: Study, arms: Iterable[str], axis: Axis) -> dict[str, float]:
-    """For each game the greatest value on an axis that every healthy run of these arms has a score at; games without one are left out."""
+    """For each game the greatest value on an axis at which all runs of these arms that count have a score; games without are left out."""
     found: dict[str, float] = {}
     arms = list(arms)
     for game in study.games:
-        entries = [entry for arm in arms for entry in study.cell(arm, game)]
-        healthy = [e for e in entries if e.run.status in HEALTHY and len(e.curve.frames)]
-        ends = [float(getattr(e.curve, axis)[-1]) for e in healthy or entries if len(e.curve.frames)]
+        entries = [entry for arm in arms for entry in study.cell(arm, game) if len(entry.curve.frames)]
+        ends = [float(getattr(entry.curve, axis)[-1]) for entry in those_that_count(entries, lambda e: e.run)]
         if ends and np.isfinite(ends).all():
             found[game] = min(ends)
     return found
 
 
 def pair_limits(study: Study, pair: Sequence[str], axis: Axis) -> dict[str, float]:
-    """The same for two arms. On a game where one has no healthy run, those count that were stopped."""
+    """The same for two arms, each of which has runs that count: on a game where it has no healthy run, those that were stopped."""
     found, each = limits(study, pair, axis), [limits(study, [arm], axis) for arm in pair]
     for game in found:
         failed = [all(entry.run.status == "failed" for entry in study.cell(arm, game)) for arm in pair]
@@ -160,7 +159,7 @@ class Comparison:
         unscored: runs that have no score yet where an axis ends, as text by axis, which then is left out.
         related: cells whose runs share a past, as text.
         commits: how many versions of the code the runs were made by.
-        epsilons: of their evaluations.
+        epsilons: of the evaluations of those that have a score.
     """
 
     arm: str
@@ -258,7 +257,14 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
                 if (c := e.run.about.get("git_commit"))
             }
         ),
-        epsilons=sorted({number(e.run.settings, "eval_epsilon", 0.0) for *_, cell in cells for e in cell}),
+        epsilons=sorted(
+            {
+                number(e.run.settings, "eval_epsilon", 0.0)
+                for _, game, cell in cells
+                for e in cell
+                if not np.isnan(score_at(e, "frames", at[game]))
+            }
+        ),
     )
 
 
@@ -423,8 +429,7 @@ def _by_evaluations(evaluated: Comparison, trained: Comparison) -> str:
     if point is None or point.difference.low is None or point.difference.high is None:
         return ""
     if len(evaluated.epsilons) > 1:
-        different = " and ".join(f"{epsilon:g}" for epsilon in evaluated.epsilons)
-        return f"Its evaluations are not compared: they are at epsilon {different}."
+        return f"Its evaluations are not compared: they are at epsilon {epsilons_text(evaluated)}."
     means = (
         f"IQM {interval_text(point.arm)} against {interval_text(point.reference)}, difference {interval_text(point.difference)}"
         f"{_missing_clause(evaluated)}"
@@ -437,6 +442,11 @@ def _by_evaluations(evaluated: Comparison, trained: Comparison) -> str:
         return f"Its evaluations{of} do not tell: {diverged}. {means}."
     says = "higher" if point.difference.low > 0 else "lower" if point.difference.high < 0 else ""
     return f"Its evaluations{of} {f'score {says}' if says else 'are not told apart'}: {means}."
+
+
+def epsilons_text(comparison: Comparison) -> str:
+    """As in `0.01 and 0.1`."""
+    return " and ".join(f"{epsilon:g}" for epsilon in comparison.epsilons)
 
 
 def _frames_text(point: Point) -> str:
@@ -453,7 +463,8 @@ def _missing_clause(comparison: Comparison) -> str:
 
 def _diverged_text(comparison: Comparison) -> str:
     which = " and ".join(f"{count} of {a}" for a, count in comparison.diverged.items() if count)
-    return f"{which} diverged, and only the others have a score" if which else ""
+    left = ", and only the others have a score" if comparison.games else ""
+    return f"{which} diverged{left}" if which else ""
 
 
 def _verdict(comparison: Comparison) -> str:

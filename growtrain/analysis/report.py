@@ -251,7 +251,7 @@ def _method(study: Study, at: dict[str, float]) -> list[Block]:
         "Intervals: 95 %; of scores, of their differences, and of paired ones by Student's t with Welch's degrees of freedom, the standard "
         "error of an IQM being the bootstrap's with runs resampled within each game; of ratios, of P(improvement) and in the figures "
         f"percentiles of that bootstrap (seed {_BOOTSTRAP_SEED}), which are too narrow with few seeds. In simulations those of IQMs missed "
-        "in 2 to 4 cases of 100, but in 8 where one arm had 3 seeds, the other 10, and one game spread much more than the other, and in 9 "
+        "in 1 to 6 cases of 100, but in 8 where one arm had 3 seeds, the other 10, and one game spread much more than the other, and in 9 "
         "where runs either succeeded or failed. They speak of other seeds on these "
         "games, not of other games, and are not corrected for the number of comparisons. An interval that contains 0 does not show that "
         f"two arms are equal: an arm is said to reach the other's score only where a loss of {MARGIN:.0%} of it is excluded."

@@ -5,8 +5,9 @@ An arm is a schedule with the settings that decide what is learned; a cell is an
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from growtrain.analysis.runs import Curve, Run, StagePrice, evaluation_curve, training_curve
 from growtrain.environments.games import reference_scores
@@ -15,6 +16,7 @@ from growtrain.settings.text import ConfigError, flag
 
 HEALTHY = ("done", "running")
 _ORDER = ("full3x", "full1x", "grow3x", "grow1x", "adaptive", "fixed")
+T = TypeVar("T")
 _GROWING = ("grow", "at:", "adaptive")
 
 
@@ -69,7 +71,7 @@ class Study:
         if self.evaluated or all(budget == self.budgets[game] for game, budget in budgets.items()):
             return self
         entries = [
-            replace(e, curve=training_curve(e.run, e.prices, budgets.get(e.run.game, 0))) if e.arm in arms else e
+            replace(e, curve=training_curve(e.run, e.prices, budgets[e.run.game])) if e.arm in arms else e
             for e in self.entries
         ]
         return replace(self, entries=entries, budgets=self.budgets | budgets)
@@ -89,7 +91,7 @@ def make_study(runs: Sequence[Run]) -> Study:
     done.sort(key=lambda pair: sum(stage.frames > 0 for stage in pair[1].stage_costs))
     costs = {(label, run.game): run.stage_costs for label, run in done}
     best = _best(runs, labels)
-    budgets = dict.fromkeys((run.game for run in runs), 0) | least_budgets(list(best.values()))
+    budgets = least_budgets(list(best.values()))
     entries = []
     for label, run in zip(labels, runs, strict=True):
         # What an update takes depends on arm and game alone, so a run without a summary has it from a done one, unless it is a fork.
@@ -106,13 +108,19 @@ def make_study(runs: Sequence[Run]) -> Study:
     return Study(entries, [first, *others], schedules, settings, sorted(budgets), budgets)
 
 
+def those_that_count(those: Sequence[T], run_of: Callable[[T], Run]) -> list[T]:
+    """Of some runs the healthy ones; where there are none, those that did not fail, and where there are none of these, all."""
+    healthy = [each for each in those if run_of(each).status in HEALTHY]
+    return healthy or [each for each in those if run_of(each).status != "failed"] or list(those)
+
+
 def least_budgets(runs: Sequence[Run]) -> dict[str, int]:
-    """The least budget of the healthy runs of each game; by as many frames are their scores compared."""
-    budgets: dict[str, int] = {}
-    for run in runs:
-        if run.status in HEALTHY and run.budget > 0:
-            budgets[run.game] = min(run.budget, budgets.get(run.game, run.budget))
-    return budgets
+    """The least budget of the runs of each game that count; by as many frames are their scores compared."""
+    found = {}
+    for game in {run.game for run in runs}:
+        counted = those_that_count([run for run in runs if run.game == game and run.budget > 0], lambda run: run)
+        found[game] = min((run.budget for run in counted), default=0)
+    return found
 
 
 def _best(runs: Sequence[Run], labels: Sequence[str]) -> dict[tuple[str, str, int], Run]:

@@ -14,6 +14,7 @@ from growtrain.analysis.comparison import (
     Axis,
     Comparison,
     TimeToScore,
+    epsilons_text,
     interval_text,
     ratio_text,
     score_at,
@@ -121,7 +122,7 @@ def evaluations(evaluated: Sequence[Comparison]) -> list[Block]:
     notes = [
         f"{c.arm} against {c.reference}: {note}"
         for c in evaluated
-        for note in [*_missing_notes(c), *_unscored_notes(c)]
+        for note in [*_epsilon_notes(c), *_missing_notes(c), *_unscored_notes(c)]
     ]
     found: list[Block] = [
         Heading("Arm against arm, by evaluations"),
@@ -211,8 +212,14 @@ def _comparison_notes(c: Comparison) -> list[str]:
     return notes
 
 
+def _epsilon_notes(c: Comparison) -> list[str]:
+    different = f"evaluations are at epsilon {epsilons_text(c)}: their difference is that of the epsilons, too"
+    return [different] if len(c.epsilons) > 1 else []
+
+
 def _missing_notes(c: Comparison) -> list[str]:
-    return [f"{'; '.join(c.missing)}: the scores are those of the others"] if c.missing else []
+    others = ": the scores are those of the others" if c.games else ""
+    return [f"{'; '.join(c.missing)}{others}"] if c.missing else []
 
 
 def _unscored_notes(c: Comparison) -> list[str]:

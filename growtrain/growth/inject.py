@@ -53,8 +53,8 @@ def inject(
     that captured them) must be rebuilt; what `torch.compile` made of the network compiles itself again.
 
     Frozen heads are parameters that require no gradient. A loop that switches gradients of the network off and on, as Spinning Up's does,
-    must do so for those alone that require one, `[p for p in network.parameters() if p.requires_grad]`: set free, frozen heads still do not
-    train, but their gradients count in `clip_grad_norm_`.
+    must do so for those alone that require one, `[p for p in network.parameters() if p.requires_grad]`, and so must an optimizer that is
+    built anew: set free, frozen heads do not train as long as no optimizer holds them, but their gradients count in `clip_grad_norm_`.
 
     What is not passed is not looked at: another network that holds modules of this one, as an actor on a critic's layers does, has them
     changed, too. Hold both in one module, inject into that, and give `observations`, on which the outputs of both are compared.
@@ -86,7 +86,6 @@ def inject(
         NotPreserved: the outputs would have changed, or the live head would not be what computes them.
     """
     start = time.perf_counter()
-    before = count_parameters(find_head(network, head).network, trainable=True)
     planned = plan_injection(
         network,
         head=head,
@@ -99,6 +98,7 @@ def inject(
         observations=observations,
         initializer=initializer,
     )
+    before = count_parameters(planned.networks[0], trainable=True)
     with undone_on_failure(planned.networks, planned.members.optimizers):
         wholes = [] if observations is None else [_Whole.of(each, observations) for each in planned.prepared]
         planned.carry_out()
@@ -458,7 +458,8 @@ class _Prepared:
             before, after = old(features.clone()), self.new(features.clone())
         change = float((after - before).abs().max())
         if not same_function(before, after):
-            remedy = "if a layer is random in training mode, use .eval(); " if old.training else ""
+            remedy = "if a layer works in place (inplace=True), make it not; "
+            remedy += "if one is random in training mode, use .eval(); " if old.training else ""
             raise NotPreserved(f"injection would have changed an output by {change:g}; {remedy}nothing was changed")
         return change
 

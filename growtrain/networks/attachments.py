@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -108,9 +109,20 @@ def _slots(thing: Any) -> list[str]:
     return [name for each in found for name in ([each] if isinstance(each, str) else each) if not name.startswith("__")]
 
 
-def holds(thing: Any, ids: set[int], aside: Iterable[Any] = (), names: frozenset[str] | None = None) -> bool:
-    """Whether a thing holds on to any object of these ids, other than through what is `aside`; `names` as in `reachable`."""
-    return any(id(each) in ids for each in reachable(thing, names, {id(each) for each in aside}))
+def holds(
+    thing: Any,
+    ids: set[int],
+    aside: Iterable[Any] = (),
+    names: frozenset[str] | None = None,
+    *,
+    at_most: int | None = None,
+) -> bool:
+    """Whether a thing holds on to any object of these ids, other than through what is `aside`; `names` as in `reachable`.
+
+    It looks at so many objects `at_most`.
+    """
+    objects = itertools.islice(reachable(thing, names, {id(each) for each in aside}), at_most)
+    return any(id(each) in ids for each in objects)
 
 
 class Attachments:

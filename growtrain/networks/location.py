@@ -17,6 +17,7 @@ from growtrain.networks.injected import InjectedHead
 
 Observations = Any  # a batch as a network takes it, a tensor or a dictionary of them; a list or a tuple is one for each of its inputs
 _OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # where PyTorch keeps what is registered
+_LOOKED_AT = 10_000  # objects of an attribute: one that holds a replay has no head behind them
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Head:
             if id(module) in leaving:
                 continue
             for name, value in vars(module).items():
-                if name not in _OWN_ATTRIBUTES and holds(value, leaving, names=frozenset()):
+                if name not in _OWN_ATTRIBUTES and holds(value, leaving, names=frozenset(), at_most=_LOOKED_AT):
                     where = f"{path}.{name}" if path else name
                     raise ValueError(
                         f"the attribute {where!r} holds a module of the head, which leaves: reach it by its name in forward(), hold it "

@@ -341,16 +341,9 @@ def _gains(
         for name in measured
         if name != reference
     }
-    # Of errors, which are no scores, that says that nothing differs.
-    flat = {
-        name
-        for name in gains
-        if reference == "untouched" and len({seed[each] for seed in known for each in (name, reference)}) == 1
-    }
-    return {
-        name: dataclasses.replace(gain, sign="unclear", p=None) if name in flat else gain
-        for name, gain in gains.items()
-    }
+    if reference != "untouched" or len({value for seed in known for value in seed.values()}) > 1:
+        return gains
+    return {name: dataclasses.replace(gain, sign="unclear", p=None) for name, gain in gains.items()}
 
 
 def _beyond_slots(gains: Mapping[str, Gain], threshold: float) -> dict[str, Gain]:

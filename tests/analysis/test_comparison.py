@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from growtrain.analysis import tables
 from growtrain.analysis.aggregate import Estimate
 from growtrain.analysis.comparison import (
     Comparison,
@@ -169,6 +170,14 @@ def test_an_arm_that_was_stopped_everywhere_is_compared_at_what_it_reached(write
     assert found.points["frames"].at == {"pong": 36_000}
     assert found.points["frames"].difference.value == 0
     assert limits(study, study.arms, "frames") == {"pong": 40_000}  # which takes nothing from the others
+    write_run("smoke", "pong", "fixed", 0, line(0), until=4_000, total_frames=4_000)
+    assert first(study_of(tmp_path)).points["frames"].arm == found.points["frames"].arm
+    ended = write_run("diverged", "pong", "grow1x", 3, line(3), until=6_000, status="failed")
+    change_summary(ended, reason="Diverged: a weight is not finite")
+    found = first(study_of(tmp_path))
+    assert found.points["frames"].at == {"pong": 36_000}
+    assert found.diverged == {"grow1x": 1, "full3x": 0}
+    assert verdict(found).startswith("Cannot tell how grow1x compares with full3x: 1 of grow1x diverged, and only")
 
 
 def test_wall_clock_of_different_machines_is_not_compared(write_run: WriteRun, tmp_path: Path) -> None:
@@ -276,6 +285,11 @@ def change_about(run_dir: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def change_settings(run_dir: Path, **values: object) -> None:
+    about = json.loads((run_dir / "config.json").read_text())
+    change_about(run_dir, config=about["config"] | values)
+
+
 def test_an_arm_of_which_runs_diverged_is_not_said_to_be_better(write_run: WriteRun, tmp_path: Path) -> None:
     write_arms(write_run, {"full3x": 1.0, "grow1x": 1.2})
     for seed in (3, 4):
@@ -311,7 +325,10 @@ def test_a_game_on_which_an_arm_diverged_in_all_its_runs_is_not_left_out(
     assert "3 of 3 runs of grow1x on breakout have no score there" in text
     for run in (tmp_path / "runs").glob("pong-*"):
         shutil.rmtree(run)
-    assert "no game has a score of both: 3 of grow1x diverged" in verdict(first(study_of(tmp_path)))
+    assert verdict(first(study_of(tmp_path))) == (
+        "Cannot tell how grow1x compares with full3x: no game has a score of both: 3 of grow1x diverged; "
+        "3 of 3 runs of grow1x on breakout have no score there."
+    )
 
 
 def test_evaluations_say_of_what_they_are(write_run: WriteRun, tmp_path: Path) -> None:
@@ -331,11 +348,13 @@ def test_evaluations_say_of_what_they_are(write_run: WriteRun, tmp_path: Path) -
     ended = write_run("diverged", "breakout", "grow1x", 3, status="failed", until=3_000, evaluations={3_000: 1.0})
     change_summary(ended, reason="Diverged: a weight is not finite")
     assert "do not tell: 1 of grow1x diverged, and only the others have a score. IQM" in evaluated_text()
+    change_settings(ended, eval_epsilon=0.1)
+    assert "do not tell: 1 of grow1x diverged" in evaluated_text()  # that of a run without a score says nothing
     shutil.rmtree(ended)
-    path = tmp_path / "runs" / "long-grow1x-1" / "config.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"config": about["config"] | {"eval_epsilon": 0.1}}))
+    change_settings(tmp_path / "runs" / "long-grow1x-1", eval_epsilon=0.1)
     assert evaluated_text() == " are not compared: they are at epsilon 0.01 and 0.1."
+    note = "evaluations are at epsilon 0.01 and 0.1: their difference is that of the epsilons, too"
+    assert note in str(tables.evaluations([first(study_of(tmp_path).by_evaluation())]))
 
 
 def test_a_short_run_of_another_arm_changes_no_comparison(write_run: WriteRun, tmp_path: Path) -> None:

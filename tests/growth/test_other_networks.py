@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 from growtrain import InjectedNetwork, inject, inject_network
 from growtrain.growth.inject import NotPreserved
+from growtrain.networks.attachments import holds
 from growtrain.networks.injected import InjectedHead
 from growtrain.settings.config import Anchor
 
@@ -678,7 +679,8 @@ def test_a_loop_that_sets_all_of_a_network_free_injects_again(anchor: Anchor) ->
     network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
     optimizer = sgd(network)
     for _ in range(3):
-        inject(network, head="2:", optimizer=optimizer, anchor=anchor)
+        event = inject(network, head="2:", optimizer=optimizer, anchor=anchor)
+        assert event.parameters_trainable_before == event.parameters_trainable
         held = {id(p) for p in optimizer.param_groups[0]["params"]}
         assert {id(p) for p in network.parameters() if p.requires_grad} == held
         for trains in (False, True):  # Spinning Up's: the critic rests while the actor learns
@@ -852,3 +854,13 @@ def test_a_head_that_is_random_in_training_mode_is_refused_with_the_remedy() -> 
     with pytest.raises(NotPreserved, match=r"random in training mode, use \.eval\(\)"):
         inject(network, head="2:", optimizer=sgd(network))
     inject(network.eval(), head="2:", optimizer=sgd(network))
+
+
+def test_what_lies_far_behind_an_attribute_is_not_looked_for() -> None:
+    """A network that holds a replay of a million transitions."""
+    network = mlp(4, 8, 8, 2)
+    objects = [*(object() for _ in range(1_000)), network[2]]
+    assert holds(objects, {id(network[2])})
+    assert not holds(objects, {id(network[2])}, at_most=100)
+    network.replay = [(number, "s") for number in range(20_000)] + [network[4]]  # type: ignore[assignment]
+    assert inject(network, head="2:", optimizer=sgd(network)).max_abs_q_change_online == 0

@@ -314,8 +314,8 @@ def test_forks_that_all_score_the_same_say_nothing(score: float) -> None:
     found = verdict(Evidence(errors={}, returns=flat, return_scale=1.0))
     assert found.outcome == "cannot tell"
     assert "every score is the same, at the game's floor or ceiling" in found.sentence
-    one = flat | {"untouched": [score, score, score + 0.01]}
-    assert verdict(Evidence(errors={}, returns=one, return_scale=1.0)).gains["returns"]["inject"].sign == "no gain"
+    another = flat | {"reset-head": [score, score, score + 0.01]}  # so a gain can show
+    assert verdict(Evidence(errors={}, returns=another, return_scale=1.0)).gains["returns"]["inject"].sign == "no gain"
 
 
 def test_a_seed_without_a_score_is_left_out_of_every_arm() -> None:
