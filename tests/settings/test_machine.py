@@ -95,7 +95,7 @@ def kilobytes_of_libraries(name: str) -> int:
 
 @pytest.mark.parametrize(("flag", "memory"), [("-v", "VmPeak"), ("-d", "VmData")])
 def test_what_fits_an_address_space_limit_is_named_and_fits(flag: str, memory: str, tmp_path: Path) -> None:
-    run_dir, limit = tmp_path / "run", kilobytes_of_libraries(memory) + 1_000_000
+    run_dir, limit = tmp_path / "run", max(2_200_000, kilobytes_of_libraries(memory) + 1_000_000)
     refused = limited(f"{flag} {limit}", f"{TINY} --replay-capacity 1M --run-dir {run_dir}")
     assert refused.returncode == 2, refused.stderr
     (line,) = refused.stderr.splitlines()
