@@ -7,7 +7,7 @@ game, those count that were stopped.
 Units: scores are normalised, 0 a random player, 1 the game's reference (a human, of Atari games); times are hours.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,10 +40,9 @@ LEVELS = (0.5, 0.9)  # of the way from a random policy to the reference's score
 MARGIN = 0.25  # of the reference's score: an arm that may have lost more is not said to keep up
 
 
-def limits(study: Study, arms: Iterable[str], axis: Axis) -> dict[str, float]:
+def limits(study: Study, arms: Sequence[str], axis: Axis) -> dict[str, float]:
     """For each game the greatest value on an axis at which all runs of these arms that count have a score; games without are left out."""
     found: dict[str, float] = {}
-    arms = list(arms)
     for game in study.games:
         entries = [entry for arm in arms for entry in study.cell(arm, game) if len(entry.curve.frames)]
         ends = [float(getattr(entry.curve, axis)[-1]) for entry in those_that_count(entries, lambda e: e.run)]
@@ -221,12 +220,11 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
     cells = [(a, game, study.cell(a, game)) for a in pair for game in games]
     machines = sorted({_machine(e.run) for _, _, cell in cells for e in cell})
     both = [game for game in study.scored_games if all(study.cell(a, game) for a in pair)]
-    ended = [
-        (a, game, [e for e in cell if game not in at or np.isnan(score_at(e, "frames", at[game]))], cell)
-        for game in both
-        for a in pair
-        for cell in [study.cell(a, game)]
-    ]
+    played = [(a, game, study.cell(a, game)) for game in both for a in pair]
+    scored = {
+        id(e) for a, game, cell in played if game in at for e in cell if not np.isnan(score_at(e, "frames", at[game]))
+    }
+    ended = [(a, game, [e for e in cell if id(e) not in scored], cell) for a, game, cell in played]
     return Comparison(
         arm,
         reference,
@@ -258,12 +256,7 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
             }
         ),
         epsilons=sorted(
-            {
-                number(e.run.settings, "eval_epsilon", 0.0)
-                for _, game, cell in cells
-                for e in cell
-                if not np.isnan(score_at(e, "frames", at[game]))
-            }
+            {number(e.run.settings, "eval_epsilon", 0.0) for *_, cell in cells for e in cell if id(e) in scored}
         ),
     )
 

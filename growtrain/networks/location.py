@@ -80,9 +80,8 @@ class Head:
                     continue
                 if not any(holder is module and name == place for holder, place in places):
                     refuse(prefix + name, one_name)
-        if (
-            len(self.parts) > 1 and not self.is_tail
-        ):  # who reaches the others by another name would be given an identity
+        # Who reaches the others by another name would be given an identity.
+        if len(self.parts) > 1 and not self.is_tail:
             for name, module in self.network.named_modules(remove_duplicate=False):
                 is_part = any(module is part for part in parts) and any(True for _ in module.parameters())
                 if is_part and name not in self.parts:
