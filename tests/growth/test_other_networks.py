@@ -705,6 +705,8 @@ def test_older_heads_that_train_go_on() -> None:
         network.requires_grad_(True)  # the anchors, too
 
 
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_a_tail_that_was_compiled_after_its_injection_is_injected_again() -> None:
     network, x = mlp(4, 8, 8, 2), torch.randn(8, 4)
     optimizer = sgd(network)
