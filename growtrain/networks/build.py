@@ -101,10 +101,10 @@ def make_vector_part(config: Config, spec: Spec, name: str, width: int) -> nn.Se
 
 def make_vector_network(config: Config, spec: Spec, name: str, width: int) -> QNetwork:
     """One of SAC's networks, all of it a head that can be injected; its weights are arbitrary."""
-    return QNetwork(nn.Identity(), InjectedHead(make_vector_part(config, spec, name, width)))
+    return QNetwork(nn.Identity(), InjectedHead(make_vector_part(config, spec, name, width), checked=True))
 
 
 def make_network(config: Config, spec: Spec, width: int) -> QNetwork:
     """The Q-network of a configuration with a head `width` wide, ready to be injected; its weights are arbitrary."""
     encoder, head = make_parts(config, spec, width)
-    return QNetwork(encoder, InjectedHead(head))
+    return QNetwork(encoder, InjectedHead(head, checked=True))

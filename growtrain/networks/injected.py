@@ -264,7 +264,8 @@ class InjectedHead(nn.Module):
         trainable = trainable_heads == "all"
         fused = can_fuse(heads) and not trainable
         grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fused, trainable=trainable)
-        if grown.frozen.fused and not self._keeps_bits(grown, place):
+        # Whoever restores says what was fused.
+        if grown.frozen.fused and initializer is not any_weights and not self._keeps_bits(grown, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
         if _is_shared(self):
             grown.share_memory()

@@ -296,13 +296,14 @@ def load_learner(
 
 
 def _is_older(path: Path, state: dict[str, Any]) -> bool:
-    """Whether a checkpoint was made before what a run has done without a frame: updates where it primes, an evaluation that was owed."""
+    """Whether a checkpoint was made before what a run has done without a frame: updates where it primes, what was owed."""
     try:
         saved = json.loads(read_plain(path / "state.json", _MAX_MANIFEST_BYTES))
     except (Unreadable, ValueError):  # damaged
         return True
     before, now = (
-        (int(each.get("learner", {}).get("updates", 0)), not each.get("evaluation_owed")) for each in (saved, state)
+        (int(each.get("learner", {}).get("updates", 0)), not each.get("decision_owed"), not each.get("evaluation_owed"))
+        for each in (saved, state)
     )
     return before < now
 

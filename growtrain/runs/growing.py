@@ -6,7 +6,7 @@ Units: frames; seconds on a monotonic clock.
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from growtrain.growth.kinds import kind_of
 from growtrain.growth.transaction import GrowthFailed, apply, freeze_encoder
 from growtrain.plasticity.adaptive import DECIDING, decide
-from growtrain.plasticity.learning_test import compare_copies, count_flops, mean_errors
+from growtrain.plasticity.learning_test import Interrupted, compare_copies, count_flops, mean_errors
 from growtrain.plasticity.measurer import Measurer
 from growtrain.records import Decision, Record
 from growtrain.runs.acting import Collector
@@ -45,6 +45,7 @@ class Growing:
         interventions: those that did not fail.
         grown_at: frames at which entries were carried out.
         decision: the last one of an adaptive schedule.
+        decision_owed: whether one at these frames was broken off, and is to be made before anything that comes after it in a step.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Growing:
         self.entries = self.interventions = 0
         self.grown_at: list[int] = []
         self.decision: Decision | None = None
+        self.decision_owed = False
         self._decided: str | None = None  # the reason of a growth that waits for a copy of the target
 
     @property
@@ -82,8 +84,12 @@ class Growing:
         rule = self.schedule.adaptive
         return rule is not None and self._decided is None and crossed(self.config, rule.period, self.collector.frames)
 
-    def decide(self) -> Iterator[Record]:
-        """Measures whether plasticity is lost, on copies, which changes nothing in the run; grows if so."""
+    def decide(self, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
+        """Measures whether plasticity is lost, on copies, which changes nothing in the run; grows if so.
+
+        Broken off by a stop, the decision is owed.
+        """
+        self.decision_owed = False
         learner, frames, rule = self.measurer.learner, self.collector.frames, self.schedule.adaptive
         if rule is None or not learner.updates:
             return
@@ -92,7 +98,11 @@ class Growing:
             seed = np.random.SeedSequence(self.config.entropy, spawn_key=(_DECISION_STREAM, frames))
             # The first of those that would grow.
             copies, network = ("current", "inject"), next(iter(learner.plastic_parts))
-            curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, network=network)
+            try:
+                curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, should_stop, network)
+            except Interrupted:
+                self.decision_owed = True
+                return
             flops = count_flops(learner, self.measurer.ring, DECIDING, copies, network)
             # Scores of another game tell nothing.
             before = self.decision if self.decision and self._is_same_game(self.decision.frames) else None
@@ -196,6 +206,7 @@ class Growing:
             "grown_at": self.grown_at,
             "decision": dataclasses.asdict(self.decision) if self.decision else None,
             "decided": self._decided,
+            "decision_owed": self.decision_owed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,3 +216,4 @@ class Growing:
         self.grown_at = [int(frames) for frames in state["grown_at"]]
         self.decision = Decision(**state["decision"]) if state["decision"] else None
         self._decided = state.get("decided") if self.schedule.adaptive else None
+        self.decision_owed = bool(state.get("decision_owed"))

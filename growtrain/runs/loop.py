@@ -31,8 +31,8 @@ def train(
     Args:
         config: everything that decides the run.
         run_dir: where its files go, by the working directory of this call; made if missing; it holds the run that `start` is of, or none.
-        should_stop: asked once per step of the environments, of an evaluation's, too, and per piece of heavy priming; True, or the reason,
-            ends the run early, with a checkpoint to go on from.
+        should_stop: asked once per step of the environments, of an evaluation's, too, per piece of heavy priming, and per network that
+            a decision trains; True, or the reason, ends the run early, with a checkpoint to go on from.
         start: a checkpoint of this run, to go on from bit for bit, or of another, to fork.
 
     Yields:
@@ -73,12 +73,15 @@ def _play(run: Run, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
     config = run.config
     if run.evaluation_owed:
         yield from run.evaluate(should_stop)
-    while run.frames < config.total_frames and not should_stop():
+    while run.goes_on and not should_stop():
         if run.prime():
             continue
-        run.step()
+        if not run.growing.decision_owed:
+            run.step()
         if run.growing.to_decide():
-            yield from run.growing.decide()
+            yield from run.growing.decide(should_stop)
+            if run.growing.decision_owed:
+                break
         if run.growing.due():
             yield from run.growing.grow()
         run.learner.end_of_step(run.frames)

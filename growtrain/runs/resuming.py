@@ -314,7 +314,7 @@ def take_up(run_dir: Path, start: Checkpoint | None, *, forked: bool, last: Mapp
         run_dir: the run's.
         start: the checkpoint; None: it begins from nothing.
         forked: whether another run begins from it.
-        last: frames of the last record that stays, of those files that had none at the checkpoint's own frames yet.
+        last: frames of the last record that stays in each file, by its stem.
     """
     sweep(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
@@ -325,7 +325,7 @@ def take_up(run_dir: Path, start: Checkpoint | None, *, forked: bool, last: Mapp
             cut_back(partial, start.frames)
             os.replace(partial, run_dir / path.name)
     for path in record_files(run_dir):
-        cut_back(path, last.get(path.stem, 0 if start is None else start.frames))
+        cut_back(path, last[path.stem])
     if start is not None and (aside := set_aside_newer(run_dir, start.frames)):
         warnings.warn(f"damaged and set aside: {', '.join(aside)} ({'; '.join(start.damaged)})", stacklevel=1)
 

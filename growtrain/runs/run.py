@@ -7,7 +7,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from growtrain.learners.graph import make_captured, uses_graph
 from growtrain.learners.make import make_learner, resolve_device
 from growtrain.planning.allocator import keep_freed_memory
 from growtrain.plasticity.measurer import Measurer
-from growtrain.records import Diagnostics, Evaluation, Metrics, Record
+from growtrain.records import Diagnostics, Evaluation, Metrics, Record, Stem
 from growtrain.replay.make import make_ring
 from growtrain.runfiles import Unreadable, write_json
 from growtrain.runs.acting import Collector
@@ -108,9 +108,14 @@ class Run:
         return self.collector.frames
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the loop has anything left to do: frames, updates of heavy priming, or a decision that was broken off."""
+        return self.frames < self.config.total_frames or self.growing.decision_owed or self._priming_owed() > 0
+
+    @property
     def played_out(self) -> bool:
-        """Whether all frames were played, with the evaluations on the way."""
-        return self.frames >= self.config.total_frames and not self.evaluation_owed
+        """Whether all frames were played, with the decisions and evaluations on the way."""
+        return not self.goes_on and not self.evaluation_owed
 
     def crossed(self, period: int) -> bool:
         """Whether the last step went past a multiple of `period` frames (0: never)."""
@@ -135,7 +140,7 @@ class Run:
         The target is copied after as many updates as in play.
         """
         config, learner = self.config, self.learner
-        owed = priming_due(config, self.collector.agent_steps) - learner.updates
+        owed = self._priming_owed()
         if owed <= 0:
             return False
         per_copy = max(1, int(config.replay_ratio * config.target_period / config.frame_skip))
@@ -144,6 +149,9 @@ class Run:
             if learner.updates % per_copy == 0:
                 learner.end_of_step(config.target_period)
         return True
+
+    def _priming_owed(self) -> int:
+        return priming_due(self.config, self.collector.agent_steps) - self.learner.updates
 
     def learn(self) -> None:
         """Does the updates owed so far, their batches drawn in one call."""
@@ -225,8 +233,6 @@ class Run:
         What was done before a kill that came before the summary is not done again.
         """
         if self.played_out:
-            while self.prime():  # learning starts with the last step
-                pass
             self.learn()
             evaluated_at = self.last_evaluation.frames if self.last_evaluation else 0
             if self.config.eval_period and evaluated_at < self.frames:
@@ -248,7 +254,11 @@ class Run:
         saved = {"saved": self._start is not None and not self._forked}
         self._about = describe(self.config, self.device) | began | {"resumes": self._resumes} | saved
         write_json(self.run_dir / "config.json", self._about)
-        last = {"metrics": self.accounts.frames_reported, "evaluations": self.frames - self.evaluation_owed}
+        owed = self.growing.decision_owed  # with everything that is recorded after it in a step
+        last = dict.fromkeys(get_args(Stem), self.frames - owed) | {
+            "metrics": self.accounts.frames_reported,
+            "evaluations": self.frames - (owed or self.evaluation_owed),
+        }
         take_up(self.run_dir, self._start, forked=self._forked, last=last)
         self.sinks = RunSinks(self.run_dir, self.frames, open_trackers(self.config, self.run_dir))
         self._monitor = open_monitor(self.device)
@@ -345,6 +355,9 @@ class Run:
             start.load_frames(self.ring)
             if self._forked:  # what is reported of it is of episodes that it has begun itself
                 self.collector.disown_episodes()
+                if self.growing.decision_owed:  # with the rest of its step, of which the networks need this
+                    self.growing.decision_owed = False
+                    self.learner.end_of_step(self.frames)
                 self.last_evaluation, self.evaluation_owed = None, False
             if reseeded:  # what an emulator draws within an episode is decided where it is seeded
                 self.collector.begin_episodes()

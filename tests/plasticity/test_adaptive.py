@@ -138,6 +138,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     brief = LearningTest(seeds=1, transitions=16, updates=4, warm_up=1, marks=1)
     monkeypatch.setattr("growtrain.runs.growing.DECIDING", brief)
     monkeypatch.setattr("growtrain.runs.growing.compare_copies", compare)
+    monkeypatch.setattr("growtrain.runs.growing.count_flops", lambda *_: 1)
 
 
 def compare(*arguments: Any, **options: Any) -> dict[str, list[list[float]]]:

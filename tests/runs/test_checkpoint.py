@@ -17,8 +17,11 @@ import pytest
 import torch
 from tiny import tiny
 
+from growtrain.environments.base import Spec
 from growtrain.learners.optimizers import can_compile
-from growtrain.records import Evaluation, Metrics, Record
+from growtrain.plasticity.learning_test import LearningTest, compare_copies
+from growtrain.records import Decision, Evaluation, Metrics, Record
+from growtrain.replay import make
 from growtrain.replay import segments as replay_segments
 from growtrain.replay.frames import FrameRing
 from growtrain.replay.segments import Segment
@@ -29,6 +32,7 @@ from growtrain.runs.loop import train
 from growtrain.settings.config import Config
 from growtrain.telemetry.sinks import read_jsonl
 
+MINATAR = "minatar/breakout"  # takes a tenth of the time that an Atari game takes
 TIMES = {
     "wall_seconds",
     "frames_per_second",
@@ -58,17 +62,17 @@ def config_of(**changes: Any) -> Config:
     return tiny(**SETTINGS | changes)
 
 
-def stop_after(*frames: int) -> Iterator[Callable[[], bool]]:
+def stop_after(config: Config, *frames: int) -> Iterator[Callable[[], bool]]:
     """For each part of a run, a function that stops it when that many frames have been played in it."""
     for part in (*frames, 10**9):
-        steps = iter(range(10**9))
-        yield lambda steps=steps, part=part: next(steps) * 16 >= part  # type: ignore[misc]
+        played = itertools.count(step=config.num_envs * config.frame_skip)
+        yield lambda played=played, part=part: next(played) >= part  # type: ignore[misc]
 
 
 def run_in_parts(config: Config, run_dir: Path, *frames: int) -> Checkpoint:
     """Plays a run, stopped and resumed after each of these numbers of frames; returns its last checkpoint."""
     start = None
-    for should_stop in stop_after(*frames):
+    for should_stop in stop_after(config, *frames):
         list(train(config, run_dir, should_stop=should_stop, start=start))
         start = open_newest(run_dir)
     assert start is not None
@@ -94,31 +98,30 @@ def assert_same(one: Any, other: Any, path: str = "") -> None:
 
 
 def replay_of(checkpoint: Checkpoint) -> torch.Tensor:
-    config = checkpoint.config
-    ring = FrameRing(
-        config.replay_capacity, config.num_envs, rng=np.random.default_rng(0), frame_shape=(1, 84, 84), stack_size=4
-    )
+    spec = Spec.from_dict(checkpoint.state["spec"])
+    ring = make.make_ring(checkpoint.config, spec, rng=np.random.default_rng(0), device=torch.device("cpu"))
     ring.load_state_dict(checkpoint.state["ring"])
     checkpoint.load_frames(ring)
     return ring.frames
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the four files of records."""
+    """Everything but times: networks, optimizer, replay, generators, counters, episodes, and the files of records."""
     first, second = open_newest(one), open_newest(other)
     totals = [[total[:2] for total in checkpoint.state.pop("totals")] for checkpoint in (first, second)]
     assert totals[0] == totals[1]
     assert_same(without_times(first.state), without_times(second.state))
     assert torch.equal(replay_of(first), replay_of(second))
-    for stem in ("metrics", "growth_events", "evaluations", "diagnostics"):
+    for stem in ("metrics", "growth_events", "evaluations", "diagnostics", "decisions"):
         records = [without_times({"all": read_jsonl(run / f"{stem}.jsonl")})["all"] for run in (one, other)]
         assert [without_times(r) for r in records[0]] == [without_times(r) for r in records[1]], stem
-        assert records[0] or stem == "evaluations", stem
+        assert records[0] or stem in ("evaluations", "decisions"), stem
 
 
+SHORT: dict[str, Any] = {"game": MINATAR, "total_frames": 1_600, "schedule": "at:400,800", "learning_starts": 200}
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     # Stopped while acting is random, just before a growth, and between two records; before any evaluation, which asks more often.
-    "frozen": ({"eval_period": 1_600}, (208, 560, 800)),
+    "frozen": ({"num_envs": 2, "eval_period": 1_600, "max_episode_frames": 400}, (208, 560, 800)),
     "the rest": (
         {
             "sticky_actions": 0.25,
@@ -131,10 +134,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         },
         (1_072,),
     ),
-    "l2-init": ({"regularizer": "l2-init", "activation": "crelu", "freeze_encoder_at": 2}, (560, 912)),
+    "l2-init": (
+        {**SHORT, "regularizer": "l2-init", "activation": "crelu", "freeze_encoder_at": 2},
+        (280, 456),
+    ),
     "nap": (
-        {"weight_projection": "nap", "normalization": "layer", "activation": "fourier", "anchor": "zero"},
-        (1_072,),
+        {**SHORT, "weight_projection": "nap", "normalization": "layer", "activation": "fourier", "anchor": "zero"},
+        (536,),
     ),
 }
 
@@ -146,7 +152,7 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(variant: str, tmp_p
     whole = run_in_parts(config, tmp_path / "whole")
     # Checkpoints in one of them only, so that taking one is shown to change nothing.
     resumed = run_in_parts(dataclasses.replace(config, checkpoint_period=320), tmp_path / "parts", *parts)
-    assert whole.frames == resumed.frames == 3_200
+    assert whole.frames == resumed.frames == config.total_frames
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert [resume["frames"] for resume in summary["resumes"]] == np.cumsum(parts).tolist()
@@ -175,6 +181,7 @@ class BreakingOff:
 
 # All that is periodic comes at the frames of an evaluation.
 EVALUATED: dict[str, Any] = {
+    "game": MINATAR,
     "schedule": "at:320,640",
     "total_frames": 960,
     "learning_starts": 160,
@@ -225,6 +232,80 @@ def test_an_evaluation_that_was_broken_off_is_made_once_the_run_goes_on(
     assert (summary["status"], [resume["frames"] for resume in summary["resumes"]]) == ("done", evaluated)
 
 
+class Deciding:
+    """Decisions that inject, of short tests; a `should_stop` that breaks off each, when it is made first, before the copy `at`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self._seen, self._at = set[int](), at
+        self._copies: Iterator[int] | None = None  # of a decision that is to be broken off
+        monkeypatch.setattr("growtrain.runs.growing.DECIDING", LearningTest(seeds=1, updates=2, warm_up=1, marks=1))
+        monkeypatch.setattr("growtrain.runs.growing.compare_copies", self._compare)
+
+    def _compare(self, learner: Any, ring: Any, test: Any, seed: Any, *others: Any, **named: Any) -> Any:
+        frames = seed.spawn_key[-1]
+        self._copies = None if frames in self._seen else itertools.count()
+        self._seen.add(frames)
+        compare_copies(learner, ring, test, seed, *others, **named)
+        self._copies = None
+        return {"current": [[1.0]], "inject": [[0.5]]}
+
+    def __call__(self) -> bool:
+        return self._copies is not None and next(self._copies) == self._at
+
+
+# All that is periodic comes at the frames of a decision, each of which injects.
+DECIDED = EVALUATED | {
+    "schedule": "adaptive",
+    "adaptive_period": 320,
+    "adaptive_min_gap": 320,
+    "adaptive_max": 3,
+    "adaptive_patience": 1,
+    "max_episode_frames": 40,
+    "eval_frames": 80,
+}
+
+
+@pytest.mark.parametrize(("freeze", "at"), [("heads", 0), ("network", 1)])
+def test_a_decision_that_was_broken_off_is_made_once_the_run_goes_on(
+    freeze: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the rest of its step, and though the run that made it is killed before it saves anything."""
+    config, whole, parts = config_of(**DECIDED | {"freeze": freeze}), tmp_path / "whole", tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        Deciding(patch, at)
+        run_in_parts(config, whole)
+    stop, start = Deciding(monkeypatch, at), None
+    for frames in (320, 640, 960):
+        list(train(config, parts, should_stop=stop, start=start))
+        assert json.loads((parts / "summary.json").read_text())["status"] == "stopped"
+        start = open_newest(parts)
+        assert (start.frames, start.state["decision_owed"]) == (frames, True)
+        records = train(config, parts, start=start)
+        assert isinstance(next(records), Decision)
+        while not isinstance(next(records), Metrics):
+            pass
+        records.close()  # type: ignore[attr-defined]
+        start = open_newest(parts)
+        assert start.state["decision_owed"]
+    list(train(config, parts, start=start))
+    assert_same_run(whole, parts)
+    assert len(read_jsonl(parts / "growth_events.jsonl")) == 2
+
+
+def test_a_fork_of_a_decision_that_was_broken_off_is_a_fork_of_what_it_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the decision: the target is copied at its frames, too."""
+    config, parts, fork, plain = config_of(**DECIDED), tmp_path / "parts", tmp_path / "fork", tmp_path / "plain"
+    list(train(config, parts, should_stop=Deciding(monkeypatch, 0)))
+    fixed = dataclasses.replace(config, schedule="fixed")
+    list(train(fixed, fork, start=open_newest(parts)))
+    list(train(fixed, plain))
+    ours, theirs = (open_newest(run).state["learner"] for run in (fork, plain))
+    assert_same(ours, theirs)
+    assert not read_jsonl(fork / "decisions.jsonl")
+
+
 def test_an_evaluation_that_has_been_made_up_for_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,9 +346,9 @@ def test_a_run_with_a_compiled_step_resumes_bit_for_bit(
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "widened": {"schedule": "at:480,800", "intervention": "net2wider", "optimizer": "adam"},
-    "recycled": {"schedule": "redo", "redo_period": 320, "redo_tau": 0.3},
-    "all heads": {"schedule": "at:480,800", "trainable_heads": "all", "anchor": "frozen"},
+    "widened": {"game": MINATAR, "schedule": "at:480,800", "intervention": "net2wider", "optimizer": "adam"},
+    "recycled": {"game": MINATAR, "schedule": "redo", "redo_period": 320, "redo_tau": 0.3},
+    "all heads": {"game": MINATAR, "schedule": "at:480,800", "trainable_heads": "all", "anchor": "frozen"},
     "split": {"schedule": "at:480,800", "split": "conv3", "anchor": "mirrored", "freeze_encoder_at": 2},
 }
 

@@ -97,6 +97,23 @@ def test_updates_are_done_in_pieces_even_where_learning_starts_with_the_last_ste
     assert primed - plain == (64 - 1) * config.batch_size * 5 * 84 * 84
 
 
+def test_stopped_while_it_primes_at_its_end_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = dataclasses.replace(PRIMED, learning_starts=796, schedule="fixed")
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    list(train(config, whole))
+    calls = itertools.count()
+    list(
+        train(config, halves, should_stop=lambda: next(calls) > 100)
+    )  # its 100 steps, and a piece of the priming after them
+    checkpoint = open_newest(halves)
+    assert (checkpoint.frames, checkpoint.state["learner"]["updates"]) == (800, 25)
+    assert json.loads((halves / "summary.json").read_text())["status"] == "stopped"
+    list(train(config, halves, start=checkpoint))
+    assert json.loads((halves / "summary.json").read_text())["status"] == "done"
+    ours, theirs = (open_newest(run).state["learner"]["online"] for run in (whole, halves))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_a_run_without_it_is_the_run_that_it_was_before_there_was_any() -> None:
     plain = tiny()
     values = plain.to_dict()
