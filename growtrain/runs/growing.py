@@ -99,7 +99,9 @@ class Growing:
             # The first of those that would grow.
             copies, network = ("current", "inject"), next(iter(learner.plastic_parts))
             try:
-                curves = compare_copies(learner, self.measurer.ring, DECIDING, seed, copies, should_stop, network)
+                curves = compare_copies(
+                    learner, self.measurer.ring, DECIDING, seed, copies, should_stop, network=network
+                )
             except Interrupted:
                 self.decision_owed = True
                 return

@@ -306,6 +306,21 @@ def test_a_fork_of_a_decision_that_was_broken_off_is_a_fork_of_what_it_was_made_
     assert not read_jsonl(fork / "decisions.jsonl")
 
 
+def test_a_decision_that_has_been_made_up_for_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint takes the place of the one before it, of the same frames, though the evaluation after it is owed in turn."""
+    config = config_of(**DECIDED)
+    list(train(config, tmp_path, should_stop=Deciding(monkeypatch, 0)))
+    made = functools.partial(read_jsonl, tmp_path / "decisions.jsonl")
+    list(train(config, tmp_path, should_stop=lambda: bool(made()), start=open_newest(tmp_path)))
+    start = open_newest(tmp_path)
+    owed = [start.state[what] for what in ("decision_owed", "evaluation_owed")]
+    assert (start.frames, owed) == (320, [False, True])
+    list(train(config, tmp_path, start=start))
+    assert [record["frames"] for record in made()] == [320, 640, 960]
+
+
 def test_an_evaluation_that_has_been_made_up_for_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
