@@ -1,14 +1,21 @@
 """What a head must be to be injected: its end is linear, and it trains whole."""
 
+import itertools
 from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 import torch
+from tiny import tiny, tiny_sac
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain import InjectedHead, inject
+from growtrain.environments.atari import make_spec
+from growtrain.environments.base import Spec
+from growtrain.networks.build import NETWORKS, make_parts, make_vector_part
 from growtrain.networks.injectable import check_injectable
+from growtrain.settings.config import Activation, Normalization, OutputBias, Split
 
 FEATURES, ACTIONS = 16, 3
 
@@ -169,3 +176,20 @@ def test_inside_inference_mode_nothing_is_made() -> None:
         inject(network, optimizer=optimizer, probe=probe)
     network["head"](torch.rand(2, FEATURES)).sum().backward()
     assert all(p.grad is not None for p in network["head"].live.parameters())
+
+
+ATARI, MINATAR = make_spec(6), Spec(frame_shape=(4, 10, 10), stack_size=1, num_actions=6, frame_skip=1, scale=1.0)
+VECTORS = Spec(frame_shape=(5,), stack_size=1, num_actions=2, frame_skip=1, scale=1.0, continuous=True)
+PARTED = [*((ATARI, split) for split in get_args(Split)), (MINATAR, "fc1"), (MINATAR, "conv1")]
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("normalization", get_args(Normalization))
+def test_every_head_of_the_trainer_s_own_can_be_injected(activation: Activation, normalization: Normalization) -> None:
+    """They are not looked at when they are built."""
+    changes: dict[str, Any] = {"activation": activation, "normalization": normalization}
+    for (spec, split), output_bias in itertools.product(PARTED, get_args(OutputBias)):
+        check_injectable(make_parts(tiny(**changes, split=split, output_bias=output_bias), spec, 16)[1])
+    if normalization != "spectral":  # is of networks with an encoder
+        for name in NETWORKS:
+            check_injectable(make_vector_part(tiny_sac(**changes), VECTORS, name, 16))
