@@ -228,10 +228,12 @@ class InjectedHead(nn.Module):
         trainable_heads: TrainableHeads = "newest",
         initializer: Initializer = initialize,
         probe: Tensor | None = None,
+        fused: bool | None = None,
     ) -> "InjectedHead":
         """A new head with one more injection; `self` keeps its tensors and can be gone back to.
 
-        `probe` is a batch of features for heads whose first layer does not tell their shape.
+        `probe` is a batch of features for heads whose first layer does not tell their shape. `fused` says how the bank is kept, by whoever
+        restores it; None: fused where that can be done and computes the same bits.
         """
         if anchor not in ("frozen", "zero", "mirrored"):
             raise ValueError(f"anchor is {anchor!r}: choose frozen, zero or mirrored")
@@ -262,10 +264,10 @@ class InjectedHead(nn.Module):
         grown.training = self.training
         grown.live = fresh
         trainable = trainable_heads == "all"
-        fused = can_fuse(heads) and not trainable
-        grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fused, trainable=trainable)
-        # Whoever restores says what was fused.
-        if grown.frozen.fused and initializer is not any_weights and not self._keeps_bits(grown, place):
+        can = can_fuse(heads) and not trainable
+        fuses = can if fused is None else fused and can
+        grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fuses, trainable=trainable)
+        if fuses and fused is None and not self._keeps_bits(grown, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)
         if _is_shared(self):
             grown.share_memory()
@@ -325,10 +327,11 @@ class InjectedHead(nn.Module):
             raise ValueError(f"spec {spec!r} does not continue a head with injections {self.anchors}")
         if spec.get("silent"):
             self.live = silent_copy(self.live, torch.Generator().manual_seed(0), any_weights)
+        fused = bool(spec.get("fused"))
         for anchor in anchors[self.num_injections :]:
-            grown = self.grown(torch.Generator().manual_seed(0), anchor, initializer=any_weights)
+            grown = self.grown(torch.Generator().manual_seed(0), anchor, initializer=any_weights, fused=fused)
             self.frozen, self.live = grown.frozen, grown.live
-        self.rebuild_bank(fused=bool(spec.get("fused")))
+        self.rebuild_bank(fused=fused)
         for index in spec.get("trainable", ()):
             if self.frozen is None or self.frozen.fused or not 0 <= int(index) < len(self.frozen.heads):
                 raise ValueError(f"spec {spec!r} trains head {index}, which it does not have apart")

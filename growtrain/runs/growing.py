@@ -82,7 +82,9 @@ class Growing:
     def to_decide(self) -> bool:
         """Whether an adaptive schedule has to be decided on after this step."""
         rule = self.schedule.adaptive
-        return rule is not None and self._decided is None and crossed(self.config, rule.period, self.collector.frames)
+        if rule is None or self._decided is not None:
+            return False
+        return self.decision_owed or crossed(self.config, rule.period, self.collector.frames)
 
     def decide(self, should_stop: Callable[[], bool | str]) -> Iterator[Record]:
         """Measures whether plasticity is lost, on copies, which changes nothing in the run; grows if so.
@@ -218,4 +220,4 @@ class Growing:
         self.grown_at = [int(frames) for frames in state["grown_at"]]
         self.decision = Decision(**state["decision"]) if state["decision"] else None
         self._decided = state.get("decided") if self.schedule.adaptive else None
-        self.decision_owed = bool(state.get("decision_owed"))
+        self.decision_owed = bool(state.get("decision_owed")) and self.schedule.adaptive is not None

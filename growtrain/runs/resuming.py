@@ -44,7 +44,9 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
         ConfigError: a setting cannot differ; the line names it and the remedy.
     """
     before = checkpoint.config
-    if not fork:
+    if fork:
+        require_decided(checkpoint)
+    else:
         return _changed(before, explicit, "begin another run from here with --fork NEWDIR")
     changes = _differing(before, explicit)
     for name, value in changes.items():
@@ -62,6 +64,15 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
     if not begins_frozen(checkpoint.state["learner"], config):  # it was given up, as by a reset
         config = dataclasses.replace(config, frozen_width=0, frozen_encoder_width=1.0)
     return config, notes
+
+
+def require_decided(checkpoint: Checkpoint) -> None:
+    """Raises `ConfigError` if it was saved within a decision, on which the network of these frames still depends: no run can fork there."""
+    if checkpoint.state.get("decision_owed"):
+        run = checkpoint.path.parent.parent
+        raise ConfigError(
+            f"{run} was stopped within the decision at {checkpoint.frames} frames, which is still to be made: first growtrain resume {run}"
+        )
 
 
 def _differing(before: Config, explicit: dict[str, Any]) -> dict[str, Any]:
@@ -356,13 +367,16 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
         f"{index}: {frames} frames, {updates} updates, {seconds:.1f} s"
         for index, (frames, updates, seconds) in enumerate(state["totals"])
     )
+    owed = "".join(
+        f"; its {what} is still to be made" for what in ("decision", "evaluation") if state.get(f"{what}_owed")
+    )
     versions = checkpoint.machine.get("versions", {})
     return [
         f"checkpoint  {checkpoint.path.name}: whole (sizes and sha256 of {2 + len(checkpoint.segments)} files verified)",
         f"config      {config.game}, {config.schedule}, seed {config.seed}, fingerprint {config.fingerprint()}",
         (
             f"counters    {checkpoint.frames} of {config.total_frames} frames, {state['collector']['agent_steps']} agent steps, "
-            f"{learner.updates} updates, {state['wall_seconds']:.1f} s"
+            f"{learner.updates} updates, {state['wall_seconds']:.1f} s{owed}"
         ),
         (
             f"network     {len(learner.injections)} injections ({', '.join(learner.injections) or 'none'}), "

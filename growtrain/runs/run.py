@@ -29,7 +29,7 @@ from growtrain.runs.evaluation import evaluate
 from growtrain.runs.frozen_values import FrozenValues
 from growtrain.runs.growing import Growing
 from growtrain.runs.provenance import describe
-from growtrain.runs.resuming import resumption, take_up
+from growtrain.runs.resuming import require_decided, resumption, take_up
 from growtrain.runs.saving import Saver
 from growtrain.runs.summary import summarize
 from growtrain.settings.budget import PRIMING_AT_ONCE, crossed, epsilon_at, priming_due, updates_due
@@ -260,7 +260,7 @@ class Run:
             "evaluations": self.frames - (owed or self.evaluation_owed),
         }
         take_up(self.run_dir, self._start, forked=self._forked, last=last)
-        self.sinks = RunSinks(self.run_dir, self.frames, open_trackers(self.config, self.run_dir))
+        self.sinks = RunSinks(self.run_dir, self.frames - owed, open_trackers(self.config, self.run_dir))
         self._monitor = open_monitor(self.device)
         self._monitor.start()
         status = "failed"
@@ -343,6 +343,8 @@ class Run:
     def _restore(self, start: Checkpoint) -> None:
         """Makes this run the one that was saved; raises `Unreadable` where the checkpoint does not fit."""
         state, reseeded = start.state, start.config.seed != self.config.seed
+        if self._forked:
+            require_decided(start)
         if reseeded:  # a fork with another seed: the past is kept, the future is its own
             state["collector"]["environment"] = self.collector.environment.state_dict()
             state["collector"]["exploration"] = dict(self.collector.generator.bit_generator.state)
@@ -355,9 +357,6 @@ class Run:
             start.load_frames(self.ring)
             if self._forked:  # what is reported of it is of episodes that it has begun itself
                 self.collector.disown_episodes()
-                if self.growing.decision_owed:  # with the rest of its step, of which the networks need this
-                    self.growing.decision_owed = False
-                    self.learner.end_of_step(self.frames)
                 self.last_evaluation, self.evaluation_owed = None, False
             if reseeded:  # what an emulator draws within an episode is decided where it is seeded
                 self.collector.begin_episodes()

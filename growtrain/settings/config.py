@@ -601,6 +601,11 @@ class Config:
             self._require(
                 self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
             )
+        self._require(
+            self.normalization != "layer" or self.width > (2 if self.activation == "fourier" else 1),
+            "width",
+            "gives one unit, which --normalization layer makes a constant: give more",
+        )
         for name in self.trackers:
             self._require(name in get_args(Tracker), "track", f"may name {', '.join(get_args(Tracker))}, or be none")
         self._require(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny import tiny
 
+from growtrain.__main__ import main
 from growtrain.environments.base import Spec
 from growtrain.learners.optimizers import can_compile
 from growtrain.plasticity.learning_test import LearningTest, compare_copies
@@ -30,6 +31,7 @@ from growtrain.runs.checkpoint import Checkpoint, CheckpointWriter, load_learner
 from growtrain.runs.evaluation import evaluate
 from growtrain.runs.loop import train
 from growtrain.settings.config import Config
+from growtrain.settings.text import ConfigError
 from growtrain.telemetry.sinks import read_jsonl
 
 MINATAR = "minatar/breakout"  # takes a tenth of the time that an Atari game takes
@@ -124,6 +126,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "frozen": ({"num_envs": 2, "eval_period": 1_600, "max_episode_frames": 400}, (208, 560, 800)),
     "the rest": (
         {
+            "num_threads": 2,
             "sticky_actions": 0.25,
             "anchor": "mirrored",
             "freeze_encoder_at": 1,
@@ -292,18 +295,22 @@ def test_a_decision_that_was_broken_off_is_made_once_the_run_goes_on(
     assert len(read_jsonl(parts / "growth_events.jsonl")) == 2
 
 
-def test_a_fork_of_a_decision_that_was_broken_off_is_a_fork_of_what_it_was_made_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_run_forks_within_a_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but the decision: the target is copied at its frames, too."""
-    config, parts, fork, plain = config_of(**DECIDED), tmp_path / "parts", tmp_path / "fork", tmp_path / "plain"
+    """Another network may be saved at its frames later."""
+    config, parts, fork = config_of(**DECIDED), tmp_path / "parts", tmp_path / "fork"
     list(train(config, parts, should_stop=Deciding(monkeypatch, 0)))
-    fixed = dataclasses.replace(config, schedule="fixed")
-    list(train(fixed, fork, start=open_newest(parts)))
-    list(train(fixed, plain))
-    ours, theirs = (open_newest(run).state["learner"] for run in (fork, plain))
-    assert_same(ours, theirs)
-    assert not read_jsonl(fork / "decisions.jsonl")
+    with pytest.raises(ConfigError, match="first growtrain resume"):
+        list(train(dataclasses.replace(config, schedule="fixed"), fork, start=open_newest(parts)))
+    for words in (["resume", parts, "--fork", fork], ["rescue", parts, "--run-dir", fork], ["diagnose", parts]):
+        assert main(list(map(str, words))) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"the decision at 320 frames, which is still to be made: first growtrain resume {parts}")
+    assert main(["inspect", str(parts)]) == 0
+    assert "its decision is still to be made" in capsys.readouterr().out
+    list(train(config, parts, start=open_newest(parts)))
+    list(train(dataclasses.replace(config, total_frames=1_280), fork, start=open_newest(parts)))
 
 
 def test_a_decision_that_has_been_made_up_for_is_not_made_again(

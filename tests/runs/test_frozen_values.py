@@ -356,19 +356,21 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("capacity", [400, 80])
-def test_a_fork_with_another_seed_that_ends_before_it_plays_goes_on_to_the_bit(capacity: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("capacity", "changes"), [(400, MINATAR), (80, {"total_frames": 6_400})])
+def test_a_fork_with_another_seed_that_ends_before_it_plays_goes_on_to_the_bit(
+    capacity: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
     """It is saved when its episodes have begun and nothing has been done there: in a ring that is full their rows held other values."""
-    config = config_of(
-        **MINATAR | {"schedule": "at:120", "total_frames": 160, "learning_starts": 40, "replay_capacity": capacity}
-    )
+    total = changes["total_frames"] // 10
+    times = {"schedule": f"at:{total * 3 // 4}", "total_frames": total, "learning_starts": total // 4}
+    config = config_of(**changes | times | {"replay_capacity": capacity})
     list(train(config, tmp_path / "run"))
-    forked, _ = changed_config(open_newest(tmp_path / "run"), {"seed": 1, "total_frames": 240}, fork=True)
+    forked, _ = changed_config(open_newest(tmp_path / "run"), {"seed": 1, "total_frames": total * 3 // 2}, fork=True)
     list(train(forked, tmp_path / "whole", start=open_newest(tmp_path / "run")))
     parted = tmp_path / "parted"
     list(train(forked, parted, should_stop=lambda: True, start=open_newest(tmp_path / "run")))
     resumed = Run(forked, parted, open_newest(parted))
-    assert resumed.frames == 160
+    assert resumed.frames == total
     assert_right(resumed)
     resumed.collector.environment.close(raise_if_closed=False)
     list(train(forked, parted, start=open_newest(parted)))

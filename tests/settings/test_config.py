@@ -89,6 +89,15 @@ def test_an_anchor_that_pairs_units_is_refused_where_units_have_two_outputs(acti
         Config(anchor="mirrored", activation=activation)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("activation", "width"), [("relu", 1), ("crelu", 1), ("fourier", 2)])
+def test_a_layer_of_one_unit_is_not_normalized(activation: Any, width: int) -> None:
+    """It would be a constant."""
+    with pytest.raises(ConfigError, match=f"--width is {width}: it gives one unit"):
+        Config(normalization="layer", activation=activation, width=width)
+    Config(normalization="layer", activation=activation, width=2 * width)
+    Config(activation=activation, width=width)
+
+
 def test_json_round_trip_and_fingerprint() -> None:
     config = modern(game="pong", seed=-3)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
