@@ -232,6 +232,21 @@ def test_fresh_weights_are_fresh_and_come_from_the_generator() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_bank_that_was_kept_head_by_head_is_never_fused_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fusing makes plain layers of all, which may round otherwise."""
+    grown = InjectedHead(make_head(16, 8, 3))
+    for _ in range(2):
+        grown.inject(torch.Generator().manual_seed(0))
+    assert grown.frozen is not None
+    assert grown.frozen.fused
+    grown.rebuild_bank(fused=False)
+    monkeypatch.setattr(FrozenBank, "_fuse", lambda bank: pytest.fail("it was fused"))
+    again = InjectedHead(make_head(16, 8, 3)).grow_to(grown.spec())
+    again.load_state_dict(grown.state_dict())
+    features = torch.randn(5, 16)
+    assert torch.equal(again(features), grown(features))
+
+
 @pytest.mark.parametrize("name", ["mlp", "shared bias", "layer norm", "dueling", "odd width"])
 def test_spec_rebuilds_the_architecture(name: str) -> None:
     head, generator = InjectedHead(heads()[name]), torch.Generator().manual_seed(4)

@@ -303,8 +303,10 @@ def test_no_run_forks_within_a_decision(
     list(train(config, parts, should_stop=Deciding(monkeypatch, 0)))
     with pytest.raises(ConfigError, match="first growtrain resume"):
         list(train(dataclasses.replace(config, schedule="fixed"), fork, start=open_newest(parts)))
-    for words in (["resume", parts, "--fork", fork], ["rescue", parts, "--run-dir", fork], ["diagnose", parts]):
+    early = tmp_path / "early"  # nothing is begun
+    for words in (["resume", parts, "--fork", early], ["rescue", parts, "--run-dir", early], ["diagnose", parts]):
         assert main(list(map(str, words))) == 2
+        assert not early.exists()
         (line,) = capsys.readouterr().err.splitlines()
         assert line.endswith(f"the decision at 320 frames, which is still to be made: first growtrain resume {parts}")
     assert main(["inspect", str(parts)]) == 0

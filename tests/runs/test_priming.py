@@ -101,10 +101,8 @@ def test_stopped_while_it_primes_at_its_end_it_goes_on_bit_for_bit(tmp_path: Pat
     config = dataclasses.replace(PRIMED, learning_starts=796, schedule="fixed")
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     list(train(config, whole))
-    calls = itertools.count()
-    list(
-        train(config, halves, should_stop=lambda: next(calls) > 100)
-    )  # its 100 steps, and a piece of the priming after them
+    calls = itertools.count()  # one for each of its 100 steps, and for each piece of the priming after them
+    list(train(config, halves, should_stop=lambda: next(calls) > 100))
     checkpoint = open_newest(halves)
     assert (checkpoint.frames, checkpoint.state["learner"]["updates"]) == (800, 25)
     assert json.loads((halves / "summary.json").read_text())["status"] == "stopped"
