@@ -24,6 +24,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Self
 
@@ -31,6 +32,7 @@ import psutil  # type: ignore[import-untyped]
 
 from growtrain.settings.text import ConfigError
 from growtrain.sweep.cells import Cell
+from growtrain.telemetry.display import format_duration
 
 LEASE_SECONDS: Final = 300.0
 
@@ -151,23 +153,30 @@ class Ledger:
                     self._set(cell.id, "status = 'pending', attempts = 0")
 
     def reclaim(self, max_attempts: int) -> list[Cell]:
-        """Takes back the cells whose lease is stale; returns them as they were."""
+        """Takes back the cells whose lease is stale; returns them as they were, with what became of the driver as their last error."""
         if not self._stale():  # looked at often, and the write lock is everybody's
             return []
         with self._transaction():
             stale = self._stale()
-            for cell in stale:
-                error = f"its driver, process {cell.pid} on {cell.host}, is gone"
-                self._set(cell.id, f"{_failed(max_attempts)}, last_error = ?", error)
-        return stale
+            lost = [replace(cell, last_error=self._what_became_of(cell)) for cell in stale]
+            for cell in lost:
+                self._set(cell.id, f"{_failed(max_attempts)}, last_error = ?", cell.last_error)
+        return lost
 
     def is_stale(self, cell: Cell) -> bool:
-        """Whether a running cell's driver is gone, as far as can be told from here."""
+        """Whether a running cell's driver is gone, or silent for longer than its lease."""
         if cell.token in (None, self.token):
             return False
-        if cell.host == self.host and (cell.pid == self.pid or not _is_alive(cell.pid or 0)):
-            return True
-        return (cell.lease_until or 0.0) < time.time()
+        return self._is_gone(cell) or (cell.lease_until or 0.0) < time.time()
+
+    def _is_gone(self, cell: Cell) -> bool:
+        """Whether a driver other than this one is known not to run: what runs on another machine cannot be told."""
+        return cell.host == self.host and (cell.pid == self.pid or not _is_alive(cell.pid or 0))
+
+    def _what_became_of(self, cell: Cell) -> str:
+        who = f"its driver, process {cell.pid} on {cell.host},"
+        silent = time.time() - (cell.heartbeat or 0.0)
+        return f"{who} is gone" if self._is_gone(cell) else f"{who} has been silent for {format_duration(silent)}"
 
     def claim(self, ids: Collection[int], is_free: Callable[[Cell], bool]) -> Cell | None:
         """Leases the next of these cells that is pending and free, those with the fewest attempts first; None without one."""

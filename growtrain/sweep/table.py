@@ -34,10 +34,10 @@ def progress_of(cells: Collection[Cell], sweep_dir: Path) -> dict[int, Progress]
 
 
 def row(cell: Cell, at: Progress, *, stale: bool = False) -> tuple[str, ...]:
-    """A cell in the order of `COLUMNS`; `stale` says that its driver is gone."""
+    """A cell in the order of `COLUMNS`; `stale` says that its driver is gone or silent."""
     about = ""
     if cell.status == "running":
-        about = f"process {cell.pid} on {cell.host}{', gone' if stale else ''}"
+        about = f"process {cell.pid} on {cell.host}{', gone or silent' if stale else ''}"
     elif cell.last_error and cell.status != "done":
         about = last_words(cell)
     speed = at.frames_per_second
@@ -105,7 +105,7 @@ class AbstractTable(ABC):
 
     @abstractmethod
     def reclaimed(self, cell: Cell) -> None:
-        """A cell that was taken back from a driver that is gone, as it was."""
+        """A cell that was taken back from a driver that is gone or silent, as it was, and what became of that."""
 
     @abstractmethod
     def show(self, cells: Sequence[Cell]) -> None:
@@ -145,7 +145,7 @@ class PlainTable(AbstractTable):
 
     def reclaimed(self, cell: Cell) -> None:
         """`lost ...`."""
-        self._line("lost", cell.name, f"its driver, process {cell.pid} on {cell.host}, is gone")
+        self._line("lost", cell.name, cell.last_error)
 
     def show(self, cells: Sequence[Cell]) -> None:
         """`sweep ...`, once a minute and at the end."""
@@ -188,12 +188,7 @@ class LiveTable(AbstractTable):
 
     def reclaimed(self, cell: Cell) -> None:
         """A line above the table."""
-        self._console.print(
-            Text(
-                f"lost   {printable(cell.name)}  its driver, process {cell.pid} on {cell.host}, is gone",
-                _STYLES["lost"],
-            )
-        )
+        self._console.print(Text(f"lost   {printable(cell.name)}  {printable(cell.last_error)}", _STYLES["lost"]))
 
     def show(self, cells: Sequence[Cell]) -> None:
         """Redraws the table."""

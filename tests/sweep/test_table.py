@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_status_table(sweep_dir: Path) -> None:
         "status game schedule seed config frames done frames/s eta attempts",
         "done pong grow3x 0 0123456789ab 2M/2M 100% - - 1",
         "running pong grow3x 1 0123456789ab 500k/2M 25% 1000 25m00s 1 process 12 on node",
-        "lost pong grow3x 2 0123456789ab 0/2M 0% - - 1 process 13 on gone, gone",
+        "lost pong grow3x 2 0123456789ab 0/2M 0% - - 1 process 13 on gone, gone or silent",
         "failed pong grow3x 3 0123456789ab 100k/2M 5% - - 3 exit code 1: [31mno memory",
         "pending pong grow3x 4 0123456789ab 0/2M 0% - - 0",
     ]
@@ -70,7 +71,7 @@ def test_plain_lines_are_ascii_and_the_totals_are_said_once(sweep_dir: Path) -> 
     with table:
         table.started(CELLS[1])
         table.ended(CELLS[3])
-        table.reclaimed(CELLS[2])
+        table.reclaimed(replace(CELLS[2], last_error="its driver is gone"))
         table.show(CELLS)
         table.show(CELLS)
     lines = stream.getvalue().splitlines()
