@@ -218,8 +218,8 @@ def _interventions(cell: Sequence[Entry], axis: Axis) -> list[float]:
     times: list[list[float]] = []
     for entry in cell:
         curve = entry.curve
-        for stage, event in enumerate(entry.run.growth_events):
-            frames = float(event["frames"])
+        own = [float(event["frames"]) for event in entry.run.growth_events if event["frames"] >= 0]
+        for stage, frames in enumerate(own):
             x = frames if axis == "frames" else float(np.interp(frames, curve.frames, _x(curve, axis)))
             times += [[]] if stage == len(times) else []
             times[stage].append(x)

@@ -80,28 +80,29 @@ def write_report(paths: Sequence[Path], output: Path, command: Sequence[str]) ->
     return output / "report.html", next(b.text for b in blocks if isinstance(b, Paragraph) and b.strong)
 
 
-def compose(study: Study, command: Sequence[str], ledger_notes: Sequence[str]) -> tuple[str, list[Block]]:
+def compose(whole: Study, command: Sequence[str], ledger_notes: Sequence[str]) -> tuple[str, list[Block]]:
     """The report's title and blocks."""
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    study = whole.by_part()
     by_evaluation = study.by_evaluation()
     compared, evaluated = (
         [compare(each, arm, reference, rng) for arm, reference in pairs_of(study)] for each in (study, by_evaluation)
     )
     at = limits(study, study.arms, "frames")
-    games = ", ".join(study.games) if len(study.games) <= 4 else f"{len(study.games)} games"
+    games = ", ".join(whole.games) if len(whole.games) <= 4 else f"{len(whole.games)} games"
     blocks: list[Block] = [
-        *_verdict(study, compared, evaluated),
+        *_verdict(whole, compared, evaluated),
         *_aggregate(study, at, rng),
         *tables.comparisons(compared),
         *tables.evaluations(evaluated),
         *_evaluated_curves(by_evaluation, rng),
         *_games(study, at, rng),
-        *tables.costs(study),
+        *tables.costs(whole),
         *_diagnostics(study),
-        *tables.holdings(study, ledger_notes),
-        *tables.runs(study, at),
-        *_commands(study, command),
-        *_method(study, at),
+        *tables.holdings(whole, ledger_notes),
+        *tables.runs(whole, limits(whole, whole.arms, "frames")),
+        *_commands(whole, command),
+        *_method(study, at, has_chains=study is not whole),
     ]
     arms = ", ".join(study.arms) if len(study.arms) <= 3 else f"{len(study.arms)} arms"
     return f"{arms} on {games}", blocks
@@ -230,7 +231,7 @@ def _commands(study: Study, command: Sequence[str]) -> list[Block]:
     return [Heading("Commands"), Paragraph(text), Listing(lines)]
 
 
-def _method(study: Study, at: dict[str, float]) -> list[Block]:
+def _method(study: Study, at: dict[str, float], *, has_chains: bool) -> list[Block]:
     frames = ", ".join(sorted({format_count(value) for value in at.values()})) or "no"
     score = (
         "Score of a run at a moment: mean true return of the training episodes that ended in the last tenth of its budget, of the least of "
@@ -260,5 +261,12 @@ def _method(study: Study, at: dict[str, float]) -> list[Block]:
         "At equal wall-clock or FLOPs the dearer arm has played fewer frames, and the tenth of the budget behind its score is a larger "
         "share of them: where scores still rise, that is to its disadvantage."
     )
+    chains = (
+        "Each game of a chain is judged for itself, from the switch to it on: frames, time and FLOPs are counted from there. All games "
+        "together have the first one, too, in which arms that intervene at switches have done nothing yet."
+    )
     source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
-    return [Heading("How to read this"), Items([score, where, axes, normalized, intervals, source])]
+    return [
+        Heading("How to read this"),
+        Items([score, where, axes, *([chains] if has_chains else []), normalized, intervals, source]),
+    ]

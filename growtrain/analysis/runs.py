@@ -156,6 +156,42 @@ class Run:
         return [number(decision, "flops", float("nan")) for decision in self.decisions]
 
 
+def part_of(run: Run, name: str, start: int, end: int) -> Run:
+    """What a run of a chain left behind of one of its games, as a run of its own that began at the switch to it.
+
+    All counts are from the switch on. A record that reaches across it tells nothing of either game's scores. Earlier growth events are
+    kept, with frames below 0: they say at which stage it began.
+
+    Args:
+        run: the run.
+        name: the game's, as a part of the chain.
+        start: frames at the switch to it.
+        end: frames at which it is left.
+    """
+
+    def within(records: Sequence[Record]) -> list[Record]:
+        return [record | {"frames": record["frames"] - start} for record in records if start < record["frames"] <= end]
+
+    known = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)]
+    at_start = [np.interp(start, np.append(0.0, known[:, 0]), np.append(0.0, counts)) for counts in known[:, :3].T]
+    metrics = run.metrics[(run.metrics[:, 0] > start) & (run.metrics[:, 0] <= end)]
+    metrics[:, :3] -= at_start
+    if start and len(metrics) and start not in run.metrics[:, 0]:
+        metrics[0, METRICS.index("episode_return")] = np.nan
+    is_over = run.frames >= end
+    return dataclasses.replace(
+        run,
+        settings=run.settings | {"game": name, "total_frames": end - start},
+        status="done" if is_over else run.status,
+        summary={} if is_over else {"reason": run.summary.get("reason")},
+        metrics=metrics,
+        evaluations=within(run.evaluations),
+        growth_events=[e | {"frames": e["frames"] - start} for e in run.growth_events if e["frames"] < end],
+        decisions=within(run.decisions),
+        diagnostics=within(run.diagnostics),
+    )
+
+
 @dataclass(frozen=True)
 class Curve:
     """A run's score (game points) against what it took: frames, hours and FLOPs, each (P,) and rising; FLOPs NaN if unknown.
@@ -368,12 +404,12 @@ def training_flops(run: Run, frames: FloatArray, updates: FloatArray, costs: Seq
     """FLOPs of a run's training up to each record, (P,); NaN if that is unknown.
 
     Each stage's updates and frames times what one takes, and the decisions up to then. A stage begins with its growth event, whose updates
-    are interpolated between the records around it.
+    are interpolated between the records around it; one that began before the first frame, as in a part of a chain, begins with that.
     """
     stages = [int(number(event, "stage", -1)) for event in run.growth_events]
     if not len(frames) or not costs or not all(0 <= stage < len(costs) for stage in stages):
         return np.full(len(frames), np.nan)
-    events = [0.0, *(float(event["frames"]) for event in run.growth_events)]
+    events = [0.0, *(max(float(event["frames"]), 0.0) for event in run.growth_events)]
     grid, at_grid = np.concatenate([[0.0], frames]), np.concatenate([[0.0], updates])
     measured = np.cumsum([0.0, *run.flops_of_decisions])
     total = measured[np.searchsorted([decision["frames"] for decision in run.decisions], frames, side="right")]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from growtrain.analysis.runs import Curve, Run, StagePrice, evaluation_curve, training_curve
-from growtrain.environments.games import reference_scores
+from growtrain.analysis.runs import Curve, Run, StagePrice, evaluation_curve, part_of, training_curve
+from growtrain.environments.games import parts_of, reference_scores
 from growtrain.settings.config import Config, has_effect
 from growtrain.settings.text import ConfigError, flag
 
@@ -44,7 +44,7 @@ class Study:
         arms: labels, the wide networks first, of them the one with the most runs that count.
         schedules: schedule of each arm.
         settings: of each arm, those that decide what is learned, as far as they have an effect in it.
-        games: every game that any run plays, by name.
+        games: every game that any run plays, by name; a chain is one, until `by_part`, which has its games in order.
         budgets: of each game in frames, the least of the runs that count.
         evaluated: whether runs are judged by their evaluations.
     """
@@ -64,6 +64,26 @@ class Study:
     def by_evaluation(self) -> "Study":
         """The same runs, judged by their evaluations."""
         return replace(self, entries=[replace(entry, curve=entry.evaluated) for entry in self.entries], evaluated=True)
+
+    def by_part(self) -> "Study":
+        """The same, the games of a chain each for itself, from the switch to it on."""
+        split = [(entry, _parts(entry.run)) for entry in self.entries]
+        if all(parts == [entry.run] for entry, parts in split):
+            return self
+        budgets = least_budgets([part for entry, parts in split for part in parts if not entry.superseded_by])
+        entries = [
+            replace(
+                entry,
+                run=part,
+                curve=training_curve(part, entry.prices, budgets.get(part.game, 0)),
+                evaluated=evaluation_curve(part, entry.prices),
+            )
+            for entry, parts in split
+            for part in parts
+        ]
+        in_order = sorted(split, key=lambda pair: pair[0].run.game)
+        games = list(dict.fromkeys(part.game for _, parts in in_order for part in parts))
+        return replace(self, entries=entries, games=games, budgets=budgets)
 
     def between(self, arms: Sequence[str]) -> "Study":
         """The same, these arms' training scores being of as many frames as the shortest budget among them allows, whatever others had."""
@@ -106,6 +126,16 @@ def make_study(runs: Sequence[Run]) -> Study:
     # Of a schedule's arms those come first that differ least from what they are compared with.
     others.sort(key=lambda arm: (_rank(schedules[arm]), _distance(settings[arm], settings[first]), arm))
     return Study(entries, [first, *others], schedules, settings, sorted(budgets), budgets)
+
+
+def _parts(run: Run) -> list[Run]:
+    """A run's games each for itself; the run where that is a single one, or where its settings cannot be read."""
+    config = _config_of(run)
+    if config is None or not config.switch_frames:
+        return [run]
+    ends = [*config.switch_frames, config.total_frames]
+    names = parts_of(config.game)[: len(ends)]
+    return [part_of(run, *each) for each in zip(names, [0, *ends], ends, strict=False)]
 
 
 def those_that_count(those: Sequence[T], run_of: Callable[[T], Run]) -> list[T]:
@@ -168,13 +198,20 @@ def _labels(runs: Sequence[Run], decided: Sequence[dict[str, str]]) -> list[str]
 
 def _decided(run: Run) -> dict[str, str]:
     """The settings that decide what a run learns, but for game, schedule and seed, as far as they have an effect in it."""
-    fields = Config.__dataclass_fields__
-    values = {name: run.settings.get(name, item.default) for name, item in fields.items()}
-    names = [name for name, item in fields.items() if item.metadata["identity"]]
-    with contextlib.suppress(ConfigError, TypeError):  # of another version: all that it says counts
-        config = Config(**values)
-        names = [name for name in names if has_effect(name, config)]
-    return {name: str(values[name]) for name in names if name not in ("game", "schedule", "seed")}
+    config = _config_of(run)
+    return {
+        name: str(run.settings.get(name, item.default))
+        for name, item in Config.__dataclass_fields__.items()
+        if item.metadata["identity"] and name not in ("game", "schedule", "seed")
+        if config is None or has_effect(name, config)  # of another version: all that it says counts
+    }
+
+
+def _config_of(run: Run) -> Config | None:
+    """A run's settings, the default where one is not said; None of another version's."""
+    with contextlib.suppress(ConfigError, TypeError):
+        return Config(**{n: run.settings.get(n, item.default) for n, item in Config.__dataclass_fields__.items()})
+    return None
 
 
 def reference_of(study: Study, arm: str) -> str | None:

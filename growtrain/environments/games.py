@@ -233,15 +233,29 @@ def games_of(game: str) -> tuple[str, ...]:
     return tuple(family.canonical(rest).split("+"))
 
 
+def parts_of(game: str) -> tuple[str, ...]:
+    """The games of a chain as parts of it: "minatar/asterix (2 of breakout+asterix)"; a single game is its own.
+
+    Raises:
+        ValueError: a game is unknown.
+    """
+    chain = canonical_game(game)
+    games = games_of(chain)
+    if len(games) == 1:
+        return (chain,)
+    family, rest = _parted(chain)
+    return tuple(f"{family.name}/{each} ({place} of {rest})" for place, each in enumerate(games, start=1))
+
+
 def family_of(game: str) -> Family:
     """The family of a game in any spelling; whether it has the game is not asked."""
     return _parted(game)[0]
 
 
 def reference_scores(game: str) -> tuple[float, float] | None:
-    """The scores that count as 0 and as 1 in a game; None where there are none, or the game is unknown."""
+    """The scores that count as 0 and as 1 in a game, or in a part of a chain; None where there are none, or the game is unknown."""
     family, rest = _parted(game)
-    return family.reference_scores.get(rest)
+    return family.reference_scores.get(rest.partition(" (")[0])
 
 
 def references_of(games: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from growtrain.analysis.study import pairs_of, reference_of
 
-from .conftest import FLOPS, WriteRun, line, study_of, write_arms
+from .conftest import ACTING, FLOPS, WriteRun, line, study_of, write_arms
 
 
 def test_every_arm_of_a_schedule_is_named_by_what_differs_within_it(write_run: WriteRun, tmp_path: Path) -> None:
@@ -86,6 +86,46 @@ def test_of_two_runs_of_one_seed_one_stands_for_both(write_run: WriteRun, tmp_pa
     study = study_of(tmp_path)
     assert {entry.run.name: entry.superseded_by for entry in study.entries} == {"first": "second", "second": ""}
     assert [entry.run.name for entry in study.cell("fixed", "pong")] == ["second"]
+
+
+CHAIN = "minatar/asterix+breakout"
+FIRST, SECOND = "minatar/asterix (1 of asterix+breakout)", "minatar/breakout (2 of asterix+breakout)"
+
+
+def test_games_of_a_chain_are_judged_each_from_its_switch_on(write_run: WriteRun, tmp_path: Path) -> None:
+    """Two games of 20k frames; the network grows at 10k, in the middle of the first."""
+    run = write_run("a", CHAIN, "grow1x", score=lambda frames: frames / 1000, evaluations={20_000: 5.0, 40_000: 7.0})
+    whole = study_of(tmp_path)
+    assert whole.games == [CHAIN]
+    study = whole.by_part()
+    assert study.games == study.scored_games == [FIRST, SECOND]
+    assert study.budgets == {FIRST: 20_000, SECOND: 20_000}
+    ((first,), (second,)) = (study.cell("grow1x", game) for game in study.games)
+    for part, score, evaluation in ((first, 19.5, 5.0), (second, 39.5, 7.0)):
+        np.testing.assert_array_equal(part.curve.frames, np.arange(2_000, 20_001, 1_000))
+        assert part.curve.score[-1] == score  # of the last 2k frames
+        assert part.curve.hours[-1] == pytest.approx(200 / 3600)
+        assert (part.evaluated.frames[-1], part.evaluated.score[-1]) == (20_000, evaluation)
+    assert first.curve.flops[-1] + second.curve.flops[-1] == pytest.approx(whole.entries[0].run.total_flops)
+    update, acting = FLOPS["grow1x"][1], 2 * ACTING
+    assert second.curve.flops[-1] == pytest.approx(20_000 // 16 * update + 20_000 * acting)
+    # A record that reaches across the switch is of no game's episodes.
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:19], lines[20].replace("21.0", "1e6"), *lines[21:], ""]))
+    (second,) = study_of(tmp_path).by_part().cell("grow1x", SECOND)
+    assert (second.curve.frames[0], second.curve.score[0]) == (2_000, 22.0)
+
+
+def test_a_game_that_a_chain_had_ended_is_done_whatever_became_of_the_run(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", CHAIN, status="failed", until=30_000)
+    write_run("b", "pong")
+    study = study_of(tmp_path).by_part()
+    assert study.games == [FIRST, SECOND, "pong"]
+    ((first,), (second,), (other,)) = (study.cell("fixed", game) for game in study.games)
+    assert [each.run.status for each in (first, second, other)] == ["done", "failed", "done"]
+    assert (first.run.frames, second.run.frames) == (20_000, 10_000)
+    assert second.run.summary["reason"] == "OSError: no\nspace"
+    assert other.run.budget == 40_000
 
 
 def test_growing_is_also_compared_with_the_small_network_and_with_other_forms_of_it(

@@ -21,6 +21,7 @@ from growtrain.environments.games import (
     canonical_game,
     games_of,
     human_normalized_score,
+    parts_of,
     reference_scores,
 )
 from growtrain.environments.lanes import LaneEnvironment, lane_seed
@@ -214,6 +215,9 @@ def test_scores_have_no_human() -> None:
     assert human_normalized_score("minatar/breakout", 10.0) is None
     assert human_normalized_score(CHAIN, 10.0) is None
     assert reference_scores(CHAIN) is None
+    assert [reference_scores(part) for part in parts_of(CHAIN)] == [
+        reference_scores(f"minatar/{game}") for game in games_of(CHAIN)
+    ]
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
