@@ -32,7 +32,7 @@ class CompiledStep:
     """
 
     def __init__(self, learner: AbstractLearner) -> None:
-        self._step = compiled_anew(_make_step(learner.config, step_of(learner.optimizer)))
+        self._step = compiled_anew(_make_step(learner.config, step_of(learner.optimizer)), on_cpu=True)
 
     def __call__(self, learner: AbstractLearner, parts: "GradientStep", batch: Batch) -> Tensor:
         """One step on a batch (B,); returns () bool, whether it was not finite and the parameters stayed what they were."""

@@ -205,13 +205,17 @@ def step_of(optimizer: torch.optim.Optimizer) -> Callable[..., None]:
     return partial(adam_step, betas=group["betas"], eps=group["eps"])
 
 
-def compiled_anew(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled_anew(function: Callable[..., Any], *, on_cpu: bool = False) -> Callable[..., Any]:
     """A function compiled anew for every set of shapes; past PyTorch's limit, 8 in a process, it would go on uncompiled, unsaid.
+
+    Args:
+        function: what is compiled.
+        on_cpu: all of its tensors are there. What calls its kernels is C++, too, then, which takes a twentieth to a tenth off an update.
 
     Raises:
         CompilationFailed: what it returns, before it has changed anything: it could not be compiled, or has been too often.
     """
-    compiled = torch.compile(function, dynamic=False)
+    compiled = torch.compile(function, dynamic=False, options={"cpp_wrapper": on_cpu})
     # Made once: it makes a class of its own.
     settled = torch._dynamo.config.patch(
         recompile_limit=_MAX_COMPILATIONS, fail_on_recompile_limit_hit=True, trace_autograd_ops=True

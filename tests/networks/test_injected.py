@@ -145,13 +145,13 @@ def test_fused_bank_is_the_sum_of_the_heads(name: str, anchor: str) -> None:
     assert head.frozen.hidden_weight.shape == (units * heads_frozen, FEATURES)
 
 
-def test_heads_whose_outputs_are_not_aligned_in_memory_are_fused_and_keep_every_bit() -> None:
+def test_heads_whose_outputs_are_not_aligned_in_memory_keep_every_bit_fused_where_they_can_be(by_onednn: bool) -> None:
     for seed in range(20):
         head = InjectedHead(heads()["odd width"])
         before = head(features(seed, batch=1)).detach()
         head.inject(torch.Generator().manual_seed(seed), "frozen")
         assert head.frozen is not None
-        assert head.frozen.fused
+        assert head.frozen.fused or not by_onednn
         assert torch.equal(head(features(seed, batch=1)), before)
 
 
@@ -234,17 +234,17 @@ def test_fresh_weights_are_fresh_and_come_from_the_generator() -> None:
 
 def test_a_bank_that_was_kept_head_by_head_is_never_fused_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fusing makes plain layers of all, which may round otherwise."""
-    grown = InjectedHead(make_head(16, 8, 3))
+    grown = InjectedHead(make_head(64, 64, 3))
     for _ in range(2):
         grown.inject(torch.Generator().manual_seed(0))
     assert grown.frozen is not None
     assert grown.frozen.fused
     grown.rebuild_bank(fused=False)
     monkeypatch.setattr(FrozenBank, "_fuse", lambda bank: pytest.fail("it was fused"))
-    again = InjectedHead(make_head(16, 8, 3)).grow_to(grown.spec())
+    again = InjectedHead(make_head(64, 64, 3)).grow_to(grown.spec())
     again.load_state_dict(grown.state_dict())
-    features = torch.randn(5, 16)
-    assert torch.equal(again(features), grown(features))
+    given = torch.randn(5, 64)
+    assert torch.equal(again(given), grown(given))
 
 
 @pytest.mark.parametrize("name", ["mlp", "shared bias", "layer norm", "dueling", "odd width"])
