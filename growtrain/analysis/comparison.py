@@ -154,7 +154,7 @@ class Comparison:
         unlearned: the other ones.
         machines: what the runs ran on, more than one entry if wall-clock is not comparable.
         missing: runs without a score at equal frames, as text by arm and game, of every game that both were run on.
-        diverged: those of them that could not go on, by arm.
+        diverged: runs that could not go on, whether they have a score there or not, by arm.
         unscored: runs that have no score yet where an axis ends, as text by axis, which then is left out.
         related: cells whose runs share a past, as text.
         commits: how many versions of the code the runs were made by.
@@ -242,9 +242,7 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
             for a, game, without, cell in ended
             if without
         ],
-        diverged={
-            a: sum(has_diverged(e.run) for each, _, without, _ in ended if each == a for e in without) for a in pair
-        },
+        diverged={a: sum(has_diverged(e.run) for each, _, _, cell in ended if each == a for e in cell) for a in pair},
         unscored=unscored,
         related=[f"{a} on {game}" for a, game, cell in cells if _share_a_past([e.run for e in cell])],
         commits=len(
@@ -456,7 +454,7 @@ def _missing_clause(comparison: Comparison) -> str:
 
 def _diverged_text(comparison: Comparison) -> str:
     which = " and ".join(f"{count} of {a}" for a, count in comparison.diverged.items() if count)
-    left = ", and only the others have a score" if comparison.games else ""
+    left = ", and only the others have a score" if comparison.games and comparison.missing else ""
     return f"{which} diverged{left}" if which else ""
 
 

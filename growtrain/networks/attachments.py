@@ -32,6 +32,7 @@ _HOOKS = (
 )
 # The others qualify them.
 _FUNCTIONS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_NO_MORE = object()
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -44,50 +45,57 @@ def reachable(thing: Any, names: frozenset[str] | None = None, seen: set[Any] | 
         seen: what has been met.
     """
     seen = set() if seen is None else seen
-    if isinstance(thing, types.MethodType):
-        key: Any = (id(thing.__self__), id(thing.__func__))
-    else:
-        key = id(thing), names
-    if key in seen or id(thing) in seen or isinstance(thing, str | bytes | int | float | type | types.ModuleType):
-        return
-    seen.add(key)
-    yield thing
-    parts: Iterable[Any] = ()
-    if isinstance(thing, Tensor | nn.Module):
-        return
+    pending: list[tuple[Iterator[Any], frozenset[str] | None]] = [(iter((thing,)), names)]
+    while pending:
+        each, names = next(pending[-1][0], _NO_MORE), pending[-1][1]
+        if each is _NO_MORE:
+            pending.pop()
+            continue
+        if isinstance(each, str | bytes | int | float | type | types.ModuleType):
+            yield each  # which holds on to nothing
+            continue
+        key = (id(each.__self__), id(each.__func__)) if isinstance(each, types.MethodType) else (id(each), names)
+        if key in seen or id(each) in seen:
+            continue
+        seen.add(key)
+        yield each
+        if not isinstance(each, Tensor | nn.Module):
+            parts, names = _held(each, names)
+            pending.append((iter(parts), names))
+
+
+def _held(thing: Any, names: frozenset[str] | None) -> tuple[Iterable[Any], frozenset[str] | None]:
+    """What a thing holds on to itself, and the attributes that are looked into from there."""
     if isinstance(thing, Mapping):
-        parts = [*thing.keys(), *thing.values()]
-    elif isinstance(thing, list | tuple | set | frozenset | deque | weakref.WeakSet):
-        parts = list(thing)
-    elif isinstance(thing, weakref.ref):
-        parts = [thing()]
-    elif isinstance(thing, functools.partial):
-        parts = [thing.func, *thing.args, *thing.keywords.values()]
-    elif isinstance(thing, torch.optim.Optimizer) and names is not None:
-        parts = [group["params"] for group in thing.param_groups]
-    elif isinstance(thing, types.MethodType):
+        return [*thing.keys(), *thing.values()], names
+    if isinstance(thing, list | tuple | set | frozenset | deque | weakref.WeakSet):
+        return list(thing), names
+    if isinstance(thing, weakref.ref):
+        return [thing()], names
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()], names
+    if isinstance(thing, torch.optim.Optimizer) and names is not None:
+        return [group["params"] for group in thing.param_groups], names
+    if isinstance(thing, types.MethodType):
         function = thing.__func__
         names = _names(function.__code__) if isinstance(function, types.FunctionType) else names
-        parts = [thing.__self__, function]
-    elif isinstance(thing, types.FunctionType):
+        return [thing.__self__, function], names
+    if isinstance(thing, types.FunctionType):
         if (thing.__module__ or "").split(".")[0] == "torch" and thing.__closure__ is None:
-            return
+            return (), names
         names = _names(thing.__code__)
         closure = [cell.cell_contents for cell in thing.__closure__ or () if not _is_empty(cell)]
         defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-        parts = [*closure, *defaults, *(thing.__globals__[name] for name in names if name in thing.__globals__)]
-    elif isinstance(thing, torch.autograd.graph.Node):
-        parts = [getattr(thing, "variable", None)]
-    else:
-        call = inspect.getattr_static(type(thing), "__call__", None)
-        if names is not None and isinstance(call, types.FunctionType):
-            names |= _names(call.__code__)
-        own = {**{name: getattr(thing, name, None) for name in _slots(thing)}, **getattr(thing, "__dict__", {})}
-        parts = [value for name, value in own.items() if names is None or name in names]
-        methods = (inspect.getattr_static(thing, name, None) for name in names or ())
-        parts += [types.MethodType(each, thing) for each in methods if isinstance(each, types.FunctionType)]
-    for part in parts:
-        yield from reachable(part, names, seen)
+        return [*closure, *defaults, *(thing.__globals__[name] for name in names if name in thing.__globals__)], names
+    if isinstance(thing, torch.autograd.graph.Node):
+        return [getattr(thing, "variable", None)], names
+    call = inspect.getattr_static(type(thing), "__call__", None)
+    if names is not None and isinstance(call, types.FunctionType):
+        names |= _names(call.__code__)
+    own = {**{name: getattr(thing, name, None) for name in _slots(thing)}, **getattr(thing, "__dict__", {})}
+    parts = [value for name, value in own.items() if names is None or name in names]
+    methods = (inspect.getattr_static(thing, name, None) for name in names or ())
+    return [*parts, *(types.MethodType(each, thing) for each in methods if isinstance(each, types.FunctionType))], names
 
 
 def _is_empty(cell: types.CellType) -> bool:

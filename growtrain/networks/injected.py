@@ -265,7 +265,9 @@ class InjectedHead(nn.Module):
         grown.live = fresh
         trainable = trainable_heads == "all"
         can = can_fuse(heads) and not trainable
-        fuses = can if fused is None else fused and can
+        if fused and not can:
+            raise ValueError(f"these heads cannot be fused: {self.live}")
+        fuses = can if fused is None else fused
         grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=fuses, trainable=trainable)
         if fuses and fused is None and not self._keeps_bits(grown, place):
             grown.frozen = FrozenBank(heads, [*self.anchors, anchor], fused=False)

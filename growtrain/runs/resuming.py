@@ -67,11 +67,12 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
 
 
 def require_decided(checkpoint: Checkpoint) -> None:
-    """Raises `ConfigError` if it was saved within a decision, on which the network of these frames still depends: no run can fork there."""
+    """Raises `ConfigError` if it was saved within a decision, on which the network of these frames depends: no run can fork there."""
     if checkpoint.state.get("decision_owed"):
         run = checkpoint.path.parent.parent
         raise ConfigError(
-            f"{run} was stopped within the decision at {checkpoint.frames} frames, which is still to be made: first growtrain resume {run}"
+            f"{run} was stopped within the decision at {checkpoint.frames} frames, on which its network there depends: fork from a later "
+            f"checkpoint, which growtrain resume {run} makes where there is none"
         )
 
 
@@ -368,7 +369,7 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
         for index, (frames, updates, seconds) in enumerate(state["totals"])
     )
     owed = "".join(
-        f"; its {what} is still to be made" for what in ("decision", "evaluation") if state.get(f"{what}_owed")
+        f"; its {what} was still to be made" for what in ("decision", "evaluation") if state.get(f"{what}_owed")
     )
     versions = checkpoint.machine.get("versions", {})
     return [

@@ -601,8 +601,9 @@ class Config:
             self._require(
                 self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
             )
+        width = self.width if self.continuous else self.start_width()
         self._require(
-            self.normalization != "layer" or self.width > (2 if self.activation == "fourier" else 1),
+            self.normalization != "layer" or width > (2 if self.activation == "fourier" else 1),
             "width",
             "gives one unit, which --normalization layer makes a constant: give more",
         )

@@ -331,6 +331,21 @@ def test_a_game_on_which_an_arm_diverged_in_all_its_runs_is_not_left_out(
     )
 
 
+@pytest.mark.parametrize("status", ["failed", "stopped"])
+def test_arms_that_diverged_in_all_their_runs_are_not_compared_by_what_came_before(
+    write_run: WriteRun, tmp_path: Path, status: str
+) -> None:
+    for schedule, until, how in (("full3x", 12_000, status), ("grow1x", 20_000, "failed")):
+        for seed in range(3):
+            slope = 1.6 if schedule == "grow1x" else 1.0
+            ended = write_run(f"{schedule}-{seed}", "pong", schedule, seed, line(seed, slope), until=until, status=how)
+            if how == "failed":
+                change_summary(ended, reason="Diverged: a weight is not finite")
+    wide = " and 3 of full3x" if status == "failed" else ""
+    which = f"3 of grow1x{wide} diverged. IQM"
+    assert verdict(first(study_of(tmp_path))).startswith(f"Cannot tell how grow1x compares with full3x: {which}")
+
+
 def test_evaluations_say_of_what_they_are(write_run: WriteRun, tmp_path: Path) -> None:
     def evaluated_text() -> str:
         study = study_of(tmp_path)

@@ -864,5 +864,12 @@ def test_what_lies_far_behind_an_attribute_is_not_looked_for() -> None:
     objects = [*(object() for _ in range(1_000)), network[2]]
     assert holds(objects, {id(network[2])})
     assert not holds(objects, {id(network[2])}, at_most=100)
+    numbers = [*map(float, range(1_000)), network[2]]
+    assert holds(numbers, {id(network[2])}, at_most=2_000)
+    assert not holds(numbers, {id(network[2])}, at_most=1_000)
+    nested: Any = network[2]
+    for _ in range(5_000):  # deeper than Python's stack
+        nested = [nested]
+    assert holds(nested, {id(network[2])}, at_most=10_000)
     network.replay = [(number, "s") for number in range(20_000)] + [network[4]]  # type: ignore[assignment]
     assert inject(network, head="2:", optimizer=sgd(network)).max_abs_q_change_online == 0

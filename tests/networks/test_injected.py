@@ -247,6 +247,13 @@ def test_a_bank_that_was_kept_head_by_head_is_never_fused_on_the_way_back(monkey
     assert torch.equal(again(given), grown(given))
 
 
+def test_a_spec_that_fuses_what_cannot_be_is_refused() -> None:
+    head = InjectedHead(heads()["layer norm"])
+    with pytest.raises(ValueError, match="cannot be fused"):
+        head.grow_to({"injections": ["zero"], "fused": True})
+    assert head.num_injections == 0
+
+
 @pytest.mark.parametrize("name", ["mlp", "shared bias", "layer norm", "dueling", "odd width"])
 def test_spec_rebuilds_the_architecture(name: str) -> None:
     head, generator = InjectedHead(heads()[name]), torch.Generator().manual_seed(4)

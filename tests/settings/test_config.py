@@ -95,6 +95,7 @@ def test_a_layer_of_one_unit_is_not_normalized(activation: Any, width: int) -> N
     with pytest.raises(ConfigError, match=f"--width is {width}: it gives one unit"):
         Config(normalization="layer", activation=activation, width=width)
     Config(normalization="layer", activation=activation, width=2 * width)
+    Config(normalization="layer", activation=activation, width=width, schedule="full1x")
     Config(activation=activation, width=width)
 
 
