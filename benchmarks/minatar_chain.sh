@@ -5,7 +5,7 @@
 #     bash benchmarks/minatar_chain.sh [DIR]      DIR: results/minatar-chain, unless given
 #
 # Runs what is missing in DIR, seed after seed: an hour a run on one core without AVX-512, and SEEDS x 11 of them. WORKERS=2 runs two at a
-# time. Interventions come at the two switches. Afterwards:
+# time. Interventions come at the two switches; checkpoints are kept there, for `diagnose RUN --at 500k`. Afterwards:
 #
 #     python -m growtrain report DIR/* --output DIR-report
 set -euo pipefail
@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY=PASSIVE
 arm() { # name, seed, flags
     python -m growtrain sweep --dir "$dir/$1" --games "$chain" --seeds "$2," --workers "${WORKERS:-1}" \
         --total-frames "${FRAMES:-1.5M}" --num-envs 8 --device cpu --replay-ratio 0.5 \
-        --optimizer adam --lr 3e-4 --optimizer-eps 1e-5 "${@:3}"
+        --optimizer adam --lr 3e-4 --optimizer-eps 1e-5 --keep 2 "${@:3}"
 }
 
 for seed in $seeds; do
