@@ -19,7 +19,7 @@ from growtrain.environments.games import Unplayable
 from growtrain.settings.machine import process_limits
 from growtrain.settings.text import ConfigError
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EPERM, errno.ENAMETOOLONG)
 
 # Before torch is imported: a thread that waits for the others spins for some 50 microseconds and then sleeps. OpenMP's default spins
@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno == errno.ENOMEM:
             complain(_out_of_memory(MemoryError()))
             return 2 if process_limits() else 1
+        if error.errno == errno.EACCES and error.filename:
+            complain(f"{error.filename}: {error.strerror}: give this user access to it, or name another path")
+            return 2
         if error.errno in _PATH_ERRORS and error.filename:
             complain(f"{error.filename}: {error.strerror}: name another path")
             return 2

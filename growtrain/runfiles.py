@@ -285,8 +285,15 @@ def cut_back(path: Path, frames: int) -> int:
 
 
 def published(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run that bear a final name, their frames in twelve digits or more, newest first; nothing else there is one."""
-    paths = (run_dir / "checkpoints").glob("*")
+    """The checkpoints of a run that bear a final name, their frames in twelve digits or more, newest first; nothing else there is one.
+
+    Raises:
+        OSError: what is there cannot be read.
+    """
+    try:
+        paths = list((run_dir / "checkpoints").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted((p for p in paths if re.fullmatch("[0-9]{12,}", p.name)), key=lambda path: -int(path.name))
 
 

@@ -1,4 +1,4 @@
-"""Tests that run beside others have cores of their own, and every test draws the same numbers whatever ran before it."""
+"""Tests beside others have cores of their own where there are enough; every test draws the same numbers whatever ran before it."""
 
 import os
 import random

@@ -34,6 +34,7 @@ TINY = [
         (["--game", "phonix"], "phoenix"),
         (["--shedule", "grow3x"], "--schedule"),
         (["--schedule", "grow3"], "grow3x"),
+        (["--run-dir", ""], "--run-dir: it is empty: name a path"),
         (["--schedule", "at:0"], "increasing times above 0"),
         (["--total-frames", "lots"], "200k"),
         (["--total-frames", "-5"], "--total-frames"),

@@ -260,7 +260,10 @@ def ledger_notes(paths: Sequence[Path]) -> list[str]:
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(top):
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, below, files in os.walk(top, onerror=refuse):  # what cannot be looked into may hold runs
         if "probe.jsonl" not in files and any(mark in files for mark in _MARKS):  # a probe is no run
             below.clear()  # a run's checkpoints have a configuration, too
             yield Path(folder)

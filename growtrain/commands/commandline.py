@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Never, get_args, get_type_hints
 
 from growtrain.settings.config import Config
@@ -110,6 +111,13 @@ def reader(hint: Any) -> Callable[[str], Any]:
         return text
 
     return read
+
+
+def given_path(text: str) -> Path:
+    """A path that is not empty, as one of a variable that was never set is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: name a path")
+    return Path(text)
 
 
 def explicit_settings(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Says whether a run has lost plasticity, and where."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser, reader
+from growtrain.commands.commandline import Parser, given_path, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, complain, say
 from growtrain.runfiles import STOPPED
 from growtrain.settings.text import ConfigError
@@ -16,7 +15,7 @@ def main(words: Sequence[str]) -> int:
         description="Fork a run at a checkpoint, with and without a part made fresh, and say whether plasticity was lost, and where.",
         epilog="The same command again goes on with what was interrupted.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("run", type=given_path, metavar="RUN", help="the run's directory")
     parser.add_argument("--at", type=reader(int), help="frames of the checkpoint (default: the newest)")
     parser.add_argument("--frames", type=reader(int), help="of each fork (default: a tenth of what the run has played)")
     parser.add_argument("--seeds", type=reader(int), default=3, help="forks of each arm (default: 3)")
@@ -25,7 +24,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--learning-seeds", type=reader(int), default=10, help="of the learning test (default: 10)")
     parser.add_argument("--learning-updates", type=reader(int), default=400, help="of the learning test (default: 400)")
     parser.add_argument("--learning-test-only", action="store_true", help="no forks: minutes, instead of hours")
-    parser.add_argument("--output", type=Path, help="where the answer goes (default: RUN/diagnosis-<frames>)")
+    parser.add_argument("--output", type=given_path, help="where the answer goes (default: RUN/diagnosis-<frames>)")
     add_stop_signal(parser)
     namespace = parser.parse_strict(words)
     run, stop = namespace.run, StopSignals(namespace.stop_signal)

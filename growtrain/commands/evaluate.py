@@ -3,9 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings, reader
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings, given_path, reader
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
@@ -16,7 +15,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="growtrain evaluate", description="Play whole episodes with a run's checkpoint and report true scores."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("run", type=given_path, metavar="RUN", help="the run's directory")
     parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
     add_config_flags(parser, played, default_of="those of the run")
     namespace = parser.parse_strict(words)

@@ -1,16 +1,15 @@
 """Says what a run's checkpoints hold, and verifies every file of them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser
+from growtrain.commands.commandline import Parser, given_path
 from growtrain.settings.text import ConfigError
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = Parser(prog="growtrain inspect", description="Verify a run's checkpoints and say what they hold.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("run", type=given_path, metavar="RUN", help="the run's directory")
     run = parser.parse_strict(words).run
 
     from growtrain.runs.resuming import render

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commands.commandline import Parser, reader
+from growtrain.commands.commandline import Parser, given_path, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, complain, explicit_with_game, say
 from growtrain.runfiles import STOPPED
 from growtrain.settings.machine import usable_cores
@@ -18,10 +18,10 @@ def main(words: Sequence[str]) -> int:
         "Only what the directory lacks is run.",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="records, table and figure (default: runs/probe-<game>)"
+        "--output", type=given_path, metavar="DIR", help="records, table and figure (default: runs/probe-<game>)"
     )
     parser.add_argument(
-        "--figures-from", type=Path, metavar="DIR", help="run nothing; make table and figure of DIR again"
+        "--figures-from", type=given_path, metavar="DIR", help="run nothing; make table and figure of DIR again"
     )
     parser.add_argument("--game", default="up_n_down", help="whose frames (default: up_n_down, the paper's)")
     parser.add_argument(

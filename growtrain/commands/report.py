@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtrain.commands.commandline import Parser
+from growtrain.commands.commandline import Parser, given_path
 
 
 def main(words: Sequence[str]) -> int:
@@ -11,8 +11,10 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="growtrain report", description="Compare runs, finished or not: one HTML page and its Markdown twin."
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="runs, or directories that hold runs")
-    parser.add_argument("--output", type=Path, default=Path("report"), help="where the report goes (default: report)")
+    parser.add_argument("runs", type=given_path, nargs="+", metavar="RUN", help="runs, or directories that hold runs")
+    parser.add_argument(
+        "--output", type=given_path, default=Path("report"), help="where the report goes (default: report)"
+    )
     namespace = parser.parse_strict(words)
 
     from growtrain.analysis.plots import require_matplotlib

@@ -1,9 +1,8 @@
 """Goes on with an agent that has stopped improving, by interventions instead of from scratch."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser, add_config_flags, reader
+from growtrain.commands.commandline import Parser, add_config_flags, given_path, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
 from growtrain.runfiles import require_new
 from growtrain.settings.config import Config
@@ -20,13 +19,13 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument(
         "agent",
-        type=Path,
+        type=given_path,
         metavar="RUN|FILE",
         help="a run, or a file of weights, PyTorch's or safetensors, of any name (as CleanRL's .cleanrl_model)",
     )
     parser.add_argument("--frames", type=reader(int), help="budget (default: half of what the run has played)")
     parser.add_argument("--at", type=reader(int), help="of a run: frames of the checkpoint (default: the newest)")
-    parser.add_argument("--run-dir", type=Path, help="where the new run's files go (default: as for training)")
+    parser.add_argument("--run-dir", type=given_path, help="where the new run's files go (default: as for training)")
     add_stop_signal(parser)
     add_config_flags(parser, default_of="those of the run; for a file, its widths and its game's preset at this budget")
     namespace = parser.parse_strict(words)

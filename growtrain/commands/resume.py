@@ -1,9 +1,8 @@
 """Goes on with a run from its newest whole checkpoint, or forks it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser, add_config_flags
+from growtrain.commands.commandline import Parser, add_config_flags, given_path
 from growtrain.commands.running import StopSignals, add_stop_signal, explicit_with_game, run_training
 from growtrain.runfiles import require_new, require_unlocked
 from growtrain.settings.text import ConfigError
@@ -14,9 +13,9 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="growtrain resume", description="Go on with a run from its newest checkpoint, as if it had never stopped."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("run", type=given_path, metavar="RUN", help="the run's directory")
     parser.add_argument(
-        "--fork", type=Path, metavar="NEWDIR", help="begin another run there, with the past of this one"
+        "--fork", type=given_path, metavar="NEWDIR", help="begin another run there, with the past of this one"
     )
     add_stop_signal(parser)
     add_config_flags(parser, default_of="those of the run")

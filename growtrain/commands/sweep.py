@@ -6,10 +6,9 @@ import sqlite3
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings
+from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings, given_path
 from growtrain.commands.running import StopSignals, add_stop_signal, complain
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
@@ -25,7 +24,7 @@ def main(words: Sequence[str]) -> int:
         description="Train every game with every schedule and seed. The same command again runs only what is missing.",
         epilog="Every training flag but --game, --schedule, --seed and --run-dir is passed to every run.",
     )
-    parser.add_argument("--dir", type=Path, help="the sweep's directory, as sweeps/NAME: its ledger and its runs")
+    parser.add_argument("--dir", type=given_path, help="the sweep's directory, as sweeps/NAME: its ledger and its runs")
     parser.add_argument("--games", metavar="G,G", help="atari57, or a list")
     parser.add_argument("--schedules", metavar="S,S", default="fixed,grow3x,full3x", help="(default: %(default)s)")
     parser.add_argument(
@@ -43,7 +42,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--max-attempts", type=_positive, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--retry-failed", action="store_true", help="give failed runs all their attempts again")
     parser.add_argument("--print-commands", action="store_true", help="run nothing; print one line for each run")
-    parser.add_argument("--status", type=Path, metavar="DIR", help="run nothing; print the state of this sweep")
+    parser.add_argument("--status", type=given_path, metavar="DIR", help="run nothing; print the state of this sweep")
     add_stop_signal(parser)
     add_config_flags(parser)
     namespace = parser.parse_strict(words)

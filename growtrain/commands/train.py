@@ -1,9 +1,8 @@
 """Trains (the default command)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser
+from growtrain.commands.commandline import Parser, given_path
 from growtrain.commands.running import (
     COMMANDS,
     StopSignals,
@@ -23,7 +22,7 @@ def main(words: Sequence[str]) -> int:
         epilog=f"Other commands: {', '.join(name for name in COMMANDS if name != 'train')}. Counts take k and M: 200k, 1.5M.",
     )
     parser.add_argument(
-        "--run-dir", type=Path, help="where the run's files go (default: runs/<game>-<schedule>-s<seed>-<time>)"
+        "--run-dir", type=given_path, help="where the run's files go (default: runs/<game>-<schedule>-s<seed>-<time>)"
     )
     add_stop_signal(parser)
     config, notes, given = read_configuration(parser, words)

@@ -1,9 +1,8 @@
 """Films one evaluation episode of a run, with the action values beside it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from growtrain.commands.commandline import Parser, reader
+from growtrain.commands.commandline import Parser, given_path, reader
 from growtrain.settings.text import ConfigError
 
 
@@ -13,14 +12,17 @@ def main(words: Sequence[str]) -> int:
         prog="growtrain video",
         description="Film one evaluation episode of a run in colour and real time, with the action values beside it.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("run", type=given_path, metavar="RUN", help="the run's directory")
     parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
     parser.add_argument("--seed", type=reader(int), metavar="N", help="of the episode (default: the run's)")
     parser.add_argument(
         "--frames", type=reader(int), metavar="N", help="at most (default: the whole episode; of a GIF, its most: 3.6k)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=".mp4 or .gif, replaced (default: RUN/video-<frames>-s<seed>.mp4)"
+        "--output",
+        type=given_path,
+        metavar="FILE",
+        help=".mp4 or .gif, replaced (default: RUN/video-<frames>-s<seed>.mp4)",
     )
     namespace = parser.parse_strict(words)
 

@@ -16,7 +16,7 @@ Units: an agent step is one frame, however often the simulator steps in it; retu
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -128,11 +128,12 @@ class ControlEnvironment(LaneEnvironment):
         picture = self.picture()
 
         def played() -> Iterator[Screen]:
-            yield Screen(picture, 0.0, False)
-            for t in range(len(actions)):
-                self.send(actions[t : t + 1])
-                reward, terminated, truncated, _ = self._collect()
-                yield Screen(self.picture(), float(reward[0]), bool(terminated[0] or truncated[0]))
+            with closing(self):  # or the renderer outlives what it draws with
+                yield Screen(picture, 0.0, False)
+                for t in range(len(actions)):
+                    self.send(actions[t : t + 1])
+                    reward, terminated, truncated, _ = self._collect()
+                    yield Screen(self.picture(), float(reward[0]), bool(terminated[0] or truncated[0]))
 
         return played()
 

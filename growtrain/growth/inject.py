@@ -5,6 +5,7 @@ the same fresh weights, so that neither its output nor its lag moves (the paper'
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -458,6 +459,10 @@ class _Prepared:
             before, after = old(features.clone()), self.new(features.clone())
         change = float((after - before).abs().max())
         if not same_function(before, after):
+            if math.isnan(change):
+                raise NotPreserved(
+                    "an output of the head is not a number: weights or observations are not; nothing was changed"
+                )
             remedy = "if a layer works in place (inplace=True), make it not; "
             remedy += "if one is random in training mode, use .eval(); " if old.training else ""
             raise NotPreserved(f"injection would have changed an output by {change:g}; {remedy}nothing was changed")

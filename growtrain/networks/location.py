@@ -189,9 +189,12 @@ def find_head(network: nn.Module, where: str | Sequence[str]) -> Head:
         raise ValueError("the network is DistributedDataParallel: inject into network.module, then wrap that again")
     network = uncompiled(network)
     if not isinstance(where, str):
-        if len(where) != 1:
-            return _several(network, tuple(where))
-        where = where[0]
+        paths = tuple(where) if isinstance(where, Sequence) else (where,)
+        if not all(isinstance(each, str) for each in paths):
+            raise ValueError(f"head={where!r}: name a module by its path, as 'head', or several that follow each other")
+        if len(paths) != 1:
+            return _several(network, paths)
+        (where,) = paths
     where = where.removeprefix("_orig_mod.")
     if where.endswith(":"):
         return _tail(network, *where[:-1].rpartition(".")[::2])
@@ -270,6 +273,8 @@ def _tail(network: nn.Module, path: str, start: str) -> Head:
 def _several(network: nn.Module, paths: tuple[str, ...]) -> Head:
     if not paths:
         raise ValueError("head names no module")
+    if tails := [path for path in paths if path.endswith(":")]:
+        raise ValueError(f"head={paths}: a tail, {tails[0]!r}, is a head of its own: inject heads one after the other")
     modules = {path: uncompiled(_submodule(network, path)) for path in paths}
     last = modules[paths[-1]]
     if isinstance(last, InjectedHead):

@@ -285,6 +285,11 @@ def load_learner(
         Unreadable: what it holds does not fit its configuration.
     """
     checkpoint = open_newest(run_dir) if at is None else open_at(run_dir, at)
+    if checkpoint.damaged:
+        warnings.warn(
+            f"damaged, so that the checkpoint at {checkpoint.frames} frames is taken: {'; '.join(checkpoint.damaged)}",
+            stacklevel=2,
+        )
     state, config = checkpoint.state, checkpoint.config
     try:
         learner = make_learner(config, Spec.from_dict(state["spec"]), device=device)

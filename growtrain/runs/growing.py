@@ -220,4 +220,4 @@ class Growing:
         self.grown_at = [int(frames) for frames in state["grown_at"]]
         self.decision = Decision(**state["decision"]) if state["decision"] else None
         self._decided = state.get("decided") if self.schedule.adaptive else None
-        self.decision_owed = bool(state.get("decision_owed")) and self.schedule.adaptive is not None
+        self.decision_owed = bool(state.get("decision_owed"))

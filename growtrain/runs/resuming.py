@@ -44,10 +44,9 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
         ConfigError: a setting cannot differ; the line names it and the remedy.
     """
     before = checkpoint.config
-    if fork:
-        require_decided(checkpoint)
-    else:
+    if not fork:
         return _changed(before, explicit, "begin another run from here with --fork NEWDIR")
+    require_decided(checkpoint)
     changes = _differing(before, explicit)
     for name, value in changes.items():
         setting = Config.__dataclass_fields__[name].metadata

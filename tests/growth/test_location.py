@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growtrain import InjectedHead, inject
+from growtrain.growth.inject import NotPreserved
 
 
 def small() -> nn.Sequential:
@@ -229,6 +230,30 @@ def test_what_was_compiled_is_injected_and_compiles_itself_again(compiled: str) 
         fit(network, optimizer, x)
         assert not torch.equal(original.head.live[0].weight, weight)
         torch.testing.assert_close(network(x), original.forward(x))
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (None, "name a module by its path"),
+        (2, "name a module by its path"),
+        (("head", 2), "name a module by its path"),
+        ((), "names no module"),
+        (("encoder.0:", "head.0:"), "a tail, 'encoder.0:', is a head of its own"),
+    ],
+)
+def test_a_head_that_is_no_path_is_refused_in_one_line(head: Any, says: str) -> None:
+    network = Mlp()
+    with pytest.raises(ValueError, match=says):
+        inject(network, head=head, optimizer=torch.optim.Adam(network.parameters()))
+
+
+def test_outputs_that_are_no_numbers_are_named() -> None:
+    network = Mlp()
+    with torch.no_grad():
+        network.head[0].weight.fill_(torch.nan)
+    with pytest.raises(NotPreserved, match="an output of the head is not a number"):
+        inject(network, head="head", optimizer=torch.optim.Adam(network.parameters()))
 
 
 def test_a_data_parallel_network_and_a_target_that_lacks_its_head() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -672,6 +673,30 @@ def test_after_damage_the_run_goes_on_from_the_checkpoint_before_and_says_so(who
     with pytest.warns(UserWarning, match=r"set aside: \.damaged-000000001600 \(.*state\.safetensors is damaged"):
         list(train(config_of(), run, start=open_newest(run)))
     assert_same_end(whole, run)
+
+
+def test_what_plays_an_older_checkpoint_than_the_newest_says_so(run: Path) -> None:
+    flip(newest(run) / "state.safetensors")
+    with pytest.warns(UserWarning, match=r"the checkpoint at 960 frames is taken: .*state\.safetensors is damaged"):
+        assert load_learner(run, torch.device("cpu"))[2] == 960
+
+
+@pytest.mark.parametrize("command", ["resume", "inspect", "evaluate"])
+def test_checkpoints_that_may_not_be_read_are_not_said_to_be_gone(
+    command: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by `chmod 000`, which does not keep root out."""
+    list_directory = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "checkpoints":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return list_directory(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert main([command, str(run)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("checkpoints: Permission denied: give this user access to it, or name another path")
 
 
 def test_with_every_checkpoint_damaged_nothing_is_loaded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -265,6 +265,7 @@ def test_a_video_is_drawn_or_refused_in_a_line(tmp_path: Path, capsys: pytest.Ca
         assert "nothing here can draw MuJoCo's tasks" in done.stderr.splitlines()[-1]
     else:
         assert video.stat().st_size > 1000
+    assert "Traceback" not in done.stderr
 
 
 def test_where_nothing_can_draw_it_the_picture_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
