@@ -100,3 +100,9 @@ class MujocoEnvironment(ControlEnvironment):
 
     def _draw(self) -> Frames:
         return np.asarray(self._envs[0].render(), dtype=np.uint8)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Ends the simulators, and the renderer while there is still what it draws with."""
+        for env in self._envs:
+            env.close()
+        super().close(raise_if_closed=raise_if_closed)

@@ -254,7 +254,8 @@ def test_every_command_works_on_it(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_video_is_drawn_or_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, video = tmp_path / "run", tmp_path / "x.gif"
+    pytest.importorskip("av")
+    path, video = tmp_path / "run", tmp_path / "x.mp4"
     for _ in train(sac(**FLAGS | {"total_frames": 160, "schedule": "fixed"}), path):
         pass
     environment = {**os.environ, "MUJOCO_GL": "egl"}
