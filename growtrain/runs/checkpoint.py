@@ -229,6 +229,8 @@ def open_newest(run_dir: Path) -> Checkpoint:
         if isinstance(found, Checkpoint):
             return dataclasses.replace(found, damaged=tuple(damaged))
         damaged.append(str(found))
+    if not run_dir.is_dir():
+        raise NoCheckpoint(f"{run_dir} is no directory: name that of a run")
     if not damaged:
         raise NeverSaved(f"{run_dir} has no checkpoint: train it first")
     raise NoCheckpoint(f"no checkpoint of {run_dir} can be loaded: {'; '.join(damaged)}")

@@ -283,7 +283,7 @@ def _times(
     if name.startswith("at:"):
         return tuple(_parse_time(entry.strip(), total_frames) for entry in name.removeprefix("at:").split(",")), 1
     if name.startswith("every:"):
-        period = parse_count(name.removeprefix("every:"))
+        period = _count(name.removeprefix("every:"))
         if period <= 0:
             raise ConfigError(f"--schedule {name}: the period must be positive, as in every:5M")
         times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
@@ -301,11 +301,18 @@ def _parse_time(entry: str, total_frames: int) -> int:
     try:
         value = float(entry)
     except ValueError:
-        return parse_count(entry)
+        return _count(entry)
     if "." in entry or "e" in entry.lower():
         if not 0 < value < 1:
             raise ConfigError(
                 f"--schedule: {entry!r} is not a fraction between 0 and 1: write frames as 25M or 25000000"
             )
         return math.floor(value * total_frames)
-    return parse_count(entry)
+    return _count(entry)
+
+
+def _count(text: str) -> int:
+    try:
+        return parse_count(text)
+    except ConfigError as error:
+        raise ConfigError(f"--schedule: {error}") from error
