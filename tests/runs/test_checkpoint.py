@@ -301,7 +301,7 @@ def test_no_run_forks_within_a_decision(
     """Another network may be saved at its frames later."""
     config, parts, fork = config_of(**DECIDED), tmp_path / "parts", tmp_path / "fork"
     list(train(config, parts, should_stop=Deciding(monkeypatch, 0)))
-    with pytest.raises(ConfigError, match="first growtrain resume"):
+    with pytest.raises(ConfigError, match="fork from a later"):
         list(train(dataclasses.replace(config, schedule="fixed"), fork, start=open_newest(parts)))
     early = tmp_path / "early"  # nothing is begun
     for words in (["resume", parts, "--fork", early], ["rescue", parts, "--run-dir", early], ["diagnose", parts]):
