@@ -261,7 +261,8 @@ def ledger_notes(paths: Sequence[Path]) -> list[str]:
 
 def _run_folders(top: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError):  # what has gone meanwhile is no run
+            raise error
 
     for folder, below, files in os.walk(top, onerror=refuse):  # what cannot be looked into may hold runs
         if "probe.jsonl" not in files and any(mark in files for mark in _MARKS):  # a probe is no run

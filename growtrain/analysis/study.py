@@ -68,7 +68,7 @@ class Study:
     def by_part(self) -> "Study":
         """The same, the games of a chain each for itself, from the switch to it on."""
         split = [(entry, _parts(entry.run)) for entry in self.entries]
-        if all(parts == [entry.run] for entry, parts in split):
+        if all(len(parts) == 1 for _, parts in split):
             return self
         budgets = least_budgets([part for entry, parts in split for part in parts if not entry.superseded_by])
         entries = [

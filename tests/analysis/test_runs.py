@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +132,26 @@ def test_runs_are_found_at_any_depth_once_and_never_inside_a_run(write_run: Writ
         (tmp_path / "empty" / name).write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no run"):
         find_runs([tmp_path / "empty"])
+
+
+def test_what_may_not_be_looked_into_is_said_and_what_has_gone_is_not(
+    write_run: WriteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run("a")
+    walk = os.walk
+
+    def failing(error: OSError) -> Any:
+        def failing_walk(top: Path, onerror: Callable[[OSError], None]) -> Any:
+            onerror(error)
+            return walk(top, onerror=onerror)
+
+        return failing_walk
+
+    monkeypatch.setattr(os, "walk", failing(FileNotFoundError("b")))
+    assert [run.name for run in find_runs([tmp_path / "runs"])] == ["a"]
+    monkeypatch.setattr(os, "walk", failing(PermissionError("b")))
+    with pytest.raises(PermissionError):
+        find_runs([tmp_path / "runs"])
 
 
 def test_diagnostics_keep_every_record_of_a_moment_and_are_flattened(write_run: WriteRun) -> None:

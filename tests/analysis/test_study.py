@@ -105,7 +105,7 @@ def test_games_of_a_chain_are_judged_each_from_its_switch_on(write_run: WriteRun
         np.testing.assert_array_equal(part.curve.frames, np.arange(2_000, 20_001, 1_000))
         assert part.curve.score[-1] == score  # of the last 2k frames
         assert part.curve.hours[-1] == pytest.approx(200 / 3600)
-        assert (part.evaluated.frames[-1], part.evaluated.score[-1]) == (20_000, evaluation)
+        assert (part.evaluated.frames.tolist(), part.evaluated.score[-1]) == ([20_000], evaluation)
     assert first.curve.flops[-1] + second.curve.flops[-1] == pytest.approx(whole.entries[0].run.total_flops)
     update, acting = FLOPS["grow1x"][1], 2 * ACTING
     assert second.curve.flops[-1] == pytest.approx(20_000 // 16 * update + 20_000 * acting)
