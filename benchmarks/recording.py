@@ -22,7 +22,7 @@ import torch
 
 from growtrain.analysis.plots import to_svg
 from growtrain.runfiles import PARTIAL
-from growtrain.runs.provenance import git_state
+from growtrain.runs.source_tree import git_state
 from growtrain.settings.machine import cpu_name
 
 if TYPE_CHECKING:

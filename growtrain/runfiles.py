@@ -297,6 +297,18 @@ def published(run_dir: Path) -> list[Path]:
     return sorted((p for p in paths if re.fullmatch("[0-9]{12,}", p.name)), key=lambda path: -int(path.name))
 
 
+def require_directory(path: Path, wanted: str) -> None:
+    """Raises `ConfigError` unless `path` is a directory; commands ask before they load libraries, which takes seconds."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory: name {wanted}")
+
+
+def require_checkpoints(run_dir: Path) -> None:
+    """Raises `ConfigError` unless a run has a directory for its checkpoints."""
+    if not (run_dir / "checkpoints").is_dir():
+        raise ConfigError(f"{run_dir} has no checkpoints: name the directory of a run that made one")
+
+
 def require_new(run_dir: Path, given_by: str) -> None:
     """Raises `ConfigError` if a run is in a directory, or what is left of one, which a new run would be mixed with."""
     if (run_dir / "config.json").exists():

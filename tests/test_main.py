@@ -385,3 +385,14 @@ def test_help_answers_at_once() -> None:
         [sys.executable, "-X", "importtime", "-m", "growtrain", "--help"], capture_output=True, text=True
     )
     assert " torch\n" not in result.stderr, f"--help imports torch ({time.perf_counter() - start:.1f} s)"
+
+
+@pytest.mark.parametrize("command", ["resume", "inspect", "evaluate", "diagnose", "rescue", "report", "video"])
+def test_a_path_that_is_no_run_is_refused_at_once(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "growtrain", command, "nowhere"], capture_output=True, text=True
+    )
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert [line.startswith("growtrain: nowhere ") and ": name" in line for line in said] == [True]
+    assert " torch\n" not in done.stderr  # which takes seconds to load

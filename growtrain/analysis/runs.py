@@ -18,7 +18,7 @@ import numpy as np
 
 from growtrain.analysis.aggregate import FloatArray
 from growtrain.environments.games import canonical_game
-from growtrain.runfiles import RunLocked, Unreadable, read_plain, require_unlocked
+from growtrain.runfiles import RunLocked, Unreadable, read_plain, require_directory, require_unlocked
 from growtrain.settings.text import ConfigError
 from growtrain.sweep.ledger import Ledger
 from growtrain.sweep.table import last_words
@@ -222,8 +222,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for path in paths:
-        if not path.is_dir():
-            raise ConfigError(f"{path} is no directory: name runs, or a directory that holds runs")
+        require_directory(path, "runs, or a directory that holds runs")
         folders = list(_run_folders(path))
         if not folders:
             raise ConfigError(f"{path} holds no run: none of {', '.join(_MARKS)} is in it or below it")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from growtrain.commands.commandline import Parser, given_path, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, complain, say
-from growtrain.runfiles import STOPPED
+from growtrain.runfiles import STOPPED, require_checkpoints
 from growtrain.settings.text import ConfigError
 
 
@@ -29,16 +29,7 @@ def main(words: Sequence[str]) -> int:
     namespace = parser.parse_strict(words)
     run, stop = namespace.run, StopSignals(namespace.stop_signal)
 
-    from growtrain.diagnosis.copies import parts_of
-    from growtrain.diagnosis.forks import cost_lines, default_arms, default_frames, diagnose
-    from growtrain.diagnosis.page import ARMS, Settings, next_command, render
-    from growtrain.plasticity.learning_test import LearningTest
-    from growtrain.runs.checkpoint import open_at, open_newest
-    from growtrain.runs.resuming import at_own_width
-
     given = tuple(namespace.arms.split(",")) if namespace.arms else None
-    if unknown := [arm for arm in given or () if arm not in ARMS]:
-        raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
     if given is not None and "untouched" not in given:
         raise ConfigError("--arms lacks untouched, which the others are compared with: add it")
     for name in ("frames", "seeds", "learning_seeds", "learning_updates"):
@@ -46,8 +37,17 @@ def main(words: Sequence[str]) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 < namespace.threshold < 1:
         raise ConfigError(f"--threshold {namespace.threshold:g} must lie between 0 and 1, such as 0.1")
-    if not (run / "checkpoints").is_dir():
-        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
+    require_checkpoints(run)
+
+    from growtrain.diagnosis.copies import parts_of
+    from growtrain.diagnosis.forks import cost_lines, default_arms, default_frames, diagnose
+    from growtrain.diagnosis.page import ARMS, Settings, next_command, render
+    from growtrain.plasticity.learning_test import LearningTest
+    from growtrain.runs.checkpoint import open_at, open_newest
+    from growtrain.runs.resuming import at_own_width
+
+    if unknown := [arm for arm in given or () if arm not in ARMS]:
+        raise ConfigError(f"--arms {unknown[0]} is unknown: choose from {', '.join(ARMS)}")
     checkpoint = at_own_width(open_newest(run) if namespace.at is None else open_at(run, namespace.at))
     settings = Settings(
         frames=namespace.frames if namespace.frames is not None else default_frames(checkpoint),

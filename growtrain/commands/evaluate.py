@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from growtrain.commands.commandline import Parser, add_config_flags, explicit_settings, given_path, reader
+from growtrain.runfiles import require_directory
 from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
@@ -19,6 +20,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--at", type=reader(int), metavar="N", help="frames of the checkpoint (default: the newest)")
     add_config_flags(parser, played, default_of="those of the run")
     namespace = parser.parse_strict(words)
+    require_directory(namespace.run, "that of a run")
 
     import torch
 

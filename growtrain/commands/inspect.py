@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from growtrain.commands.commandline import Parser, given_path
-from growtrain.settings.text import ConfigError
+from growtrain.runfiles import require_checkpoints
 
 
 def main(words: Sequence[str]) -> int:
@@ -12,10 +12,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("run", type=given_path, metavar="RUN", help="the run's directory")
     run = parser.parse_strict(words).run
 
+    require_checkpoints(run)
+
     from growtrain.runs.resuming import render
 
-    if not (run / "checkpoints").is_dir():
-        raise ConfigError(f"{run} has no checkpoints: name the directory of a run that made one")
     lines, whole = render(run)
     print("\n".join(lines))
     return 0 if whole else 1

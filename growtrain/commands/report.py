@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growtrain.commands.commandline import Parser, given_path
+from growtrain.runfiles import require_directory
 
 
 def main(words: Sequence[str]) -> int:
@@ -16,6 +17,8 @@ def main(words: Sequence[str]) -> int:
         "--output", type=given_path, default=Path("report"), help="where the report goes (default: report)"
     )
     namespace = parser.parse_strict(words)
+    for path in namespace.runs:
+        require_directory(path, "runs, or a directory that holds runs")
 
     from growtrain.analysis.plots import require_matplotlib
     from growtrain.analysis.report import write_report

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from growtrain.commands.commandline import Parser, given_path, reader
+from growtrain.runfiles import require_directory
 from growtrain.settings.text import ConfigError
 
 
@@ -25,6 +26,7 @@ def main(words: Sequence[str]) -> int:
         help=".mp4 or .gif, replaced (default: RUN/video-<frames>-s<seed>.mp4)",
     )
     namespace = parser.parse_strict(words)
+    require_directory(namespace.run, "that of a run")
 
     try:
         from growtrain.runs.video import film

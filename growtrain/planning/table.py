@@ -15,7 +15,7 @@ from growtrain.planning.limits import Model, sensitivity
 from growtrain.planning.speed import Speed
 from growtrain.plasticity.adaptive import DECIDING
 from growtrain.settings.schedules import schedule_of
-from growtrain.settings.text import format_count
+from growtrain.settings.text import format_count, format_hours
 
 BUSY_SPREAD = (
     0.2  # spread of timed updates beyond which a projection, and its ratio to full width, is not to be trusted
@@ -36,7 +36,7 @@ def render(plan: Plan, speed: Speed | None = None) -> str:
         row += [f"{cost.live_width}+{cost.frozen_width}" if cost.frozen_width else str(cost.live_width)]
         row += [format_count(count) for count in (cost.parameters_total, cost.parameters_trainable, cost.updates)]
         row += [f"{cost.flops_per_update / 1e9:.3f}", f"{cost.flops_per_update / full.flops_per_update:.0%}"]
-        table.add_row(*row, *(f"{hour:.2f}" for hour in hours[cost.stage : cost.stage + 1]))
+        table.add_row(*row, *map(format_hours, hours[cost.stage : cost.stage + 1]))
     text = io.StringIO()
     Console(file=text, width=100, color_system=None).print(table)
     compressed = f"{compressed_share(plan.spec):.0%}"
@@ -61,9 +61,9 @@ disk     {format_bytes(plan.disk_bytes)} at most: records, {checkpoints} checkpo
         spread, how = max(speed.run.spread, speed.baseline.spread), "overlapped" if speed.overlapped else "added"
         step = f"{1e3 * speed.environment_seconds:.2f} ms per step of {plan.config.num_envs} ({how})"
         lines += f"""\
-time     {total:.2f} h of training, {total / at_full:.0%} of full width ({at_full:.2f} h); \
-{speed.evaluation_hours(plan):.2f} h of evaluation
-         evaluation takes {speed.evaluation_hours(plan, at_most=True):.2f} h at most, if no episode ends by itself
+time     {format_hours(total)} h of training, {total / at_full:.0%} of full width ({format_hours(at_full)} h); \
+{format_hours(speed.evaluation_hours(plan))} h of evaluation
+         evaluation takes {format_hours(speed.evaluation_hours(plan, at_most=True))} h at most, if no episode ends by itself
          projected from {speed.run.timed} timed updates on this machine: {speed.machine}
          spread of the timings {spread:.0%}{": the machine is busy, time it again" if spread > BUSY_SPREAD else ""}
          environments {step}; not included: sampling, logs, checkpoints""".split("\n")
@@ -137,22 +137,24 @@ def render_limit(model: Model, hardware: Hardware) -> str:
             f"{1e6 * stage.update_seconds:.0f}",
             *(f"{shares[bound]:.0%}" for bound in ("latency", "memory", "arithmetic")),
             stage.bound,
-            f"{stage.training_hours:.2f}",
+            format_hours(stage.training_hours),
         )
     text = io.StringIO()
     Console(file=text, width=130, color_system=None).print(table)
     lines = [f"modelled, not measured: the least time on one {hardware.title}; {updates}, {beside}"]
     lines += [line.rstrip() for line in text.getvalue().splitlines()]
-    evaluation = f"{limit.evaluation_hours:.2f} h of evaluation"
+    evaluation = f"{format_hours(limit.evaluation_hours)} h of evaluation"
     if limit.baseline == limit.stages:
-        return "\n".join([*lines, f"limit    {limit.training_hours:.2f} h of training; {evaluation}"])
+        return "\n".join([*lines, f"limit    {format_hours(limit.training_hours)} h of training; {evaluation}"])
     saved, moved = limit.saved_hours, sensitivity(model, hardware)
     ends = [end for pair in moved.values() for end in pair]
     most = max(moved, key=lambda name: max(abs(end - saved) for end in moved[name]))
     share = f"{abs(saved) / limit.baseline_hours:.0%}"
+    least, at_full = format_hours(limit.training_hours), format_hours(limit.baseline_hours)
+    from_hours, to_hours = format_hours(min(ends), "+"), format_hours(max(ends), "+")
     lines += f"""\
-limit    {limit.training_hours:.2f} h of training, full width {limit.baseline_hours:.2f} h: growing {"saves" if saved >= 0 else "costs"} \
-{abs(saved):.2f} h ({share}); {evaluation}
-moves    from {min(ends):+.2f} to {max(ends):+.2f} h saved as one constant is halved or doubled, most with {most.replace("_", " ")}
+limit    {least} h of training, full width {at_full} h: growing {"saves" if saved >= 0 else "costs"} \
+{format_hours(abs(saved))} h ({share}); {evaluation}
+moves    from {from_hours} to {to_hours} h saved as one constant is halved or doubled, most with {most.replace("_", " ")}
 """.rstrip().split("\n")
     return "\n".join(lines)

@@ -651,7 +651,7 @@ class Config:
         self._require(
             self.learning_starts >= skip * self.num_envs,
             "learning_starts",
-            f"must be at least one step of every environment ({skip * self.num_envs} frames)",
+            f"must be at least one step of every environment ({skip * self.num_envs} frames): raise it or lower --num-envs",
         )
         self._require(
             self.replay_capacity >= self.batch_size and self.replay_capacity >= self.num_envs,

@@ -30,6 +30,11 @@ def parse_count(text: str) -> int:
     return count
 
 
+def format_hours(hours: float, sign: str = "") -> str:
+    """Hours to the hundredth, below a tenth of one to the ten thousandth: 1.50, 0.31, 0.0042; `sign` is that of a format, "+" or ""."""
+    return format(hours, f"{sign}.{2 if hours == 0 or abs(hours) >= 0.1 else 4}f")
+
+
 def format_count(count: float) -> str:
     """A short form of a count: 100000 -> `100k`, 2500000 -> `2.5M`."""
     for scale, suffix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):

@@ -373,7 +373,7 @@ def test_the_text_says_that_nothing_was_measured(models: dict[str, Model]) -> No
     assert all(line == line.rstrip() and len(line) <= 130 and line.isascii() for line in text.splitlines())
     limit = models["paper"].limit(A100)
     assert f"{limit.training_hours:.2f} h" in text
-    assert f"growing saves {limit.saved_hours:.2f} h" in text
+    assert f"growing saves {limit.saved_hours:.4f} h" in text  # of less than a tenth of an hour
     cost = models["reference"].limit(A100).saved_hours
     assert f"growing costs {-cost:.2f} h" in render_limit(models["reference"], A100)
     assert "updates in a CUDA graph, 8 environments beside them" in text

@@ -54,7 +54,7 @@ def commit_said_by(place: Path, **environment: str) -> str:
     command = [
         sys.executable,
         "-c",
-        "import growtrain.runs.provenance as p; print(p.__file__, p.git_state()['git_commit'])",
+        "import growtrain.runs.source_tree as p; print(p.__file__, p.git_state()['git_commit'])",
     ]
     variables = os.environ | {"PYTHONPATH": str(place)} | environment
     out = subprocess.run(command, cwd=place, env=variables, check=True, capture_output=True, text=True).stdout
@@ -89,7 +89,7 @@ def test_a_source_tree_names_its_own_commit_whatever_a_hook_says(tmp_path: Path)
     assert commit_said_by(own) == commit
     with (own / "growtrain" / "runs" / "loop.py").open("a") as file:
         file.write("# changed\n")
-    command = [sys.executable, "-c", "import growtrain.runs.provenance as p; print(p.git_state()['git_modified'])"]
+    command = [sys.executable, "-c", "import growtrain.runs.source_tree as p; print(p.git_state()['git_modified'])"]
     out = subprocess.run(
         command, cwd=own, env=os.environ | {"PYTHONPATH": str(own)}, check=True, capture_output=True, text=True
     ).stdout
@@ -97,7 +97,7 @@ def test_a_source_tree_names_its_own_commit_whatever_a_hook_says(tmp_path: Path)
     assert commit_said_by(own, GIT_DIR=str(theirs / ".git"), GIT_WORK_TREE=str(theirs)) == commit
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "growtrain").symlink_to(own / "growtrain")  # as some editable installs do
-    command = [sys.executable, "-c", "import growtrain.runs.provenance as p; print(p.git_state()['git_commit'])"]
+    command = [sys.executable, "-c", "import growtrain.runs.source_tree as p; print(p.git_state()['git_commit'])"]
     variables = os.environ | {"PYTHONPATH": str(tmp_path / "linked")}
     out = subprocess.run(command, cwd=theirs, env=variables, check=True, capture_output=True, text=True).stdout
     assert out.strip() == commit

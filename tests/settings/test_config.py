@@ -8,7 +8,7 @@ import pytest
 
 from growtrain.settings.config import Config, Grow
 from growtrain.settings.presets import modern, paper, resolve, sac
-from growtrain.settings.text import ConfigError, format_count, parse_count
+from growtrain.settings.text import ConfigError, format_count, format_hours, parse_count
 
 M = 10**6
 
@@ -29,6 +29,17 @@ M = 10**6
 def test_counts(text: str, count: int) -> None:
     assert parse_count(text) == count
     assert parse_count(format_count(count)) == count
+
+
+def test_short_hours_are_not_said_to_be_none() -> None:
+    assert [format_hours(hours) for hours in (0, 0.00123, 0.0999, 0.1, 12.345)] == [
+        "0.00",
+        "0.0012",
+        "0.0999",
+        "0.10",
+        "12.35",
+    ]
+    assert [format_hours(hours, "+") for hours in (-0.004, 3)] == ["-0.0040", "+3.00"]
 
 
 @pytest.mark.parametrize("text", ["9007199254740993", "-9007199254740993", "123456789012345678901234567890"])
