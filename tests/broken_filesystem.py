@@ -1,4 +1,4 @@
-"""Stand-ins for file systems that lack a call, as the `sitecustomize` of a child process; `BROKEN` says what is missing.
+"""Stand-ins for file systems that lack a call, imported first by a child process; `BROKEN` says what is missing.
 
 `fsync_dir`: a directory cannot be synced (EINVAL: some CIFS, FUSE and 9p mounts); `open_dir`: nor opened (EACCES); `flock_enosys`: no locks
 (Lustre without `-o flock`); `flock_enolck`: no lock daemon (NFS); `flock_eio`: a lock fails otherwise; `rename_dir`: a directory cannot be

@@ -5,13 +5,12 @@ import functools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import children
 import numpy as np
 import pytest
 import torch
@@ -361,8 +360,7 @@ def test_a_page_shows_the_interval_of_every_kind_of_evidence_and_how_likely_chan
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_diagnosis_that_is_stopped_ends_with_75_and_is_gone_on_with(number: signal.Signals, run_dir: Path) -> None:
     words = ["diagnose", str(run_dir), "--frames", "320", "--seeds", "1", "--learning-seeds", "1", "--learning-updates", "3"]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "growtrain", *words], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = children.Child(words)
     next(line for line in process.stdout if line.startswith("learning test "))
     process.send_signal(number)
     process.communicate(timeout=60)

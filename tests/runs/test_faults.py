@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import psutil
 import pytest
@@ -123,14 +124,13 @@ def test_killed_in_the_middle_of_a_checkpoint_and_resumed(whole: Path, tmp_path:
         "main(sys.argv[1:])\n"
     )
     words = command("train", run_dir=run_dir, **FLAGS | {"checkpoint_period": 480})[3:]
-    process = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    assert children.run(words, script).returncode == -signal.SIGKILL
     assert newest(run_dir).name == "000000000480"
     litter = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".partial")]
     assert litter == [".partial-000000000960"]
     assert [record["frames"] for record in read_jsonl(run_dir / "metrics.jsonl")] == [200, 400, 600, 800]
 
-    resumed = subprocess.run(command("resume", run_dir), capture_output=True, text=True, timeout=120)
+    resumed = children.run(["resume", str(run_dir)])
     assert resumed.returncode == 0, resumed.stderr
     assert "from the checkpoint at 480 frames" in resumed.stdout
     assert "ended without letting go" in resumed.stderr  # the lock of the killed process
@@ -249,7 +249,7 @@ def killed_when(condition: str, words: list[str]) -> None:
         "os.replace = dying\n"
         "main(sys.argv[1:])\n"
     )
-    process = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, timeout=120)
+    process = children.run(words, script)
     assert process.returncode == -signal.SIGKILL, process.stderr
 
 
@@ -442,9 +442,8 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["INT", "USR1", "HUP"])
 def test_a_signal_stops_with_75_after_a_checkpoint(name: str, tmp_path: Path) -> None:
     run_dir, number = tmp_path / "run", getattr(signal, f"SIG{name}")
-    words = command("train", run_dir=run_dir, stop_signal="USR1", **FLAGS | {"total_frames": 1_000_000})
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    words = command("train", run_dir=run_dir, stop_signal="USR1", **FLAGS | {"total_frames": 1_000_000})[3:]
+    process = children.Child(words)
     next(line for line in process.stdout if line.startswith("train"))
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -507,8 +506,7 @@ main(sys.argv[1:])
 """
     shutil.rmtree(newest(run))
     words = ["resume", str(run), "--checkpoint-period", "0"]
-    process = subprocess.Popen([sys.executable, "-c", script, *words], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = children.Child(words, script)
     lines = iter(process.stdout)
     next(line for line in lines if line.startswith("train"))
     process.send_signal(signal.SIGTERM)

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 import torch
 
@@ -94,11 +95,10 @@ def test_killed_and_resumed_it_ends_bit_for_bit_as_one_never_killed(settings: di
         "Run.step = dying\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", script, *words(**settings), "--run-dir", str(killed)]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    command = [*words(**settings), "--run-dir", str(killed)]
+    assert children.run(command, script).returncode == -signal.SIGKILL
     assert open_newest(killed).frames == 320
-    resumed = [sys.executable, "-m", "growtrain", "resume", str(killed)]
-    assert subprocess.run(resumed, capture_output=True, timeout=120).returncode == 0
+    assert children.run(["resume", str(killed)]).returncode == 0
     ours, theirs = everything(whole), everything(killed)
     assert ours.keys() == theirs.keys()
     different = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]

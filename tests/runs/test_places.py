@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 from tiny import tiny, words
 
@@ -109,14 +109,8 @@ def test_a_relative_video_is_that_of_the_call(wanderer: Path) -> None:
 # File systems that lack a call
 
 
-def on_broken(what: str, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    site = tmp_path / "site"
-    site.mkdir(exist_ok=True)
-    shutil.copy(Path(__file__).parents[1] / "broken_filesystem.py", site / "sitecustomize.py")
-    path = os.pathsep.join([str(site), str(Path(__file__).parents[2])])
-    environment = os.environ | {"BROKEN": what, "PYTHONPATH": path}
-    command = [sys.executable, "-m", "growtrain", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+def on_broken(what: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return children.run([*words], "import broken_filesystem\n" + children.COMMAND, BROKEN=what)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +124,7 @@ def on_broken(what: str, tmp_path: Path, *words: str) -> subprocess.CompletedPro
 )
 def test_what_a_file_system_lacks_is_said_once_and_the_run_is_whole(what: str, says: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = on_broken(what, tmp_path, "train", *words(**SETTINGS), "--run-dir", str(run_dir))
+    done = on_broken(what, "train", *words(**SETTINGS), "--run-dir", str(run_dir))
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert says in line
@@ -148,7 +142,7 @@ def test_what_a_file_system_lacks_is_said_once_and_the_run_is_whole(what: str, s
 )
 def test_what_no_run_can_do_without_is_one_line_before_any_work(what: str, says: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = on_broken(what, tmp_path, "train", *words(**SETTINGS), "--run-dir", str(run_dir))
+    done = on_broken(what, "train", *words(**SETTINGS), "--run-dir", str(run_dir))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert says in line
@@ -160,7 +154,7 @@ def test_a_resume_on_a_file_system_without_locks_goes_on(tmp_path: Path) -> None
     with warnings.catch_warnings():
         list(train(tiny(**SETTINGS | {"total_frames": 960}), run_dir))
     done = on_broken(
-        "flock_enosys", tmp_path, "resume", str(run_dir), "--fork", str(tmp_path / "fork"), *["--total-frames", "1600"]
+        "flock_enosys", "resume", str(run_dir), "--fork", str(tmp_path / "fork"), *["--total-frames", "1600"]
     )
     assert done.returncode == 0, done.stderr
     assert "in use" not in done.stderr
