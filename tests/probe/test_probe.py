@@ -290,7 +290,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {name: (tmp_path / name).read_text() for name in files} == files
 
 
-@pytest.mark.parametrize(("processes", "number"), [("1", signal.SIGTERM), ("2", signal.SIGHUP), ("2", signal.SIGINT)])
+@pytest.mark.parametrize(("processes", "number"), [("1", signal.SIGTERM), ("2", signal.SIGINT)])
 def test_a_signal_stops_a_probe_with_what_it_has_done_and_75(
     processes: str, number: signal.Signals, tmp_path: Path
 ) -> None:

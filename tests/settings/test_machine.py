@@ -1,5 +1,6 @@
 """Cores that quotas pay for, and address space: by the kernel's own files, and by limits of a real shell."""
 
+import functools
 import os
 import re
 import subprocess
@@ -83,12 +84,17 @@ def limited(limit: str, words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
-def kilobytes_of_libraries(name: str) -> int:
-    """What a process has of a kind of memory once it has imported everything; of PyTorch with CUDA it has some 2 GB more."""
+@functools.cache
+def memory_with_libraries() -> str:
+    """The state of a process that has imported everything; PyTorch with CUDA takes some 2 GB more of address space."""
     code = "import growtrain.runs.run; print(open('/proc/self/status').read())"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    status = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    found = re.search(rf"^{name}:\s+(\d+) kB", status.stdout, re.MULTILINE)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout
+
+
+def kilobytes_of_libraries(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", memory_with_libraries(), re.MULTILINE)
     assert found is not None
     return int(found[1])
 
