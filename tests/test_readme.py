@@ -91,5 +91,4 @@ def test_the_two_commands_of_a_first_run_are_there_and_ci_runs_the_second() -> N
     train, test = (line.split(" && ") for line in README.split("```bash\n")[1].split("```")[0].strip().splitlines())
     assert train == ["python -m pip install -e .", "python -m growtrain --schedule grow3x --total-frames 100k"]
     ci = [line.strip().replace(" -q ", " ") for line in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()]
-    place = ci.index(test[0])
-    assert ci[place : place + 2] == test
+    assert ci.index(test[0]) < ci.index(test[1])
