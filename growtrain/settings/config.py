@@ -656,7 +656,7 @@ class Config:
         self._require(
             self.replay_capacity >= self.batch_size and self.replay_capacity >= self.num_envs,
             "replay_capacity",
-            "must hold at least one batch and one transition of every environment",
+            "must hold at least one batch and one transition of every environment: raise it, or lower --batch-size or --num-envs",
         )
         self._require(
             not (self.freeze_encoder_at and self.split == "conv1") or self.continuous,

@@ -252,7 +252,9 @@ def make_schedule(
             )
         if time <= previous:
             reason = "is not after the start" if previous == 0 else f"does not come after {previous}"
-            raise ConfigError(f"--schedule {name}: {time} {reason}: list increasing times above 0")
+            listed = name.startswith("at:")
+            remedy = "list increasing times above 0" if listed else "inject fewer times, or raise --total-frames"
+            raise ConfigError(f"--schedule {name}: {time} {reason}: {remedy}")
         if time <= learning_starts:
             raise ConfigError(
                 f"--schedule {name}: injecting at {format_count(time)} frames comes before learning starts at "
