@@ -46,6 +46,10 @@ class Unreadable(ConfigError):
     """A file is missing, is not a plain file, or has another size or content than it should have; the message names it."""
 
 
+class Forbidden(Unreadable):
+    """A file may not be read by this user, whatever it holds."""
+
+
 class Unusable(ConfigError):
     """A directory lacks something that a run needs of it; the message names what."""
 
@@ -253,6 +257,8 @@ def _open_plain(path: Path) -> Iterator[Any]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise Unreadable(f"{path} is missing") from error
+    except PermissionError as error:
+        raise Forbidden(f"{path} may not be read ({error.strerror}): give this user access to it") from error
     except OSError as error:
         raise Unreadable(f"{path} cannot be read as a plain file ({error.strerror})") from error
     with os.fdopen(descriptor, "rb", buffering=0) as file:

@@ -10,7 +10,8 @@ value and counted.
 
 Units: scores are human-normalised wherever games are put together.
 
-Shapes: `Scores` are one array (..., R_g) for each game g, its runs last; statistics reduce games and runs and keep the rest.
+Shapes: `Scores` are one array (..., R_g) for each game g, its runs last; statistics reduce games and runs and keep the rest. The P games
+of a chain that the same R runs have played one after the other are one cell (P, R) where it is asked how sure a statistic is.
 """
 
 import copy
@@ -72,15 +73,15 @@ def performance_profile(scores: Scores, thresholds: ArrayLike) -> FloatArray:
 
 def paired_differences(
     scores: Sequence[Mapping[int, float]], reference: Sequence[Mapping[int, float]]
-) -> list[FloatArray]:
-    """Score minus reference for each seed that both have, one array a game; NaN where one of the two has no score.
+) -> list[dict[int, float]]:
+    """Score minus reference by seed, for each that both have, one mapping a game; NaN where one of the two has no score.
 
     Args:
         scores: for each game, score by seed.
         reference: the same games in the same order.
     """
     return [
-        np.array([x[seed] - y[seed] for seed in sorted(x.keys() & y.keys())], dtype=np.float64)
+        {seed: x[seed] - y[seed] for seed in sorted(x.keys() & y.keys())}
         for x, y in zip(scores, reference, strict=True)
     ]
 
@@ -118,6 +119,15 @@ def ratio_of_means(costs: Scores, reference: Scores) -> FloatArray:
     """Ratio of a game's mean costs, the geometric mean over games."""
     logs = [np.log(np.mean(x, axis=-1) / np.mean(y, axis=-1)) for x, y in zip(costs, reference, strict=True)]
     return np.asarray(np.exp(np.mean(np.stack(logs, axis=-1), axis=-1)))
+
+
+def of_parts(statistic: Callable[..., FloatArray]) -> Callable[..., FloatArray]:
+    """A statistic of cells (..., P, R), whose runs are resampled with all the games that they have played."""
+
+    def pooled(*samples: Scores) -> FloatArray:
+        return statistic(*([part for cell in sample for part in np.moveaxis(cell, -2, 0)] for sample in samples))
+
+    return pooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +191,16 @@ def score_estimate(
 
     Args:
         statistic: as of `estimate`, giving one number.
-        samples: as of `estimate`.
+        samples: one for each argument of the statistic, of cells (R,) or (P, R). A run is left out, and counted as missing, if it lacks a
+            score of any of its games.
         rng: as of `estimate`.
         draws: resamples.
     """
-    kept, found = _kept(statistic, samples)
+    statistic = of_parts(statistic)
+    kept, found = _kept(statistic, [[np.atleast_2d(cell) for cell in sample] for sample in samples])
     if found.reason:
         return found
-    cells = [game for sample in kept for game in sample]
+    cells = [cell.sum(axis=0) for sample in kept for cell in sample]
     resampled = bootstrap(statistic, *kept, rng=copy.deepcopy(rng), draws=draws)
     spread = sum(np.var(cell) / len(cell) for cell in cells)
     correction = np.sqrt(sum(_squared_errors(cells)) / spread) if spread > 0 else 1.0
@@ -198,10 +210,11 @@ def score_estimate(
 
 def paired_estimate(differences: Scores) -> Estimate:
     """The mean over games of the mean difference of a game's pairs, with its 95 % interval by Student's t, as of `score_estimate`."""
-    (games,), found = _kept(mean, (differences,))
+    (kept,), found = _kept(of_parts(mean), [[np.atleast_2d(cell) for cell in differences]])
     if found.reason:
         return found
-    reach = student_t(_degrees(games)) * np.sqrt(sum(_squared_errors(games))) / len(games)
+    cells = [cell.sum(axis=0) for cell in kept]
+    reach = student_t(_degrees(cells)) * np.sqrt(sum(_squared_errors(cells))) / sum(map(len, kept))
     return replace(found, low=found.value - reach, high=found.value + reach)
 
 

@@ -7,7 +7,7 @@ game, those count that were stopped.
 Units: scores are normalised, 0 a random player, 1 the game's reference (a human, of Atari games); times are hours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from growtrain.analysis.aggregate import (
     estimate,
     first_reach,
     iqm,
+    of_parts,
     paired_differences,
     paired_estimate,
     probability_of_improvement,
@@ -90,6 +91,27 @@ def cell_scores(study: Study, arm: str, game: str, axis: Axis, limit: float) -> 
     """Normalised score by seed; NaN where a run did not get to the limit."""
     scores = {entry.run.seed: score_at(entry, axis, limit) for entry in study.cell(arm, game)}
     return {seed: float(normalized(game, np.array(score))) for seed, score in scores.items()}
+
+
+def in_cells(study: Study, games: Sequence[str], by_seed: Sequence[Mapping[int, float]]) -> list[FloatArray]:
+    """Values by seed, one mapping a game, as cells (P, R): runs that played P games of a chain are one cell; NaN where a run has none."""
+    together: dict[str, list[Mapping[int, float]]] = {}
+    for game, values in zip(games, by_seed, strict=True):
+        together.setdefault(study.chains.get(game, game), []).append(values)
+    return [
+        np.array(
+            [
+                [values.get(seed, np.nan) for seed in dict.fromkeys(s for part in parts for s in part)]
+                for values in parts
+            ]
+        )
+        for parts in together.values()
+    ]
+
+
+def arm_cells(study: Study, arm: str, axis: Axis, at: dict[str, float], games: Sequence[str]) -> list[FloatArray]:
+    """Normalised scores of an arm, as `in_cells`."""
+    return in_cells(study, games, [cell_scores(study, arm, game, axis, at[game]) for game in games])
 
 
 def arm_scores(study: Study, arm: str, axis: Axis, at: dict[str, float], games: Sequence[str]) -> list[FloatArray]:
@@ -185,13 +207,13 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
     pair = (arm, reference)
     study = study.between(pair)
     at = pair_limits(study, pair, "frames")
-    counts = {
-        (a, game): sum(not np.isnan(score) for score in cell_scores(study, a, game, "frames", at[game]).values())
-        for game in study.scored_games
-        if game in at
-        for a in pair
+    both = [game for game in study.scored_games if all(study.cell(a, game) for a in pair)]
+    played = [(a, game, study.cell(a, game)) for game in both for a in pair]
+    scored = {
+        id(e) for a, game, cell in played if game in at for e in cell if not np.isnan(score_at(e, "frames", at[game]))
     }
-    games = [game for game in study.scored_games if game in at and all(counts[a, game] for a in pair)]
+    counts = {(a, game): sum(id(e) in scored for e in cell) for a, game, cell in played}
+    games = [game for game in both if all(counts[a, game] for a in pair)]
     elsewhere = [game for game in study.games if game not in games and any(study.cell(a, game) for a in pair)]
     short = [
         f"{counts[a, game]} run{'s' if counts[a, game] > 1 else ''} of {a} on {game}"
@@ -212,18 +234,15 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
             else:
                 points[axis] = _point(study, pair, axis, limit, games, rng)
             if axis != "frames":
-                taken = [[_taken(study, a, game, axis, at[game]) for game in games] for a in pair]
-                costs[axis] = estimate(ratio_of_means, *taken, rng=rng)
+                taken = [
+                    in_cells(study, games, [_taken(study, a, game, axis, at[game]) for game in games]) for a in pair
+                ]
+                costs[axis] = estimate(of_parts(ratio_of_means), *taken, rng=rng)
     learned = [game for game in games if _has_learned(study, reference, game, at[game])]
     times = _times(study, pair, at, learned, tuple(points), rng) if learned else []
     unlearned = [game for game in games if game not in learned]
     cells = [(a, game, study.cell(a, game)) for a in pair for game in games]
     machines = sorted({_machine(e.run) for _, _, cell in cells for e in cell})
-    both = [game for game in study.scored_games if all(study.cell(a, game) for a in pair)]
-    played = [(a, game, study.cell(a, game)) for game in both for a in pair]
-    scored = {
-        id(e) for a, game, cell in played if game in at for e in cell if not np.isnan(score_at(e, "frames", at[game]))
-    }
     ended = [(a, game, [e for e in cell if id(e) not in scored], cell) for a, game, cell in played]
     return Comparison(
         arm,
@@ -242,7 +261,10 @@ def compare(study: Study, arm: str, reference: str, rng: np.random.Generator) ->
             for a, game, without, cell in ended
             if without
         ],
-        diverged={a: sum(has_diverged(e.run) for each, _, _, cell in ended if each == a for e in cell) for a in pair},
+        diverged={
+            a: len({e.run.path for each, _, _, cell in ended if each == a for e in cell if has_diverged(e.run)})
+            for a in pair
+        },
         unscored=unscored,
         related=[f"{a} on {game}" for a, game, cell in cells if _share_a_past([e.run for e in cell])],
         commits=len(
@@ -296,8 +318,8 @@ def _point(
     games: Sequence[str],
     rng: np.random.Generator,
 ) -> Point:
-    x, y = (arm_scores(study, arm, axis, at, games) for arm in pair)
     by_seed = [[cell_scores(study, arm, game, axis, at[game]) for game in games] for arm in pair]
+    x, y = (in_cells(study, games, each) for each in by_seed)
     differences = paired_differences(*by_seed)
     return Point(
         at={game: at[game] for game in games},
@@ -305,27 +327,27 @@ def _point(
         reference=score_estimate(iqm, y, rng=rng),
         difference=score_estimate(lambda a, b: iqm(a) - iqm(b), x, y, rng=rng),
         improvement=_improvement(x, y, rng),
-        paired=paired_estimate(differences) if all(len(d) for d in differences) else None,
+        paired=paired_estimate(in_cells(study, games, differences)) if all(differences) else None,
     )
 
 
 def _improvement(x: Scores, y: Scores, rng: np.random.Generator) -> Estimate:
     """How often a run beats one of the reference; without an interval where all do or none does, since all resamples say the same."""
-    found = estimate(probability_of_improvement, x, y, rng=rng)
+    found = estimate(of_parts(probability_of_improvement), x, y, rng=rng)
     if found.low is not None and found.value in (0, 1):
         return replace(found, low=None, high=None, reason="all resamples say the same")
     return found
 
 
-def _taken(study: Study, arm: str, game: str, axis: Axis, frames: float) -> FloatArray:
-    """What each run of a cell had taken at a number of frames; NaN for one that did not get there."""
-    curves = [entry.curve for entry in study.cell(arm, game)]
-    return np.array(
-        [
-            float(value_at(c.frames, getattr(c, axis), frames)) if len(c.frames) and c.frames[-1] >= frames else np.nan
-            for c in curves
-        ]
-    )
+def _taken(study: Study, arm: str, game: str, axis: Axis, frames: float) -> dict[int, float]:
+    """What each run of a cell, by seed, had taken at a number of frames; NaN for one that did not get there."""
+    curves = {entry.run.seed: entry.curve for entry in study.cell(arm, game)}
+    return {
+        seed: float(value_at(c.frames, getattr(c, axis), frames))
+        if len(c.frames) and c.frames[-1] >= frames
+        else np.nan
+        for seed, c in curves.items()
+    }
 
 
 def _has_learned(study: Study, arm: str, game: str, frames: float) -> bool:
@@ -349,21 +371,22 @@ def _times(
         goals = {g: references(g)[0] + level * (ends[g] - references(g)[0]) for g in games}
         for axis in axes:
             x, y = ([_time_to(study.cell(a, g), axis, goals[g], at[g]) for g in games] for a in pair)
-            ratio = estimate(ratio_of_medians, x, y, rng=rng)
+            cells = (in_cells(study, games, each) for each in (x, y))
+            ratio = estimate(of_parts(ratio_of_medians), *cells, rng=rng)
             early = [sum(_is_early(study.cell(a, g), goals[g], at[g]) for g in games) for a in pair]
             found.append(TimeToScore(level, axis, ratio, _reached(x), _reached(y), *early))
     return found
 
 
-def _time_to(cell: Sequence[Entry], axis: Axis, goal: float, frames: float) -> FloatArray:
-    """When each run first got to a score: infinity if it did not by `frames`, or diverged; NaN if it ended before it could."""
-    times = []
+def _time_to(cell: Sequence[Entry], axis: Axis, goal: float, frames: float) -> dict[int, float]:
+    """When each run, by seed, first got to a score: infinity if it did not by `frames`, or diverged; NaN if it ended before it could."""
+    times = {}
     for entry in cell:
         curve = at_frames(entry.curve, frames)
         time = first_reach(getattr(curve, axis), curve.score, goal)
         ended_early = np.isinf(time) and (not len(entry.curve.frames) or entry.curve.frames[-1] < frames)
-        times.append(np.nan if ended_early and not has_diverged(entry.run) else time)
-    return np.array(times)
+        times[entry.run.seed] = np.nan if ended_early and not has_diverged(entry.run) else time
+    return times
 
 
 def _is_early(cell: Sequence[Entry], goal: float, frames: float) -> int:
@@ -372,8 +395,8 @@ def _is_early(cell: Sequence[Entry], goal: float, frames: float) -> int:
     return sum(len(curve.score) > 0 and bool(curve.score[0] >= goal) for curve in curves)
 
 
-def _reached(times: Sequence[FloatArray]) -> tuple[int, int]:
-    return sum(int(np.isfinite(t).sum()) for t in times), sum(len(t) for t in times)
+def _reached(times: Sequence[Mapping[int, float]]) -> tuple[int, int]:
+    return sum(bool(np.isfinite(t)) for game in times for t in game.values()), sum(map(len, times))
 
 
 def _machine(run: Run) -> str:

@@ -219,8 +219,9 @@ def _interventions(cell: Sequence[Entry], axis: Axis) -> list[float]:
     for entry in cell:
         curve = entry.curve
         own = [float(event["frames"]) for event in entry.run.growth_events if event["frames"] >= 0]
+        passed, taken = (np.append(0.0, each) for each in (curve.frames, _x(curve, axis)))
         for stage, frames in enumerate(own):
-            x = frames if axis == "frames" else float(np.interp(frames, curve.frames, _x(curve, axis)))
+            x = frames if axis == "frames" else float(np.interp(frames, passed, taken))
             times += [[]] if stage == len(times) else []
             times[stage].append(x)
     return [float(np.mean(values)) for values in times]

@@ -18,6 +18,7 @@ from growtrain.analysis.commands import command_of, shell_line
 from growtrain.analysis.comparison import (
     MARGIN,
     Comparison,
+    arm_cells,
     arm_scores,
     compare,
     episodes_at,
@@ -100,7 +101,10 @@ def compose(whole: Study, command: Sequence[str], ledger_notes: Sequence[str]) -
         *tables.costs(whole),
         *_diagnostics(study),
         *tables.holdings(whole, ledger_notes),
-        *tables.runs(whole, limits(whole, whole.arms, "frames")),
+        *tables.runs(
+            whole,
+            {entry.run.path for game in at for arm in study.arms for entry in figures.scored(study, arm, game, at)},
+        ),
         *_commands(whole, command),
         *_method(study, at, has_chains=study is not whole),
     ]
@@ -150,7 +154,8 @@ def _aggregate(study: Study, at: dict[str, float], rng: np.random.Generator) -> 
         if empty:
             rows.append([arm, *["-"] * (1 + len(_AGGREGATES)), f"no aggregate: no score on {', '.join(empty)}"])
             continue
-        estimates = [score_estimate(statistic, scores, rng=rng) for statistic in _AGGREGATES.values()]
+        cells = arm_cells(study, arm, "frames", at, games)
+        estimates = [score_estimate(statistic, cells, rng=rng) for statistic in _AGGREGATES.values()]
         found[arm] = estimates
         runs = f"{estimates[0].runs}" + (f" ({estimates[0].missing} missing)" if estimates[0].missing else "")
         note = f"no interval: {estimates[0].reason}" if estimates[0].reason else ""
@@ -263,7 +268,9 @@ def _method(study: Study, at: dict[str, float], *, has_chains: bool) -> list[Blo
     )
     chains = (
         "Each game of a chain is judged for itself, from the switch to it on: frames, time and FLOPs are counted from there. All games "
-        "together have the first one, too, in which arms that intervene at switches have done nothing yet."
+        "together have the first one, too, in which arms that intervene at switches have done nothing yet. What is said of several games "
+        "counts each run once, with all that it has played (in the figures' bands each game as if by another run), and leaves out those "
+        "that lack a score of one of them."
     )
     source = "Statistics after Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021."
     return [

@@ -172,6 +172,9 @@ def part_of(run: Run, name: str, start: int, end: int) -> Run:
     def within(records: Sequence[Record]) -> list[Record]:
         return [record | {"frames": record["frames"] - start} for record in records if start < record["frames"] <= end]
 
+    def is_of_end(record: Record, frames: int) -> bool:
+        return record["frames"] == frames and record.get("when") != "after growth"
+
     known = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)]
     at_start = [np.interp(start, np.append(0.0, known[:, 0]), np.append(0.0, counts)) for counts in known[:, :3].T]
     metrics = run.metrics[(run.metrics[:, 0] > start) & (run.metrics[:, 0] <= end)]
@@ -188,7 +191,12 @@ def part_of(run: Run, name: str, start: int, end: int) -> Run:
         evaluations=within(run.evaluations),
         growth_events=[e | {"frames": e["frames"] - start} for e in run.growth_events if e["frames"] < end],
         decisions=within(run.decisions),
-        diagnostics=within(run.diagnostics),
+        diagnostics=[
+            record | {"frames": record["frames"] - start}
+            for record in run.diagnostics
+            if start <= record["frames"] <= end
+            if not (start and is_of_end(record, start)) and (record["frames"] < end or is_of_end(record, end))
+        ],
     )
 
 

@@ -6,7 +6,7 @@ An arm is a schedule with the settings that decide what is learned; a cell is an
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from growtrain.analysis.runs import Curve, Run, StagePrice, evaluation_curve, part_of, training_curve
@@ -47,6 +47,7 @@ class Study:
         games: every game that any run plays, by name; a chain is one, until `by_part`, which has its games in order.
         budgets: of each game in frames, the least of the runs that count.
         evaluated: whether runs are judged by their evaluations.
+        chains: of each part of a chain, the chain.
     """
 
     entries: list[Entry]
@@ -56,6 +57,7 @@ class Study:
     games: list[str]
     budgets: dict[str, int]
     evaluated: bool = False
+    chains: Mapping[str, str] = field(default_factory=dict)
 
     def cell(self, arm: str, game: str) -> list[Entry]:
         """The runs of an arm on a game, one for each seed."""
@@ -83,7 +85,8 @@ class Study:
         ]
         in_order = sorted(split, key=lambda pair: pair[0].run.game)
         games = list(dict.fromkeys(part.game for _, parts in in_order for part in parts))
-        return replace(self, entries=entries, games=games, budgets=budgets)
+        chains = {part.game: entry.run.game for entry, parts in split for part in parts if part is not entry.run}
+        return replace(self, entries=entries, games=games, budgets=budgets, chains=chains)
 
     def between(self, arms: Sequence[str]) -> "Study":
         """The same, these arms' training scores being of as many frames as the shortest budget among them allows, whatever others had."""
@@ -133,8 +136,7 @@ def _parts(run: Run) -> list[Run]:
     config = _config_of(run)
     if config is None or not config.switch_frames:
         return [run]
-    ends = [*config.switch_frames, config.total_frames]
-    names = parts_of(config.game)[: len(ends)]
+    ends, names = config.game_ends, parts_of(config.game)
     return [part_of(run, *each) for each in zip(names, [0, *ends], ends, strict=False)]
 
 

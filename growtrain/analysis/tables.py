@@ -5,6 +5,7 @@ Units: frames; seconds, minutes or hours as written; FLOPs of training; kilowatt
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from growtrain.analysis.comparison import (
     epsilons_text,
     interval_text,
     ratio_text,
-    score_at,
     value_text,
 )
 from growtrain.analysis.figures import TITLES
@@ -295,12 +295,11 @@ def duration(seconds: float) -> str:
     )
 
 
-def runs(study: Study, at: dict[str, float]) -> list[Block]:
-    """A line for every run, whether it counts or not."""
+def runs(study: Study, counted: set[Path]) -> list[Block]:
+    """A line for every run, whether it counts or not; `counted` are the directories of those that do."""
     rows = []
     for entry in study.entries:
         run, curve = entry.run, entry.curve
-        counted = run.game in at and not entry.superseded_by and not np.isnan(score_at(entry, "frames", at[run.game]))
         rows.append(
             [
                 run.name,
@@ -312,7 +311,7 @@ def runs(study: Study, at: dict[str, float]) -> list[Block]:
                 f"{value_text(float(curve.score[-1]))} (n={curve.episodes[-1]:.0f})" if len(curve.score) else "-",
                 _last_evaluation(run),
                 _times([event["frames"] for event in run.growth_events]),
-                "yes" if counted else "no",
+                "yes" if run.path in counted else "no",
                 _history(run),
             ]
         )

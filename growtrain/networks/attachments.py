@@ -32,7 +32,6 @@ _HOOKS = (
 )
 # The others qualify them.
 _FUNCTIONS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_NO_MORE = object()
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -45,31 +44,28 @@ def reachable(thing: Any, names: frozenset[str] | None = None, seen: set[Any] | 
         seen: what has been met.
     """
     seen = set() if seen is None else seen
-    pending: list[tuple[Iterator[Any], frozenset[str] | None]] = [(iter((thing,)), names)]
-    while pending:
-        each, names = next(pending[-1][0], _NO_MORE), pending[-1][1]
-        if each is _NO_MORE:
-            pending.pop()
-            continue
-        if isinstance(each, str | bytes | int | float | type | types.ModuleType):
-            yield each  # which holds on to nothing
-            continue
-        key = (id(each.__self__), id(each.__func__)) if isinstance(each, types.MethodType) else (id(each), names)
-        if key in seen or id(each) in seen:
-            continue
-        seen.add(key)
-        yield each
-        if not isinstance(each, Tensor | nn.Module):
-            parts, names = _held(each, names)
-            pending.append((iter(parts), names))
+    pending = deque[tuple[Iterable[Any], frozenset[str] | None]]([((thing,), names)])
+    while pending:  # what is near comes first
+        parts, names = pending.popleft()
+        for each in parts:
+            if isinstance(each, str | bytes | int | float | type | types.ModuleType):
+                yield each  # which holds on to nothing
+                continue
+            key = (id(each.__self__), id(each.__func__)) if isinstance(each, types.MethodType) else (id(each), names)
+            if key in seen or id(each) in seen:
+                continue
+            seen.add(key)
+            yield each
+            if not isinstance(each, Tensor | nn.Module):
+                pending.append(_held(each, names))
 
 
 def _held(thing: Any, names: frozenset[str] | None) -> tuple[Iterable[Any], frozenset[str] | None]:
     """What a thing holds on to itself, and the attributes that are looked into from there."""
     if isinstance(thing, Mapping):
-        return [*thing.keys(), *thing.values()], names
+        return itertools.chain(thing.keys(), thing.values()), names
     if isinstance(thing, list | tuple | set | frozenset | deque | weakref.WeakSet):
-        return list(thing), names
+        return thing, names
     if isinstance(thing, weakref.ref):
         return [thing()], names
     if isinstance(thing, functools.partial):

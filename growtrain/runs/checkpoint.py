@@ -41,6 +41,7 @@ from growtrain.replay.ring import LaneRing
 from growtrain.replay.segments import Segment, is_segment_name
 from growtrain.runfiles import (
     PARTIAL,
+    Forbidden,
     Unreadable,
     published,
     read_plain,
@@ -223,11 +224,14 @@ def open_newest(run_dir: Path) -> Checkpoint:
 
     Raises:
         NoCheckpoint: there is none; the message names what is wrong with those there are.
+        Forbidden: a newer one may not be read.
     """
     damaged: list[str] = []
     for _, found in examine(run_dir):
         if isinstance(found, Checkpoint):
             return dataclasses.replace(found, damaged=tuple(damaged))
+        if isinstance(found, Forbidden):  # it may be whole, and the run would go on from an older one
+            raise found
         damaged.append(str(found))
     if not run_dir.is_dir():
         raise NoCheckpoint(f"{run_dir} is no directory: name that of a run")

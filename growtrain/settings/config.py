@@ -739,7 +739,13 @@ class Config:
 
     def game_after(self, frames: int) -> int:
         """Which game of a chain, counted from 0, an agent has played last that has played so many frames."""
-        return sum(frames > switch for switch in self.switch_frames)
+        return sum(frames > end for end in self.game_ends[:-1])
+
+    @property
+    def game_ends(self) -> tuple[int, ...]:
+        """Frames at which each game of a chain ends, the last at the end of the run: with the first step that gets there."""
+        step = self.frame_skip * self.num_envs
+        return tuple(-(-frames // step) * step for frames in (*self.switch_frames, self.total_frames))
 
     @property
     def keeps_initial_weights(self) -> bool:

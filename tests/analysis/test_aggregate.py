@@ -214,7 +214,7 @@ def test_failed_runs_are_counted_and_few_runs_have_no_interval() -> None:
 def test_pairs_have_the_same_seed_and_a_failed_half_is_counted() -> None:
     x = [{0: 5.0, 1: 6.0, 2: np.nan, 3: 8.0}]
     y = [{3: 1.0, 1: 2.0, 2: 3.0, 7: 4.0}]
-    np.testing.assert_array_equal(paired_differences(x, y)[0], [4.0, np.nan, 7.0])
+    np.testing.assert_equal(paired_differences(x, y), [{1: 4.0, 2: np.nan, 3: 7.0}])
 
 
 def test_the_same_samples_give_the_same_interval_wherever_they_are_asked_for() -> None:
@@ -262,6 +262,41 @@ def test_equal_arms_are_told_apart_no_more_often_than_said(runs: int, games: int
     assert told / 400 < 0.08  # percentiles of the bootstrap: 0.10 to 0.15
 
 
+@pytest.mark.parametrize("runs", [3, 5])
+def test_games_that_the_same_runs_have_played_are_no_other_runs(runs: int) -> None:
+    """Three games of a chain, whose scores hang together by 0.9: taken apart, equal arms would be told apart in every ninth case."""
+    rng, cases, told, paired = np.random.default_rng(1), 300, 0, 0
+    for _ in range(cases):
+        shared = rng.normal(size=(2, 1, runs))
+        x, y = np.sqrt(0.9) * shared + np.sqrt(0.1) * rng.normal(size=(2, 3, runs))
+        for estimates in (
+            score_estimate(lambda a, b: iqm(a) - iqm(b), [x], [y], rng=rng, draws=300),
+            paired_estimate([x - y]),
+        ):
+            assert estimates.low is not None
+            assert estimates.high is not None
+        found, pairs = (
+            score_estimate(lambda a, b: iqm(a) - iqm(b), [x], [y], rng=rng, draws=300),
+            paired_estimate([x - y]),
+        )
+        told += not found.low <= 0 <= found.high
+        paired += not pairs.low <= 0 <= pairs.high
+    assert told / cases < 0.08
+    assert paired / cases < 0.08
+
+
+def test_a_cell_of_one_game_is_what_it_is_apart() -> None:
+    rng = np.random.default_rng(0)
+    x, y = ([rng.normal(size=4), rng.normal(size=5)] for _ in range(2))
+    apart, together = (
+        score_estimate(lambda a, b: iqm(a) - iqm(b), *samples, rng=rng)
+        for samples in ((x, y), ([each[None] for each in x], [each[None] for each in y]))
+    )
+    assert apart == together
+    chain = score_estimate(mean, [np.array([[1.0, 2.0, 3.0, 4.0], [5.0, np.nan, 6.0, 7.0]])], rng=rng)
+    assert (chain.value, chain.runs, chain.missing) == (pytest.approx(13 / 3), 3, 1)
+
+
 def test_scores_without_spread_have_an_interval_of_one_point() -> None:
     found = score_estimate(iqm, [np.full(3, 2.0), np.full(4, 2.0)], rng=np.random.default_rng(0))
     assert (found.low, found.value, found.high) == (2, 2, 2)
@@ -272,7 +307,7 @@ def test_pairing_takes_out_what_seeds_share() -> None:
     shared = rng.normal(scale=10, size=12)
     x, y = shared + 1 + rng.normal(scale=0.1, size=12), shared
     pairs = paired_differences([dict(enumerate(x))], [dict(enumerate(y))])
-    paired = paired_estimate(pairs)
+    paired = paired_estimate([np.array(list(pair.values())) for pair in pairs])
     unpaired = estimate(lambda a, b: mean(a) - mean(b), [x], [y], rng=np.random.default_rng(0))
     assert paired.low is not None
     assert unpaired.low is not None

@@ -161,6 +161,33 @@ def test_verdict_of_a_game_without_reference_scores_says_so(write_run: WriteRun,
     assert verdict(first(study_of(tmp_path))).endswith(f"{chain} has no reference scores to normalise by.")
 
 
+def test_a_run_of_a_chain_counts_once(write_run: WriteRun, tmp_path: Path) -> None:
+    """In how many runs there are, and in how many diverged."""
+    chain = "minatar/space_invaders+asterix"
+    for schedule in ("full3x", "grow1x"):
+        for seed in range(4):
+            broken = (schedule, seed) == ("grow1x", 3)
+            run = write_run(
+                f"{schedule}-{seed}",
+                chain,
+                schedule,
+                seed,
+                line(seed),
+                until=9_000 if broken else 40_000,
+                status="failed" if broken else "done",
+            )
+            if broken:
+                text = (run / "summary.json").read_text()
+                (run / "summary.json").write_text(text.replace("OSError: no\\nspace", "Diverged: x"))
+    comparison = first(study_of(tmp_path).by_part())
+    assert comparison.diverged == {"grow1x": 1, "full3x": 0}
+    assert "1 of grow1x diverged" in verdict(comparison)
+    point = comparison.points["frames"]
+    assert (len(comparison.games), point.difference.runs, point.difference.missing) == (2, 7, 1)
+    assert point.paired is not None
+    assert point.paired.runs == 3
+
+
 def test_an_arm_that_was_stopped_everywhere_is_compared_at_what_it_reached(write_run: WriteRun, tmp_path: Path) -> None:
     write_arms(write_run, {"full3x": 1.0})
     for seed in range(3):

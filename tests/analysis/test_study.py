@@ -116,6 +116,46 @@ def test_games_of_a_chain_are_judged_each_from_its_switch_on(write_run: WriteRun
     assert (second.curve.frames[0], second.curve.score[0]) == (2_000, 22.0)
 
 
+def test_what_happens_at_a_switch_belongs_to_the_game_that_it_happens_to(write_run: WriteRun, tmp_path: Path) -> None:
+    """Three lanes, whose steps do not end at the switch at 20k frames nor at 40k: the games end with the steps that get there."""
+    run = write_run("a", CHAIN, "at-switch", score=lambda frames: frames / 1000, num_envs=3)
+    end, last = 20_001, 40_002
+    for stem, records in {
+        "growth_events": [{"frames": end, "stage": 1}],
+        "decisions": [{"frames": frames} for frames in (10_000, 30_000)],
+        "diagnostics": [
+            {"frames": frames, "when": when}
+            for frames, when in (
+                (end, "period"),
+                (end, "before growth"),
+                (end, "after growth"),
+                (30_000, "period"),
+                (last, "period"),
+            )
+        ],
+        "evaluations": [{"frames": f, "episode_return": r, "episodes": 4} for f, r in ((end, 3.0), (last, 5.0))],
+    }.items():
+        (run / f"{stem}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = (run / "metrics.jsonl").read_text()
+    for nominal, actual in ((20_000, end), (40_000, last)):
+        lines = lines.replace(f'"frames": {nominal},', f'"frames": {actual},')
+    (run / "metrics.jsonl").write_text(lines)
+    study = study_of(tmp_path).by_part()
+    ((first,), (second,)) = (study.cell("at-switch", game) for game in study.games)
+    assert study.chains == {FIRST: CHAIN, SECOND: CHAIN}
+    assert [first.run.budget, second.run.budget] == [end, last - end]
+    assert [each.curve.frames[-1] for each in (first, second)] == [end, last - end]
+    assert [each.evaluated.score.tolist() for each in (first, second)] == [[3.0], [5.0]]
+    assert len(first.run.metrics) == len(second.run.metrics) == 20
+    assert not np.isnan(first.run.metrics[0]).any()  # it reaches across no switch
+    assert [event["frames"] for event in second.run.growth_events] == [0]
+    assert first.run.growth_events == []
+    assert [[each["frames"] for each in part.run.decisions] for part in (first, second)] == [[10_000], [30_000 - end]]
+    measured = [[(each["frames"], each["when"]) for each in part.run.diagnostics] for part in (first, second)]
+    assert measured[0] == [(end, "period"), (end, "before growth")]
+    assert measured[1] == [(0, "after growth"), (30_000 - end, "period"), (last - end, "period")]
+
+
 def test_a_game_that_a_chain_had_ended_is_done_whatever_became_of_the_run(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("a", CHAIN, status="failed", until=30_000)
     write_run("b", "pong")

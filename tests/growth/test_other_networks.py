@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -873,3 +873,30 @@ def test_what_lies_far_behind_an_attribute_is_not_looked_for() -> None:
     assert holds(nested, {id(network[2])}, at_most=10_000)
     network.replay = [(number, "s") for number in range(20_000)] + [network[4]]  # type: ignore[assignment]
     assert inject(network, head="2:", optimizer=sgd(network)).max_abs_q_change_online == 0
+
+
+@pytest.mark.parametrize("names", [("head", "replay"), ("replay", "head")])
+def test_what_lies_near_behind_an_attribute_is_found_whatever_lies_beside_it(names: tuple[str, str]) -> None:
+    network = mlp(4, 8, 8, 2)
+    parts = {"head": network[4], "replay": [(number, "s") for number in range(20_000)]}
+    network.agent = {name: parts[name] for name in names}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="agent"):
+        inject(network, head="2:", optimizer=sgd(network))
+
+
+def test_a_mapping_is_read_no_further_than_it_is_looked_at() -> None:
+    read = []
+
+    class Lazy(Mapping[int, object]):
+        def __getitem__(self, key: int) -> object:
+            read.append(key)
+            return (key,)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(100_000))
+
+        def __len__(self) -> int:
+            return 100_000
+
+    assert not holds(Lazy(), {0}, at_most=1_000)
+    assert len(read) < 1_000

@@ -697,6 +697,25 @@ def test_checkpoints_that_may_not_be_read_are_not_said_to_be_gone(
     assert said.endswith("checkpoints: Permission denied: give this user access to it, or name another path")
 
 
+@pytest.mark.parametrize("command", ["resume", "evaluate"])
+def test_a_newest_checkpoint_that_may_not_be_read_is_not_passed_over(
+    command: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be whole, and its run would go on from an older one and write over it."""
+    opened, names = os.open, sorted(path.name for path in (run / "checkpoints").iterdir())
+
+    def refusing(path: str | Path, *arguments: Any, **options: Any) -> int:
+        if str(path).startswith(str(newest(run))):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    assert main([command, str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("manifest.json may not be read (Permission denied): give this user access to it")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
+
+
 def test_with_every_checkpoint_damaged_nothing_is_loaded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (run / "checkpoints").glob("0*"):
         flip(path / "state.json")

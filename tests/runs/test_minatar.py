@@ -210,6 +210,9 @@ def test_a_switch_comes_at_equal_shares_and_is_evaluated_on_the_game_before() ->
     config = tiny(game="minatar/space_invaders+asterix+seaquest", schedule="at-switch")
     assert config.switch_frames == config.growth.injection_frames == (200, 400)
     assert [config.game_after(frames) for frames in (0, 1, 200, 201, 400, 401, 600)] == [0, 0, 0, 1, 1, 2, 2]
+    three = dataclasses.replace(config, num_envs=3)  # whose steps end at 201 and 402
+    assert three.game_ends == (201, 402, 600)
+    assert [three.game_after(frames) for frames in (198, 201, 204, 402, 405)] == [0, 0, 1, 1, 2]
     with pytest.raises(ConfigError, match="no game switches within the budget"):
         tiny(schedule="at-switch")
     with pytest.raises(ConfigError, match="or lower --switch-at"):
