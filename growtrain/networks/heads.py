@@ -23,6 +23,10 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-unty
 _BY_ONEDNN = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def _is_by_onednn(features: Tensor) -> bool:
+    return _BY_ONEDNN and features.device.type == "cpu" and features.dtype == torch.float32
+
+
 def _flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     return 2 * a[0] * a[1] * b[0]
 
@@ -92,7 +96,7 @@ def hidden_linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     On a CPU with AVX-512 oneDNN computes it, and the other way round, (H, F) x (F, B): at batch 32 and 3136 features a fifth
     faster than (B, F) x (F, H).
     """
-    if not (_BY_ONEDNN and features.device.type == "cpu" and features.dtype == torch.float32):
+    if not _is_by_onednn(features):
         return F.linear(features, weight, bias)
     return (matrix_product(weight, features) + bias[:, None]).t()
 
@@ -136,8 +140,7 @@ class BatchLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The product plus the bias."""
-        by_onednn = _BY_ONEDNN and input.device.type == "cpu" and input.dtype == torch.float32
-        if not by_onednn:
+        if not _is_by_onednn(input):
             return F.linear(input, self.weight, self.bias)
         product: Tensor = _BiasedProduct.apply(input.contiguous(), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product
