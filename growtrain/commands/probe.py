@@ -5,7 +5,7 @@ from pathlib import Path
 
 from growtrain.commands.commandline import Parser, given_path, reader
 from growtrain.commands.running import StopSignals, add_stop_signal, complain, explicit_with_game, say
-from growtrain.runfiles import STOPPED
+from growtrain.runfiles import STOPPED, require_checkpoints
 from growtrain.settings.machine import usable_cores
 from growtrain.settings.text import ConfigError
 
@@ -67,6 +67,8 @@ def main(words: Sequence[str]) -> int:
         num_tasks=namespace.num_tasks,
         num_updates=namespace.num_updates,
     )
+    if config.policy:
+        require_checkpoints(Path(config.policy))
     cells = make_cells(namespace.setting.split(","), namespace.targets.split(","), namespace.seeds)
 
     from growtrain.probe.cells import choose_arms, one_line, run

@@ -32,6 +32,8 @@ def main(words: Sequence[str]) -> int:
     explicit, stop, agent = explicit_with_game(namespace), StopSignals(namespace.stop_signal), namespace.agent
     if "total_frames" in explicit:
         raise ConfigError("--total-frames: a rescue's budget is what it adds: give it as --frames")
+    if namespace.frames is not None and namespace.frames < 1:
+        raise ConfigError(f"--frames is {namespace.frames}: it must be positive")
     if namespace.run_dir is not None:
         require_new(namespace.run_dir, "--run-dir")
     if not agent.exists():

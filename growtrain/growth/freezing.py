@@ -40,6 +40,7 @@ from growtrain.networks.location import (
 from growtrain.networks.snapshot import InjectedNetwork
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import LiveEncoder
+from growtrain.settings.text import require_choice
 
 
 def whole_injection(subject: Subject) -> Replacement:
@@ -114,8 +115,13 @@ def inject_network(
         NotPreserved: the outputs would have changed.
     """
     start = time.perf_counter()
+    require_choice("live_encoder", live_encoder, LiveEncoder)
     networks = [network] if target is None else [network, target]
     for each in networks:
+        if not isinstance(each, InjectedNetwork):
+            raise ValueError(
+                f"{type(each).__name__} is no InjectedNetwork: wrap it, InjectedNetwork(network), and train what that gives"
+            )
         check_deterministic(each.live)
         if observations is None:
             _check_alone(each.live, head)

@@ -25,6 +25,7 @@ from growtrain.networks.location import Head, Observations, as_inputs, copies_of
 from growtrain.networks.snapshot import num_snapshots
 from growtrain.records import GrowthEvent
 from growtrain.settings.config import Anchor, TrainableHeads
+from growtrain.settings.text import require_choice
 
 
 class NotPreserved(RuntimeError):
@@ -175,6 +176,8 @@ def plan_injection(
 
     Nothing has changed but the generator, and that what earlier injections froze is frozen again.
     """
+    require_choice("anchor", anchor, Anchor)
+    require_choice("trainable_heads", trainable_heads, TrainableHeads)
     fresh = own_stream(generator)
     online = find_head(network, head)
     if observations is None and len(online.parts) > 1 and not isinstance(head, str):

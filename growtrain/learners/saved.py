@@ -58,6 +58,12 @@ def read_saved(state: dict[str, Any], config: Config | None = None) -> SavedLear
     )
 
 
+def injections_of(state: dict[str, Any]) -> list[str]:
+    """What the network that had most injections had each time: "network", frozen whole, as is a file's that it began with, or an anchor."""
+    each = _networks(state).values()
+    return max((["network"] * len(one["snapshot"]) + list(one["head"]["injections"]) for one in each), key=len)
+
+
 def _networks(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The saved networks by name; of a Q-network, whose state is the learner's own, without one."""
     networks: dict[str, dict[str, Any]] = state.get("networks", {"": state})

@@ -324,7 +324,7 @@ class InjectedHead(nn.Module):
         Raises:
             ValueError: the spec is malformed or asks for fewer injections than this head has.
         """
-        anchors = spec.get("injections")
+        anchors = spec.get("injections") if isinstance(spec, dict) else None
         if not isinstance(anchors, list) or anchors[: self.num_injections] != self.anchors:
             raise ValueError(f"spec {spec!r} does not continue a head with injections {self.anchors}")
         if spec.get("silent"):

@@ -132,7 +132,7 @@ class InjectedNetwork(nn.Module):
         Raises:
             ValueError: the spec is malformed, asks for fewer injections than this network has, or is of another network.
         """
-        injections, done = spec.get("injections"), self.spec()["injections"]
+        injections, done = spec.get("injections") if isinstance(spec, dict) else None, self.spec()["injections"]
         if (
             not isinstance(injections, list)
             or injections[: len(done)] != done

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from growtrain.environments.games import family_of
 from growtrain.settings.config import OptimizerName
 from growtrain.settings.text import ConfigError, flag
 
@@ -85,6 +86,10 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields; raises `ConfigError`."""
+        if family_of(self.game).name != "atari":
+            raise ConfigError(
+                f"--game {self.game}: the probe's networks see screens of 84 x 84 pixels: name an Atari game"
+            )
         require_known("--size", [self.size], SIDES)
         require_known("--sweep", [self.sweep], get_args(Sweep))
         for name, least in (("num_tasks", LEAST_TASKS), ("num_updates", 1), ("batch_size", 1), ("num_frames", 2)):

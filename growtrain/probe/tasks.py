@@ -43,7 +43,6 @@ from growtrain.settings.config import Config
 from growtrain.settings.text import ConfigError
 
 NUM_LANES = 8
-_OBSERVATION_SHAPE = (4, 84, 84)  # of the frames that `SIDES` divides
 SPACING = 16  # agent steps between the frames taken from a lane: neighbours differ visibly
 CORRELATION = 0.5  # rho
 HORIZONS = (1.0, 30.0)  # h_0 and h_last, agent steps
@@ -81,9 +80,6 @@ def play(config: ProbeConfig, seed: int) -> Play:
         policy, epsilon = learner.act, run.eval_epsilon
     rng = rng_of(seed, "play")
     environment = make_environment(Config(game=config.game, num_envs=NUM_LANES), seed=seed_of(seed, "environment"))
-    if environment.spec.observation_shape != _OBSERVATION_SHAPE:
-        environment.close()
-        raise ConfigError(f"--game {config.game}: the probe's networks see {_OBSERVATION_SHAPE}: name an Atari game")
     num_steps = -(-2 * config.num_frames // NUM_LANES) * SPACING
     stacks, ended = [], np.zeros((num_steps, NUM_LANES), dtype=np.bool_)
     try:

@@ -301,7 +301,7 @@ def load_learner(
         learner = make_learner(config, Spec.from_dict(state["spec"]), device=device)
         learner.load_state_dict(state["learner"])
         stage = schedule_of(config).stage_after(int(state["interventions"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"{checkpoint.path}: {error}") from error
     return learner, config, checkpoint.frames, stage
 
@@ -332,7 +332,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         sha256 = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{file} is damaged: it is not a manifest") from error
     if manifest.get("schema") != SCHEMA:
         raise Unreadable(f"{file} is of schema {manifest.get('schema')}, and this version reads schema {SCHEMA}")
@@ -348,6 +348,7 @@ def _open(path: Path) -> Checkpoint:
         files = {name: (int(entry[0]), str(entry[1])) for name, entry in manifest["files"].items()}
         segments = tuple(Segment.from_list(entry) for entry in manifest["segments"])
         machine, frames = dict(manifest["machine"]), int(manifest["frames"])
+        machine["versions"] = dict(machine.get("versions", {}))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise Unreadable(f"{path / 'manifest.json'} lacks what a manifest holds: {error}") from error
     if set(files) != set(_FILES) or frames != int(path.name):
@@ -397,8 +398,11 @@ def _check_sizes(config: Config, state: dict[str, Any], frames: int) -> None:
         if said != found:
             raise ValueError(f"{name}: {said} by the configuration, {found} by the tensors")
     counters = [state["wall_seconds"], *(number for total in totals for number in total)]
-    if not all(isinstance(number, int | float) for number in counters) or not isinstance(state["resumes"], list):
+    if not all(isinstance(number, int | float) for number in counters) or any(len(total) != 3 for total in totals):
         raise ValueError("a counter is not a number")
+    records = [*state["resumes"], state["seconds"], state.get("gpu") or {}]
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError("a record is none")
     if state["collector"]["agent_steps"] * config.frame_skip != frames:
         raise ValueError(f"{state['collector']['agent_steps']} agent steps are not {frames} frames")
 

@@ -21,7 +21,7 @@ import torch
 from growtrain.environments.base import Spec
 from growtrain.growth.kinds import kind_of
 from growtrain.learners.foreign_weights import initial_sha256
-from growtrain.learners.saved import begins_frozen, read_saved
+from growtrain.learners.saved import begins_frozen, injections_of, read_saved
 from growtrain.planning.costs import make_plan
 from growtrain.records import record_files
 from growtrain.runfiles import PARTIAL, cut_back, read_plain, require_new, sweep
@@ -352,6 +352,8 @@ def render(run_dir: Path) -> tuple[list[str], bool]:
         else:
             whole = False
             lines.append(f"checkpoint  {path.name}: DAMAGED: {found}")
+    if len(lines) == 1:
+        lines.append(f"checkpoint  none: train it first, or go on with growtrain resume {run_dir}")
     return lines, whole
 
 
@@ -360,6 +362,7 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
     learner, ring, given = read_saved(state["learner"]), state["ring"], ""
     if begins_frozen(state["learner"], config):
         given = f" (first a file's, width {config.frozen_width}, encoder width {config.frozen_encoder_width:g})"
+    injections = injections_of(state["learner"])[bool(given) :]
     replay = sum(segment.num_bytes for segment in checkpoint.segments)
     frames = sum(chunk.count for segment in checkpoint.segments for chunk in segment.chunks)
     raw = frames * Spec.from_dict(state["spec"]).frame_bytes
@@ -379,7 +382,7 @@ def _render_one(checkpoint: Checkpoint) -> list[str]:
             f"{learner.updates} updates, {state['wall_seconds']:.1f} s{owed}"
         ),
         (
-            f"network     {len(learner.injections)} injections ({', '.join(learner.injections) or 'none'}), "
+            f"network     {len(injections)} injections ({', '.join(injections) or 'none'}), "
             f"frozen whole {learner.snapshots} times{given}, "
             f"width {learner.width}, "
             f"{format_count(learner.num_parameters)} parameters, encoder {'frozen' if learner.encoder_frozen else 'learning'}, "

@@ -360,7 +360,7 @@ class Run:
                 self.last_evaluation, self.evaluation_owed = None, False
             if reseeded:  # what an emulator draws within an episode is decided where it is seeded
                 self.collector.begin_episodes()
-        except (ValueError, KeyError, TypeError, IndexError, AssertionError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RuntimeError) as error:
             raise Unreadable(f"{start.path}: {error}") from error
         done = self.growing.interventions
         self._resumes.append(resumption(start, self.config, self.device, forked=self._forked, interventions=done))

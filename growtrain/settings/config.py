@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -557,7 +558,9 @@ class Config:
         0,
         "CPU threads for tensors and environments (0: all in the affinity mask, as far as a CPU quota pays for them).",
         identity=False,
-        bounds=Bounds(lambda value: value >= 0, "must not be negative (0 takes all cores there are)"),
+        bounds=Bounds(
+            lambda value: 0 <= value <= 1_024, "must lie between 0, which takes all cores there are, and 1024"
+        ),
         evaluation=True,
     )
 
@@ -566,6 +569,8 @@ class Config:
         hints = get_type_hints(type(self))
         for item in dataclasses.fields(self):
             value, choices, bounds = getattr(self, item.name), get_args(hints[item.name]), item.metadata["bounds"]
+            if hints[item.name] in _KINDS:
+                value = self._converted(item.name, hints[item.name])
             if choices and value not in choices:
                 raise ConfigError(f"{flag(item.name)} is {value!r}: choose one of {', '.join(choices)}")
             if hints[item.name] in (int, float) and not isinstance(value, bool) and value != value:
@@ -585,6 +590,19 @@ class Config:
             self._check_continuous(schedule_of(self))
         self._check_copies(schedule_of(self))
 
+    def _converted(self, name: str, kind: type) -> Any:
+        """A field's value, made a Python number or text where it is as good as one, which is kept; raises `ConfigError` for others."""
+        value: Any = getattr(self, name)
+        wanted, said = _KINDS[kind]
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{flag(name)} is {value!r}: give {said}")
+        if kind is int:
+            value = int(cast(Any, value))  # NumPy's, too
+        object.__setattr__(self, name, value)
+        return value
+
     def _check_switches(self) -> None:
         try:
             times = [parse_count(time) for time in self.switch_at.split(",")]
@@ -597,6 +615,11 @@ class Config:
         )
 
     def _check_relations(self) -> None:
+        self._require(
+            self.learning_starts < self.total_frames,
+            "learning_starts",
+            f"must be below --total-frames {self.total_frames}: lower it or raise the budget",
+        )
         if self.activation == "fourier":
             self._require(
                 self.width % 2 == 0, "width", "must be even with --activation fourier, half sine and half cosine"
@@ -643,11 +666,6 @@ class Config:
             )
         skip = self.frame_skip
         self._require(self.max_episode_frames >= skip, "max_episode_frames", f"must be at least {skip}")
-        self._require(
-            self.learning_starts < self.total_frames,
-            "learning_starts",
-            f"must be below --total-frames {self.total_frames}: lower it or raise the budget",
-        )
         self._require(
             self.learning_starts >= skip * self.num_envs,
             "learning_starts",
@@ -823,6 +841,12 @@ class Config:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
+_KINDS: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "True or False"),
+    str: (str, "text"),
+}
 _LATER = frozenset({"switch_at", "grow", "target_tau", "frozen_width", "frozen_encoder_width", "priming_updates"})
 
 

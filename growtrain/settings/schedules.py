@@ -37,6 +37,7 @@ Intervention = Literal[
 # 200,000 (Dopamine, `labs/redo/weight_recyclers.py`), would recycle 62 times in 200M frames.
 # A fifth of a budget that is shorter than five of them, and then at least so many frames.
 _REDO_UPDATES, _REDO_SHARE, _REDO_MINIMUM = 1_000, 5, 4_000
+_MOST_INJECTIONS, _MOST_REDONE = 1_000, 100_000  # each of the first is a stage, with costs of its own
 _DECISION_FRAMES = 500_000  # an adaptive decision takes as long as some 30k frames of training: a seventeenth of this
 
 
@@ -233,7 +234,7 @@ def make_schedule(
     if name == "redo":
         usual = max(1, round(_REDO_UPDATES * frames_per_update))
         period = redo_period or min(usual, max(_REDO_MINIMUM, total_frames // _REDO_SHARE))
-        times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
+        times = _multiples(period, learning_starts, total_frames, f"--redo-period {period}", at_most=_MOST_REDONE)
         if not times:
             raise ConfigError(
                 f"--schedule redo: no multiple of --redo-period {period} lies between --learning-starts {learning_starts} and "
@@ -288,7 +289,7 @@ def _times(
         period = _count(name.removeprefix("every:"))
         if period <= 0:
             raise ConfigError(f"--schedule {name}: the period must be positive, as in every:5M")
-        times = tuple(range((learning_starts // period + 1) * period, total_frames, period))
+        times = _multiples(period, learning_starts, total_frames, f"--schedule {name}", at_most=_MOST_INJECTIONS)
         if not times:
             raise ConfigError(
                 f"--schedule {name}: no multiple of it lies between --learning-starts {learning_starts} and --total-frames "
@@ -296,6 +297,14 @@ def _times(
             )
         return times, 1
     raise ConfigError(f"--schedule is {name!r}: choose one of {_KNOWN}")
+
+
+def _multiples(period: int, after: int, before: int, said: str, *, at_most: int) -> tuple[int, ...]:
+    """The multiples of a period between two frames; raises `ConfigError`, which begins with what was `said`, for more than `at_most`."""
+    times = range((after // period + 1) * period, before, period)
+    if len(times) > at_most:
+        raise ConfigError(f"{said}: that is {len(times)} times, of at most {at_most}: lengthen the period")
+    return tuple(times)
 
 
 def _parse_time(entry: str, total_frames: int) -> int:

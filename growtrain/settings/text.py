@@ -1,10 +1,17 @@
 """Counts, flags and complaints as text."""
 
 from collections.abc import Sequence
+from typing import Any, get_args
 
 
 class ConfigError(ValueError):
     """A setting is wrong; the message is one line that names the setting and the remedy."""
+
+
+def require_choice(name: str, value: object, choices: Any) -> None:
+    """Raises `ConfigError` unless `value` is one of a `Literal`'s."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(get_args(choices))}")
 
 
 def flag(name: str) -> str:

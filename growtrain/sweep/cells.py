@@ -187,11 +187,18 @@ def _games(text: str) -> list[str]:
 
 def _seeds(text: str) -> list[int]:
     if "," in text:
-        return [parse_count(entry) for entry in _listed(",", text, "--seeds")]
-    count = parse_count(text)
+        return [_seed(entry) for entry in _listed(",", text, "--seeds")]
+    count = _seed(text)
     if not 0 < count <= _MOST_SEEDS:
         raise ConfigError(f"--seeds is {text}: give how many, as 3, at most {_MOST_SEEDS}, or a list, as 0,1,2")
     return list(range(count))
+
+
+def _seed(text: str) -> int:
+    try:
+        return parse_count(text)
+    except ConfigError as error:
+        raise ConfigError(f"--seeds: {error}") from error
 
 
 def _listed(separator: str, text: str, name: str) -> list[str]:

@@ -875,6 +875,20 @@ def test_what_lies_far_behind_an_attribute_is_not_looked_for() -> None:
     assert inject(network, head="2:", optimizer=sgd(network)).max_abs_q_change_online == 0
 
 
+def test_a_choice_that_there_is_not_is_refused() -> None:
+    network = mlp(4, 8, 8, 2)
+    for choice in ({"trainable_heads": "ALL"}, {"anchor": "rope"}):
+        with pytest.raises(ValueError, match="choose one of"):
+            inject(network, head="2:", optimizer=sgd(network), **choice)  # type: ignore[arg-type]
+    wrapped = InjectedNetwork(network)
+    with pytest.raises(ValueError, match="live_encoder is 'Cold': choose one of warm, cold"):
+        inject_network(wrapped, head="2:", optimizer=sgd(wrapped), live_encoder="Cold")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"wrap it, InjectedNetwork\(network\)"):
+        inject_network(network, head="2:", optimizer=sgd(network))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="spec None"):
+        wrapped.grow_to(None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("names", [("head", "replay"), ("replay", "head")])
 def test_what_lies_near_behind_an_attribute_is_found_whatever_lies_beside_it(names: tuple[str, str]) -> None:
     network = mlp(4, 8, 8, 2)

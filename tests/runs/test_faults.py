@@ -697,6 +697,27 @@ def test_checkpoints_that_may_not_be_read_are_not_said_to_be_gone(
     assert said.endswith("checkpoints: Permission denied: give this user access to it, or name another path")
 
 
+def test_a_manifest_that_is_a_list_is_damaged(run: Path) -> None:
+    (newest(run) / "manifest.json").write_text("[]")
+    assert open_newest(run).frames == 960
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("resumes",), [3]), (("gpu",), "x"), (("seconds",), []), (("totals",), [[], []]), (("learner", "initial"), [])],
+)
+def test_a_part_of_another_kind_is_refused(place: tuple[str, ...], value: Any, run: Path) -> None:
+    checkpoint = newest(run)
+    state = part = json.loads((checkpoint / "state.json").read_text())
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    rewrite(checkpoint)
+    with pytest.raises(ConfigError):
+        Run(open_at(run, 1_600).config, run, open_at(run, 1_600))
+
+
 @pytest.mark.parametrize("command", ["resume", "evaluate"])
 def test_a_newest_checkpoint_that_may_not_be_read_is_not_passed_over(
     command: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

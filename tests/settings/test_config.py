@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from growtrain.settings.config import Config, Grow
@@ -231,3 +232,30 @@ def test_every_budget_gives_a_run_that_grows_after_it_learns(preset: str, total_
     config, _ = resolve(preset, {"total_frames": total_frames})  # type: ignore[arg-type]
     make_schedule("grow3x", config.total_frames, config.learning_starts)
     assert config.log_period <= total_frames / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("life_loss_terminal", "no", "give True or False"),
+        ("seed", 1.5, "give a whole number"),
+        ("seed", "x", "give a whole number"),
+        ("num_envs", True, "give a whole number"),
+        ("width", [], "give a whole number"),
+        ("lr", "fast", "give a number"),
+        ("schedule", None, "give text"),
+        ("game", None, "give text"),
+        ("track", 3, "give text"),
+    ],
+)
+def test_a_value_of_another_kind_names_its_field(name: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refusal:
+        Config(**{name: value})
+    assert str(refusal.value).startswith(f"--{name.replace('_', '-')} is {value!r}: ")
+
+
+def test_whole_numbers_of_other_kinds_are_taken_as_such() -> None:
+    config = Config(total_frames=2e8, seed=np.int64(3))  # type: ignore[arg-type]
+    assert (config.total_frames, config.seed) == (200 * M, 3)
+    assert {type(config.total_frames), type(config.seed)} == {int}
+    assert config.fingerprint() == Config(seed=3).fingerprint()
