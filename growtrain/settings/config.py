@@ -598,8 +598,8 @@ class Config:
             value = int(value)
         if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{flag(name)} is {value!r}: give {said}")
-        if kind is int:
-            value = int(cast(Any, value))  # NumPy's, too
+        if kind in (int, float) and not isinstance(value, int | float):
+            value = kind(value)  # NumPy's
         object.__setattr__(self, name, value)
         return value
 

@@ -254,8 +254,8 @@ def test_a_value_of_another_kind_names_its_field(name: str, value: Any, says: st
     assert str(refusal.value).startswith(f"--{name.replace('_', '-')} is {value!r}: ")
 
 
-def test_whole_numbers_of_other_kinds_are_taken_as_such() -> None:
-    config = Config(total_frames=2e8, seed=np.int64(3))  # type: ignore[arg-type]
-    assert (config.total_frames, config.seed) == (200 * M, 3)
-    assert {type(config.total_frames), type(config.seed)} == {int}
-    assert config.fingerprint() == Config(seed=3).fingerprint()
+def test_numbers_of_other_kinds_are_taken_as_such() -> None:
+    config = Config(total_frames=2e8, seed=np.int64(3), lr=np.float32(0.5))  # type: ignore[arg-type]
+    assert (config.total_frames, config.seed, config.lr) == (200 * M, 3, 0.5)
+    assert [type(value) for value in (config.total_frames, config.seed, config.lr)] == [int, int, float]
+    assert config.fingerprint() == Config(seed=3, lr=0.5).fingerprint()
