@@ -590,7 +590,7 @@ class Config:
             self._check_continuous(schedule_of(self))
         self._check_copies(schedule_of(self))
 
-    def _converted(self, name: str, kind: type) -> Any:
+    def _converted(self, name: str, kind: Any) -> Any:
         """A field's value, made a Python number or text where it is as good as one, which is kept; raises `ConfigError` for others."""
         value: Any = getattr(self, name)
         wanted, said = _KINDS[kind]
