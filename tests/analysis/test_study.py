@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from growtrain.analysis.figures import _interventions
 from growtrain.analysis.study import pairs_of, reference_of
 
 from .conftest import ACTING, FLOPS, WriteRun, line, study_of, write_arms
@@ -150,6 +151,7 @@ def test_what_happens_at_a_switch_belongs_to_the_game_that_it_happens_to(write_r
     assert not np.isnan(first.run.metrics[0]).any()  # it reaches across no switch
     assert [event["frames"] for event in second.run.growth_events] == [0]
     assert first.run.growth_events == []
+    assert [_interventions([second], axis) for axis in ("frames", "hours")] == [[0.0], [0.0]]  # where it is drawn
     assert [[each["frames"] for each in part.run.decisions] for part in (first, second)] == [[10_000], [30_000 - end]]
     measured = [[(each["frames"], each["when"]) for each in part.run.diagnostics] for part in (first, second)]
     assert measured[0] == [(end, "period"), (end, "before growth")]
