@@ -98,6 +98,8 @@ def canonical_game(name: str) -> str:
     Raises:
         ValueError: no game has that name; one line that suggests the nearest ones.
     """
+    if "+" in name:
+        raise ValueError(f"unknown game {name[:60]!r}: chains are of MinAtar's games, as minatar/asterix+seaquest")
     letters = re.sub(r"[^a-z0-9]", "", _DECORATION.sub("", name.strip()).lower())
     if letters in _BY_LETTERS:
         return _BY_LETTERS[letters]

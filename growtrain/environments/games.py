@@ -219,8 +219,23 @@ FAMILIES: Final = (ATARI, MINATAR, MUJOCO, DMC)
 def canonical_game(name: str) -> str:
     """A game's own name, from any usual spelling: "ALE/Phoenix-v5" -> "phoenix"; raises `ValueError` with the nearest names."""
     family, rest = _parted(name)
-    game = family.canonical(rest)
-    return game if family is ATARI else f"{family.name}/{game}"
+    if family is not ATARI:
+        return f"{family.name}/{family.canonical(rest)}"
+    try:
+        return family.canonical(rest)
+    except ValueError as error:
+        for other in FAMILIES:
+            if other is not ATARI and (game := _own_name(other, rest)):
+                raise ValueError(f"unknown game {name[:60]!r}: did you mean {game}?") from error
+        raise
+
+
+def _own_name(family: Family, name: str) -> str | None:
+    """What a family calls the game of that name, with the family's own; None if it has none."""
+    try:
+        return f"{family.name}/{family.canonical(name)}"
+    except ValueError:
+        return None
 
 
 def games_of(game: str) -> tuple[str, ...]:
@@ -302,6 +317,6 @@ def _parted(name: str) -> tuple[Family, str]:
     """The family that a name says, Atari if it says none, and the rest of it."""
     prefix, _, rest = name.strip().partition("/")
     for family in FAMILIES:
-        if rest and prefix.lower() == family.name:
+        if prefix.strip().lower() == family.name:
             return family, rest
     return ATARI, name

@@ -55,6 +55,10 @@ def changed_config(checkpoint: Checkpoint, explicit: dict[str, Any], *, fork: bo
                 f"{flag(name)} {value}: a fork keeps {getattr(before, name)}, which its network, replay or episodes "
                 "were made with: leave it out, or train a new run"
             )
+    if (budget := changes.get("total_frames", before.total_frames)) <= checkpoint.frames:
+        raise ConfigError(
+            f"--total-frames {budget} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
+        )
     kept: dict[str, Any] = {}
     if "total_frames" in changes and "switch_at" not in changes:  # a chain's past has its own switches
         kept = {"switch_at": before.switch_at or ",".join(map(str, before.switch_frames))}
@@ -179,11 +183,7 @@ def _forked_from(path: Path, run_dir: Path, config: Config) -> Checkpoint:
 
 
 def _check_future(checkpoint: Checkpoint, config: Config) -> None:
-    """Raises `ConfigError` unless the budget and the schedule go on from the past that the checkpoint has."""
-    if config.total_frames <= checkpoint.frames:
-        raise ConfigError(
-            f"--total-frames {config.total_frames} is not beyond the checkpoint at {checkpoint.frames} frames: raise it"
-        )
+    """Raises `ConfigError` unless the switches and the schedule go on from the past that the checkpoint has."""
     reached, new_reached = (
         [frames for frames in each.switch_frames if frames < checkpoint.frames] for each in (checkpoint.config, config)
     )

@@ -958,6 +958,8 @@ def test_what_may_change_on_resume_and_in_a_fork(run: Path) -> None:
     assert forked.schedule == "at:800,960"
     changed_config(checkpoint, {"schedule": "at:800,960", "intervention": "reset-head"}, fork=True)
     whole = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, freeze="network"))
+    with pytest.raises(ConfigError, match="--total-frames 400 is not beyond the checkpoint at 960"):
+        changed_config(whole, {"total_frames": 400}, fork=True)
     _, notes = changed_config(whole, {"anchor": "mirrored", "lr": 1e-3}, fork=True)
     assert notes[0] == "--anchor frozen -> mirrored, without effect in this run"
     assert notes[1].endswith("-> 0.001")
