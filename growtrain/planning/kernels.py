@@ -5,8 +5,8 @@ An operator of PyTorch is one kernel on a GPU, but for views and allocations, wh
 products and convolutions only; a kernel's bytes are its operands, each read once, and its results, each written once.
 
 Deviations: 1. what is compiled into one is one kernel that reads what was there before and writes what is there afterwards; 2. foreach
-operators are one kernel on a GPU however many tensors there are, and one a tensor on a CPU; 3. rows drawn from a large tensor are the only
-part of it that is read; 4. on a GPU a linear layer adds its bias in its product.
+operators are one kernel on a GPU however many tensors there are, and one a tensor on a CPU; 3. of a large tensor from which rows are
+drawn only those are read.
 
 Units: FLOPs; bytes.
 """
@@ -85,7 +85,6 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # nor 
         self._buffers: dict[int, int] = {}
         self._alive: list[Any] = []  # storages, so that no address stands for two of them
         self._fused: _Fused | None = None
-        self._unbiased: set[int] = set()  # buffers of products whose bias is yet to be added
 
     @contextlib.contextmanager
     def fused(self, name: str) -> Iterator[None]:
@@ -117,11 +116,6 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # nor 
         inputs = _tensors((args, kwargs))
         if not written and {self._buffer(tensor) for tensor in outputs} <= {self._buffer(x) for x in inputs}:
             return  # a view
-        if name == "add" and self._buffer(inputs[0]) in self._unbiased and inputs[1].shape[1:] == (1,):
-            product = self._buffer(inputs[0])
-            self._unbiased.remove(product)
-            self._buffer(outputs[0], stands_for=product)
-            return
         reads = [tensor for tensor in inputs if self._buffer(tensor) not in changed]
         if written and name.endswith("_") and name not in _WRITES_ONLY:
             reads += written
@@ -149,8 +143,6 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # nor 
                 operands = [tensors[place] for tensors in lists if isinstance(tensors[place], Tensor)]
                 self._add(name, "none", 0, operands, [each])
         else:
-            if self.gpu and name == "_linear_pointwise":
-                self._unbiased.add(self._buffer(outputs[0]))
             arithmetic: Arithmetic = "product" if flops else "none"
             self._add(name, arithmetic, flops, reads, writes, rows_only=name in _DRAWS_ROWS)
             for _ in range(_EXTRA_KERNELS.get(name, 0) if self.gpu and self._fused is None else 0):
@@ -180,11 +172,11 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # nor 
             return
         self.kernels.append(Kernel(name, arithmetic, flops, tuple(accesses)))
 
-    def _buffer(self, tensor: Tensor, stands_for: int | None = None) -> int:
+    def _buffer(self, tensor: Tensor) -> int:
         """Which piece of memory a tensor is in."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._buffers:
-            self._buffers[storage.data_ptr()] = len(self._buffers) if stands_for is None else stands_for
+            self._buffers[storage.data_ptr()] = len(self._buffers)
             self._alive.append(storage)
         return self._buffers[storage.data_ptr()]
 

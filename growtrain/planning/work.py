@@ -22,6 +22,7 @@ from torch import Tensor
 from growtrain.environments.base import Spec
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.gradient_step import MIN_UPDATES_TO_COMPILE
+from growtrain.networks.heads import multiplied_by_onednn
 from growtrain.networks.injected import InjectedHead, can_fuse
 from growtrain.planning.costs import make_plan
 from growtrain.planning.kernels import Access, Kernel, KernelCounter
@@ -99,7 +100,8 @@ def count_work(config: Config, spec: Spec) -> tuple[Work, ...]:
     planned = sum(stage.updates for stage in make_plan(config, spec).stages)
     compiled = config.execution != "eager" and planned >= MIN_UPDATES_TO_COMPILE
     stages = []
-    with torch.compiler.set_stance("force_eager"):  # what is counted is known without compiling it
+    # What is counted is known without compiling it, and has no products but a GPU's, whatever suits this processor.
+    with torch.compiler.set_stance("force_eager"), multiplied_by_onednn(False):
         for learner, batches in grown_stage_by_stage(config, spec, torch.device("cpu")):
             assert isinstance(learner, DoubleDQN), "the kernels that are counted are those of a Q-network"
             learner.asynchronous = True  # as on a GPU: no value is read

@@ -10,6 +10,7 @@ import torch
 from growtrain.environments.atari import make_spec
 from growtrain.learners.gradient_step import compiles
 from growtrain.learners.optimizers import can_compile
+from growtrain.networks.heads import multiplied_by_onednn
 from growtrain.planning.costs import StageCost, make_plan
 from growtrain.planning.hardware import HARDWARE, Constant, hardware_named, hardware_of
 from growtrain.planning.kernels import Access, Kernel, KernelCounter
@@ -18,7 +19,7 @@ from growtrain.planning.table import render_limit
 from growtrain.planning.work import Work, WorkByWidth, count_work
 from growtrain.settings.config import Config
 from growtrain.settings.presets import paper
-from growtrain.settings.text import ConfigError
+from growtrain.settings.text import ConfigError, format_hours
 
 SPEC = make_spec(6)
 A100 = HARDWARE["a100"]
@@ -359,6 +360,17 @@ def test_the_cache_is_as_large_as_the_driver_says() -> None:
     assert hardware.cache_bytes.value == pytest.approx(device.L2_cache_size, rel=0.05)  # its MB are of 1024^2 bytes
 
 
+def test_what_suits_this_processor_decides_nothing_of_a_gpu() -> None:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("PyTorch without oneDNN")
+    works = []
+    for suits in (True, False):
+        with multiplied_by_onednn(suits):
+            works.append(count_work(paper(schedule="grow1x", **SMALL), SPEC))
+    assert works[0] == works[1]
+    assert any(kernel.name == "addmm" for kernel in works[0][0].update)
+
+
 def test_an_unknown_name_lists_those_that_there_are() -> None:
     assert hardware_named("RTX4090").title == "NVIDIA GeForce RTX 4090"
     with pytest.raises(ConfigError, match="a100, a100-80gb, h100, h200, rtx4090, l4") as refusal:
@@ -373,7 +385,7 @@ def test_the_text_says_that_nothing_was_measured(models: dict[str, Model]) -> No
     assert all(line == line.rstrip() and len(line) <= 130 and line.isascii() for line in text.splitlines())
     limit = models["paper"].limit(A100)
     assert f"{limit.training_hours:.2f} h" in text
-    assert f"growing saves {limit.saved_hours:.4f} h" in text  # of less than a tenth of an hour
+    assert f"growing saves {format_hours(limit.saved_hours)} h" in text
     cost = models["reference"].limit(A100).saved_hours
     assert f"growing costs {-cost:.2f} h" in render_limit(models["reference"], A100)
     assert "updates in a CUDA graph, 8 environments beside them" in text
