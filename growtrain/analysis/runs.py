@@ -173,8 +173,13 @@ def part_of(run: Run, name: str, start: int, end: int) -> Run:
         return [record | {"frames": record["frames"] - start} for record in records if start < record["frames"] <= end]
 
     def is_of_end(record: Record, frames: int) -> bool:
-        return record["frames"] == frames and record.get("when") != "after growth"
+        grown = any(event["frames"] == frames for event in run.growth_events)
+        when = record.get("when")
+        return record["frames"] == frames and (when == "before growth" if grown else when != "after growth")
 
+    # What is evaluated at an intervention's frames comes after it.
+    changed = any(e["frames"] == end and e.get("max_abs_q_change_online") != 0 for e in run.growth_events)
+    evaluations = [record for record in run.evaluations if not (changed and record["frames"] == end)]
     known = run.metrics[~np.isnan(run.metrics[:, :3]).any(axis=1)]
     at_start = [np.interp(start, np.append(0.0, known[:, 0]), np.append(0.0, counts)) for counts in known[:, :3].T]
     metrics = run.metrics[(run.metrics[:, 0] > start) & (run.metrics[:, 0] <= end)]
@@ -188,7 +193,7 @@ def part_of(run: Run, name: str, start: int, end: int) -> Run:
         status="done" if is_over else run.status,
         summary={} if is_over else {"reason": run.summary.get("reason")},
         metrics=metrics,
-        evaluations=within(run.evaluations),
+        evaluations=within(evaluations),
         growth_events=[e | {"frames": e["frames"] - start} for e in run.growth_events if e["frames"] < end],
         decisions=within(run.decisions),
         diagnostics=[

@@ -33,9 +33,10 @@ def main(words: Sequence[str]) -> int:
         learner, config, frames, stage = load_learner(namespace.run, device, at=namespace.at)
     except FileNotFoundError as error:
         raise ConfigError(f"{namespace.run} holds no run that can be evaluated ({error})") from error
+    game = config.game_after(frames)  # with the lanes of the run
     config = dataclasses.replace(config, **explicit_settings(namespace))
     torch.set_num_threads(config.threads)
-    record = evaluate(learner.act, config, frames=frames, stage=stage, device=device)
+    record = evaluate(learner.act, config, frames=frames, stage=stage, device=device, game=game)
     assert record is not None  # nothing stops it
     print(json.dumps(record.to_dict()))
     return 0

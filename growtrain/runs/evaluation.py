@@ -45,6 +45,7 @@ def evaluate(
     frames: int,
     stage: int,
     device: torch.device,
+    game: int | None = None,
     should_stop: Callable[[], bool | str] = lambda: False,
 ) -> Evaluation | None:
     """Plays `config.num_eval_episodes` whole episodes at `config.eval_epsilon` and reports the true scores.
@@ -55,6 +56,7 @@ def evaluate(
         frames: training frames behind the policy; part of the seed.
         stage: its injections, for the record.
         device: where the policy takes observations.
+        game: of a chain, from 0; None: the one that a run with the lanes of `config` has played last.
         should_stop: asked after every step of the environments, until the last episode is over.
 
     Returns:
@@ -64,7 +66,7 @@ def evaluate(
     generator, seed = random_streams(config, frames)
     num_episodes, num_lanes = config.num_eval_episodes, config.num_eval_lanes
     environment = make_environment(dataclasses.replace(config, num_envs=num_lanes), seed=seed)
-    environment.enter(config.game_after(frames))
+    environment.enter(config.game_after(frames) if game is None else game)
     scores: dict[int, float] = {}
     playing = list(range(num_lanes))  # the number of each lane's episode, in the order in which they are begun
     num_begun, num_steps = num_lanes, 0

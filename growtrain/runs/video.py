@@ -99,17 +99,18 @@ def film(run: Path, output: Path | None, *, at: int | None, seed: int | None, fr
     learner, config, trained, stage = load_learner(run, torch.device("cpu"), at=at)
     if frames is not None and frames < config.frame_skip:
         raise ConfigError(f"--frames {frames} must be at least {config.frame_skip}, one decision")
+    game = config.game_after(trained)  # with the lanes of the run
     config = dataclasses.replace(config, num_envs=1, seed=config.seed if seed is None else seed)
     if config.continuous:  # whether anything here can draw it is known only once it is tried
         replay_screens(config, seed=0, game=0, actions=np.zeros((0, 0), np.float32))
     output = run / f"video-{trained}-s{config.seed}.mp4" if output is None else output
     if output.is_dir():
         raise ConfigError(f"--output {output} is a directory: name a file in it")
-    return _film(learner, config, trained, stage, output.absolute(), frames)
+    return _film(learner, config, trained, stage, game, output.absolute(), frames)
 
 
 def _film(
-    learner: AbstractLearner, config: Config, trained: int, stage: int, output: Path, frames: int | None
+    learner: AbstractLearner, config: Config, trained: int, stage: int, game: int, output: Path, frames: int | None
 ) -> Iterator[str]:
     """The two parts of `film`, once it is known what to play and where the video goes."""
     suffix, partial = output.suffix.lower(), output.with_name(output.name + PARTIAL)
@@ -119,7 +120,7 @@ def _film(
         raise ConfigError(f"--output {output} cannot be written ({error.strerror}): choose another place") from error
     try:
         limit = MAX_GIF_FRAMES if suffix == ".gif" else config.max_episode_frames
-        episode = play(learner.act, config, trained, limit if frames is None else frames, learner.values)
+        episode = play(learner.act, config, trained, limit if frames is None else frames, learner.values, game=game)
         played = len(episode.actions)
         yield (
             f"score {episode.rewards.sum():.0f} in {played} decisions, {played * config.frame_skip} frames: {episode.ending}; drawing it"
@@ -143,6 +144,8 @@ def play(
     trained: int,
     max_frames: int,
     value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    *,
+    game: int = 0,
 ) -> Episode:
     """Plays the first episode of the evaluation at `trained` frames of training, or `max_frames` of it.
 
@@ -152,9 +155,10 @@ def play(
         trained: frames of training.
         max_frames: the most that are played.
         value: of observations and continuous actions; needed only for those.
+        game: of a chain, from 0.
     """
     generator, seed = random_streams(config, trained)
-    environment, game = make_environment(config, seed=seed), config.game_after(trained)
+    environment = make_environment(config, seed=seed)
     environment.enter(game)
     actions, values, shown, rewards = [], [], [], []
     num_steps = max_frames // config.frame_skip

@@ -234,7 +234,9 @@ def make_schedule(
     if name == "redo":
         usual = max(1, round(_REDO_UPDATES * frames_per_update))
         period = redo_period or min(usual, max(_REDO_MINIMUM, total_frames // _REDO_SHARE))
-        times = _multiples(period, learning_starts, total_frames, f"--redo-period {period}", at_most=_MOST_REDONE)
+        times = _multiples(
+            period, learning_starts, total_frames, f"--schedule redo: --redo-period {period}", at_most=_MOST_REDONE
+        )
         if not times:
             raise ConfigError(
                 f"--schedule redo: no multiple of --redo-period {period} lies between --learning-starts {learning_starts} and "

@@ -117,19 +117,25 @@ def test_games_of_a_chain_are_judged_each_from_its_switch_on(write_run: WriteRun
     assert (second.curve.frames[0], second.curve.score[0]) == (2_000, 22.0)
 
 
-def test_what_happens_at_a_switch_belongs_to_the_game_that_it_happens_to(write_run: WriteRun, tmp_path: Path) -> None:
-    """Three lanes, whose steps do not end at the switch at 20k frames nor at 40k: the games end with the steps that get there."""
+@pytest.mark.parametrize("change", [0.0, 0.5])
+def test_what_happens_at_a_switch_belongs_to_the_game_that_it_happens_to(
+    change: float, write_run: WriteRun, tmp_path: Path
+) -> None:
+    """Three lanes, whose steps do not end at the switch at 20k frames nor at 40k: the games end with the steps that get there.
+
+    The loop intervenes before it evaluates: if that changed the policy, the evaluation is of neither game.
+    """
     run = write_run("a", CHAIN, "at-switch", score=lambda frames: frames / 1000, num_envs=3)
     end, last = 20_001, 40_002
     for stem, records in {
-        "growth_events": [{"frames": end, "stage": 1}],
+        "growth_events": [{"frames": end, "stage": 1, "max_abs_q_change_online": change}],
         "decisions": [{"frames": frames} for frames in (10_000, 30_000)],
         "diagnostics": [
             {"frames": frames, "when": when}
             for frames, when in (
-                (end, "period"),
                 (end, "before growth"),
                 (end, "after growth"),
+                (end, "period"),
                 (30_000, "period"),
                 (last, "period"),
             )
@@ -146,7 +152,7 @@ def test_what_happens_at_a_switch_belongs_to_the_game_that_it_happens_to(write_r
     assert study.chains == {FIRST: CHAIN, SECOND: CHAIN}
     assert [first.run.budget, second.run.budget] == [end, last - end]
     assert [each.curve.frames[-1] for each in (first, second)] == [end, last - end]
-    assert [each.evaluated.score.tolist() for each in (first, second)] == [[3.0], [5.0]]
+    assert [each.evaluated.score.tolist() for each in (first, second)] == [[] if change else [3.0], [5.0]]
     assert len(first.run.metrics) == len(second.run.metrics) == 20
     assert not np.isnan(first.run.metrics[0]).any()  # it reaches across no switch
     assert [event["frames"] for event in second.run.growth_events] == [0]
@@ -154,8 +160,8 @@ def test_what_happens_at_a_switch_belongs_to_the_game_that_it_happens_to(write_r
     assert [_interventions([second], axis) for axis in ("frames", "hours")] == [[0.0], [0.0]]  # where it is drawn
     assert [[each["frames"] for each in part.run.decisions] for part in (first, second)] == [[10_000], [30_000 - end]]
     measured = [[(each["frames"], each["when"]) for each in part.run.diagnostics] for part in (first, second)]
-    assert measured[0] == [(end, "period"), (end, "before growth")]
-    assert measured[1] == [(0, "after growth"), (30_000 - end, "period"), (last - end, "period")]
+    assert measured[0] == [(end, "before growth")]
+    assert measured[1] == [(0, "after growth"), (0, "period"), (30_000 - end, "period"), (last - end, "period")]
 
 
 def test_a_game_that_a_chain_had_ended_is_done_whatever_became_of_the_run(write_run: WriteRun, tmp_path: Path) -> None:

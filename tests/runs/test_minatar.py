@@ -16,6 +16,7 @@ pytest.importorskip("minatar")
 from growtrain.__main__ import main
 from growtrain.analysis.commands import command_of
 from growtrain.environments.make import make_environment, spec_of
+from growtrain.environments.minatar import MinAtarEnvironment
 from growtrain.learners.double_dqn import DoubleDQN
 from growtrain.learners.optimizers import make_optimizer
 from growtrain.networks.build import make_parts
@@ -219,6 +220,23 @@ def test_a_switch_comes_at_equal_shares_and_is_evaluated_on_the_game_before() ->
         tiny(game=CHAIN, schedule="at-switch", switch_at="600")
     with pytest.raises(ConfigError, match="comes before learning starts"):
         tiny(game=CHAIN, schedule="at-switch", learning_starts=350)
+
+
+def test_the_game_that_is_evaluated_does_not_depend_on_the_lanes_of_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three lanes, whose steps end at 201 frames and not at the switch at 200: there the first game was played last."""
+    run, entered = tmp_path / "run", []
+    config = tiny(
+        game="minatar/space_invaders+asterix+seaquest", num_envs=3, checkpoint_period=201, keep=3, schedule="fixed"
+    )
+    list(train(config, run))
+    enter = MinAtarEnvironment.enter
+    monkeypatch.setattr(MinAtarEnvironment, "enter", lambda self, game: (entered.append(game), enter(self, game))[1])
+    for words in (["--num-envs", "1"], ["--num-envs", "8", "--eval-episodes", "8"], []):
+        assert main(["evaluate", str(run), "--at", "201", *words]) == 0
+    assert main(["video", str(run), "--at", "201", "--output", str(tmp_path / "a.gif")]) == 0
+    assert set(entered) == {0}
 
 
 def test_every_command_works_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
